@@ -212,7 +212,9 @@ class Aggregate:
             raise ValueError(f"{name}: {verb} needs over=, a window such as '7d' or several")
         for window in self.windows:
             if duration(window) <= 0 or duration(window) + duration(self.delay) > reach:
-                raise ValueError(f"{name}: a window of {window} reaches further back than the source keeps its events; keep them longer")
+                raise ValueError(
+                    f"{name}: a window of {window} reaches further back than the source keeps its events; keep them longer"
+                )
         if len(set(self.windows)) < len(self.windows):
             raise ValueError(f"{name}: a window is named twice")
         if self.column is not None or self.needs_column:
@@ -383,7 +385,10 @@ class Reduction:
         hi, clean = visible_bounds(timeline, moments, lo, hi, self.delay)
         if clean.all():
             return self._on(Windows(timeline, moments, lo, hi))
-        out = [np.empty((len(moments), len(a.windows)), np.int64 if a.integer and a.empty is None else np.float64) for a in self.aggregates]
+        out = [
+            np.empty((len(moments), len(a.windows)), np.int64 if a.integer and a.empty is None else np.float64)
+            for a in self.aggregates
+        ]
         shared = np.flatnonzero(clean)
         self._put(out, shared, Windows(timeline, moments.take(shared), lo[shared], hi[shared]))
         private = np.flatnonzero(~clean)

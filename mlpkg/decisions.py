@@ -122,7 +122,9 @@ def use_case(name: str, settings: Settings | None = None) -> UseCase:
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise MlpkgError(f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}", "run nbdev-export") from error
+        raise MlpkgError(
+            f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}", "run nbdev-export"
+        ) from error
     if not isinstance(found, UseCase):
         raise MlpkgError(f"{settings.use_cases[name]} is a {type(found).__name__}, not a UseCase")
     return found
@@ -148,8 +150,13 @@ class Decider:
 
     def _no_model(self) -> MlpkgError:
         if self._refused:
-            return MlpkgError(f"the live model of {self.use_case.name!r}, {self._refused}, cannot be served here", "see the log for the reason")
-        return MlpkgError(f"no model is live for {self.use_case.name!r}", f"train one: mlpkg train {self.use_case.name}")
+            return MlpkgError(
+                f"the live model of {self.use_case.name!r}, {self._refused}, cannot be served here",
+                "see the log for the reason",
+            )
+        return MlpkgError(
+            f"no model is live for {self.use_case.name!r}", f"train one: mlpkg train {self.use_case.name}"
+        )
 
     def _follow(self, version: str | None) -> None:
         if version is None or version == self._refused or (self.model and version == self.model.version):
@@ -162,7 +169,12 @@ class Decider:
             _log.warning("model %s is refused: %s", version, error)
 
     def decide(
-        self, body: bytes | str | Mapping[str, Any], *, live: bool = False, arrived: int | None = None, caller: str | None = None
+        self,
+        body: bytes | str | Mapping[str, Any],
+        *,
+        live: bool = False,
+        arrived: int | None = None,
+        caller: str | None = None,
     ) -> Decision:
         """Decide one event; the same event again gives the recorded decision.
 
@@ -191,7 +203,9 @@ class Decider:
                 raise self._no_model()
             features, reach = model.features, model.features.reach
             at = row.time
-            values = evaluate(features, row.codes, at, unit.position, unit.own, lambda s, k, v: unit.read(s, k, v, at - reach[s, k]))
+            values = evaluate(
+                features, row.codes, at, unit.position, unit.own, lambda s, k, v: unit.read(s, k, v, at - reach[s, k])
+            )
             score = model.predictor.score(values)
             action = self.use_case.policy(score, SimpleNamespace(id=row.id, time=at, **row.values))
             if not isinstance(action, str) or not action:
@@ -266,7 +280,9 @@ def verify(use_case: UseCase, platform: Platform, progress: Callable[[int], obje
     loaded: dict[str, Model] = {}
     until = platform.last_position()
     decided = platform.decided(use_case.name)
-    for version in sorted({_version(e.body) for e in platform.read(streams=[decisions_of(use_case.name)], until=until)}):
+    for version in sorted(
+        {_version(e.body) for e in platform.read(streams=[decisions_of(use_case.name)], until=until)}
+    ):
         loaded[version] = _ready(models.find(state, use_case.name, version))
     sources = {s.name: s for m in loaded.values() for s in m.features.sources}
     outcomes = {o.stream: o for m in loaded.values() for o in m.features.outcomes}
@@ -275,7 +291,9 @@ def verify(use_case: UseCase, platform: Platform, progress: Callable[[int], obje
     for page in _pages(platform.read(streams=[decisions_of(use_case.name)], until=until), 100_000):
         records = [(e, _decoder.decode(e.body)) for e in page]
         for version, model in loaded.items():
-            mine = sorted(((e, d) for e, d in records if d.model["version"] == version), key=lambda pair: pair[0].about or 0)
+            mine = sorted(
+                ((e, d) for e, d in records if d.model["version"] == version), key=lambda pair: pair[0].about or 0
+            )
             if mine:
                 _compare(found, model, history, mine, seen)
                 found.models[version] = found.models.get(version, 0) + len(mine)
@@ -303,7 +321,9 @@ def _pages(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
         yield page
 
 
-def _compare(found: Verification, model: Model, history: Any, mine: list[tuple[Entry, Decision]], seen: Mapping[int, int]) -> None:
+def _compare(
+    found: Verification, model: Model, history: Any, mine: list[tuple[Entry, Decision]], seen: Mapping[int, int]
+) -> None:
     about = np.array([e.about for e, _ in mine], np.int64)
     positions = history.events[model.features.on.name].position
     rows = np.searchsorted(positions, about)
@@ -316,7 +336,11 @@ def _compare(found: Verification, model: Model, history: Any, mine: list[tuple[E
             for name, value in columns
             if not _same(decision.features.get(name), value[i])
         ]
-        wrong += [Difference(decision.event, name, value, None) for name, value in decision.features.items() if name not in past]
+        wrong += [
+            Difference(decision.event, name, value, None)
+            for name, value in decision.features.items()
+            if name not in past
+        ]
         if not _same(decision.score, scores[i].item()):
             wrong.append(Difference(decision.event, "score", decision.score, scores[i].item()))
         if decision.moment[1] != seen[entry.about or 0]:
@@ -375,7 +399,9 @@ def replay(
         fresh.close()
 
 
-def _send(use_case: UseCase, platform: Platform, fresh: Platform, start: int, end: int, progress: Callable[[int], object]) -> Replayed:
+def _send(
+    use_case: UseCase, platform: Platform, fresh: Platform, start: int, end: int, progress: Callable[[int], object]
+) -> Replayed:
     done = Replayed()
     streams: dict[str, Source | Outcome] = dict(use_case.sources)
     streams |= {o.stream: o for s in use_case.sources.values() for o in s.outcomes.values()}
@@ -408,7 +434,9 @@ def _chain(first: list[Entry], entries: Iterator[Entry]) -> Iterator[Entry]:
     yield from entries
 
 
-def _step(use_case: UseCase, decider: Decider, fresh: Platform, entry: Entry, stream: Source | Outcome, done: Replayed) -> int:
+def _step(
+    use_case: UseCase, decider: Decider, fresh: Platform, entry: Entry, stream: Source | Outcome, done: Replayed
+) -> int:
     body = {"id": entry.id, **msgspec.json.decode(entry.body)}
     if isinstance(stream, Outcome):
         fresh.report(stream, body, arrived=entry.arrived)
@@ -431,7 +459,9 @@ def as_batch(entries: list[Entry], streams: Mapping[str, Source | Outcome]) -> B
     for e in entries:
         stream = streams[e.source]
         codes[e.source].append(
-            stream.codes_of(e.body) if isinstance(stream, Source) else (stream.column.encode(msgspec.json.decode(e.body)[stream.name]),)
+            stream.codes_of(e.body)
+            if isinstance(stream, Source)
+            else (stream.column.encode(msgspec.json.decode(e.body)[stream.name]),)
         )
     widths = {s.stream: len(s.columns) if isinstance(s, Source) else 1 for s in known}
     return Batch(

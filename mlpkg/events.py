@@ -29,7 +29,15 @@ class Rejected(ValueError):
     """An event that was not accepted: field, value, reason, and the event and source it came from."""
 
     def __init__(
-        self, field: str, value: object, reason: str, *, event: str | None = None, source: str | None = None, status: int = 422, dead: bool = False
+        self,
+        field: str,
+        value: object,
+        reason: str,
+        *,
+        event: str | None = None,
+        source: str | None = None,
+        status: int = 422,
+        dead: bool = False,
     ):
         self.field, self.value, self.reason = field, _short(value), reason
         self.event, self.source, self.status, self.dead = event, source, status, dead
@@ -43,8 +51,19 @@ class Rejected(ValueError):
     def problem(self) -> dict[str, object]:
         """The error as an RFC 9457 problem document."""
         titles = {400: "Not readable", 404: "Not found", 409: "Conflict", 413: "Too large"}
-        known = {"field": self.field, "value": self.value, "reason": self.reason, "event": self.event, "source": self.source}
-        return {"type": "about:blank", "title": titles.get(self.status, "Rejected"), "status": self.status, "detail": str(self)} | known
+        known = {
+            "field": self.field,
+            "value": self.value,
+            "reason": self.reason,
+            "event": self.event,
+            "source": self.source,
+        }
+        return {
+            "type": "about:blank",
+            "title": titles.get(self.status, "Rejected"),
+            "status": self.status,
+            "detail": str(self),
+        } | known
 
 
 def _short(value: object, most: int = 120) -> str:
@@ -107,12 +126,20 @@ class Column:
 
     def spec(self) -> dict[str, object]:
         """The column as plain data, for definitions and contracts."""
-        return {"name": self.name, "kind": self.kind, "scale": self.scale, "nullable": self.nullable, "summable": self.summable}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "scale": self.scale,
+            "nullable": self.nullable,
+            "summable": self.summable,
+        }
 
 
 def text_code(text: str) -> int:
     """The 64-bit hash that stands for a text in a timeline (BLAKE2b, keyed by purpose)."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"mlpkg.text").digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=8, key=b"mlpkg.text").digest(), "little", signed=True
+    )
 
 # %% ../nbs/events.ipynb #event
 def _proper_time(value: Any) -> Any:
@@ -339,7 +366,12 @@ class Source:
             reason = f"is more than {self.lateness} before the event arrived, at {iso(arrived)}"
             raise Rejected(f"{self.contract.__name__}.time", iso(row.time), reason, **place)
         if live and row.time - arrived > self.ahead_us:
-            raise Rejected(f"{self.contract.__name__}.time", iso(row.time), f"is more than {self.ahead} ahead of the clock", **place)
+            raise Rejected(
+                f"{self.contract.__name__}.time",
+                iso(row.time),
+                f"is more than {self.ahead} ahead of the clock",
+                **place,
+            )
 
     def _too_large(self, column: Column, value: object, event: str) -> Rejected:
         most = _SUMMABLE / column.scale if column.kind == "number" else _SAFE
@@ -404,7 +436,13 @@ def _rejection(name: str, source: str, body: bytes | str, error: ValidationError
     first = error.errors()[0]
     kind, value, where = first["type"], first["input"], ".".join(str(part) for part in first["loc"])
     if kind in ("json_invalid", "json_type"):
-        return Rejected(name, body if isinstance(body, str) else body.decode("utf-8", "replace"), "is not JSON", source=source, status=400)
+        return Rejected(
+            name,
+            body if isinstance(body, str) else body.decode("utf-8", "replace"),
+            "is not JSON",
+            source=source,
+            status=400,
+        )
     context = first.get("ctx", {})
     reason = _REASONS.get(kind)
     if kind == "missing":
@@ -416,7 +454,11 @@ def _rejection(name: str, source: str, body: bytes | str, error: ValidationError
     elif kind == "value_error":
         reason = str(context.get("error", first["msg"]))
     return Rejected(
-        f"{name}.{where}" if where else name, value, reason or f"is refused: {first['msg'].lower()}", event=event_id(body), source=source
+        f"{name}.{where}" if where else name,
+        value,
+        reason or f"is refused: {first['msg'].lower()}",
+        event=event_id(body),
+        source=source,
     )
 
 
@@ -441,7 +483,9 @@ class Outcome:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in self.source.seen or self.name in ("id", "time"):
-            raise ValueError(f"outcome {self.name!r}: the name is not free in source {self.source.name!r} or not lower case letters, digits and _")
+            raise ValueError(
+                f"outcome {self.name!r}: the name is not free in source {self.source.name!r} or not lower case letters, digits and _"
+            )
         if (self.presume is None) != (self.after is None):
             raise ValueError(f"outcome {self.name!r}: `presume` and `after` go together")
         if self.presume is not None:
@@ -495,7 +539,13 @@ class Outcome:
         report = validated(self._contract, self.stream, body)
         code = self.column.encode(getattr(report, self.name))
         if abs(code) > _SUMMABLE and self.column.kind in ("number", "int"):
-            raise Rejected(f"{self.name.title()}.{self.name}", getattr(report, self.name), "is too large", event=report.id, source=self.stream)
+            raise Rejected(
+                f"{self.name.title()}.{self.name}",
+                getattr(report, self.name),
+                "is too large",
+                event=report.id,
+                source=self.stream,
+            )
         truth = getattr(report, self.name) if self.column.kind == "text" else self.column.decode(code)
         return Row(report.id, 0, msgspec.json.encode({self.name: truth}).decode(), (code,), {self.name: truth})
 
@@ -512,7 +562,9 @@ def source_of(spec: Mapping[str, Any]) -> Source:
     for o in spec["outcomes"]:
         column = Column(**o["column"])
         made = Outcome(o["name"], source, {"bool": bool, "int": int, "number": float, "text": str}[column.kind])
-        made.__dict__.update(column=column, presumed=o["presumed"], after_us=duration(o["after"]) if o["after"] else None)
+        made.__dict__.update(
+            column=column, presumed=o["presumed"], after_us=duration(o["after"]) if o["after"] else None
+        )
         object.__setattr__(made, "after", o["after"])
         source.outcomes[made.name] = made
     return source

@@ -120,7 +120,9 @@ class _Part:
 
     def joined(self, timeline: Timeline, about: Array, known: Array, truth: Array) -> Timeline:
         assert self.outcome is not None
-        return with_truth(timeline, self.outcome.name, about, known, truth, self.outcome.presumed, self.outcome.after_us)
+        return with_truth(
+            timeline, self.outcome.name, about, known, truth, self.outcome.presumed, self.outcome.after_us
+        )
 
 
 class FeatureSet:
@@ -153,14 +155,18 @@ class FeatureSet:
             elif isinstance(what, PresentField | Request):
                 self._add_present(member, what)
             else:
-                raise ValueError(f"{name}.{member}: {what!r} is neither source.by(...).agg(...), field(...) nor request(...)")
+                raise ValueError(
+                    f"{name}.{member}: {what!r} is neither source.by(...).agg(...), field(...) nor request(...)"
+                )
         names = [f.name for f in self.features]
         if twice := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"{name}: two features are named {sorted(twice)[0]!r}")
 
     def _add_group(self, member: str, group: Group) -> None:
         if group.key not in self.on.seen:
-            raise ValueError(f"{self.name}.{member}: {group.key!r} is no field of {self.on.name!r}, on whose events the features are asked for")
+            raise ValueError(
+                f"{self.name}.{member}: {group.key!r} is no field of {self.on.name!r}, on whose events the features are asked for"
+            )
         by_delay: dict[int, list[tuple[Aggregate, list[int]]]] = {}
         for name, aggregate in group.aggregates.items():
             assert isinstance(aggregate, Aggregate)
@@ -324,7 +330,9 @@ def _present_values(features: FeatureSet, codes: Mapping[str, Array], time: Arra
             given = [time if a == "time" else _in_unit(features.on.seen[a], codes[a]) for a in what.arguments]
             value = np.asarray(what.function(*given), np.float64)
             if value.shape != time.shape:
-                raise ValueError(f"{what.function.__name__} gave {value.shape}, not one number for each of {time.shape} events")
+                raise ValueError(
+                    f"{what.function.__name__} gave {value.shape}, not one number for each of {time.shape} events"
+                )
         found.append((place, value))
     return found
 
@@ -336,7 +344,12 @@ def _in_unit(column: Column, codes: Array) -> Array:
 
 # %% ../nbs/features.ipynb #evaluate
 def evaluate(
-    features: FeatureSet, codes: Sequence[int], time: int, position: int, own: int, read: Callable[[str, str, int], Timeline]
+    features: FeatureSet,
+    codes: Sequence[int],
+    time: int,
+    position: int,
+    own: int,
+    read: Callable[[str, str, int], Timeline],
 ) -> list[float | int]:
     """The features of one event, as Python numbers in the order of the features.
 
@@ -379,7 +392,9 @@ def to_json(features: FeatureSet) -> str:
             members.append({"member": name, "field": what.name})
         else:
             f = what.function
-            members.append({"member": name, "request": {"module": f.__module__, "name": f.__qualname__, "hash": code_hash(f)}})
+            members.append(
+                {"member": name, "request": {"module": f.__module__, "name": f.__qualname__, "hash": code_hash(f)}}
+            )
     sources = [s.spec() for s in features.sources]
     whole = {"kernel": KERNEL, "name": features.name, "on": features.on.name, "sources": sources, "members": members}
     return json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
@@ -400,13 +415,21 @@ def from_json(text: str) -> FeatureSet:
     """
     spec = json.loads(text)
     if spec["kernel"] > KERNEL:
-        raise MlpkgError(f"definition {spec['name']!r} needs kernel {spec['kernel']}, this mlpkg has {KERNEL}", "install a newer mlpkg")
+        raise MlpkgError(
+            f"definition {spec['name']!r} needs kernel {spec['kernel']}, this mlpkg has {KERNEL}",
+            "install a newer mlpkg",
+        )
     sources = {s["name"]: source_of(s) for s in spec["sources"]}
-    streams: dict[str, Source | Outcome] = {**sources, **{o.stream: o for s in sources.values() for o in s.outcomes.values()}}
+    streams: dict[str, Source | Outcome] = {
+        **sources,
+        **{o.stream: o for s in sources.values() for o in s.outcomes.values()},
+    }
     members: dict[str, Group | PresentField | Request] = {}
     for m in spec["members"]:
         if "aggregates" in m:
-            members[m["member"]] = Group(streams[m["stream"]], m["key"], m["delay"], {k: from_spec(a) for k, a in m["aggregates"].items()})
+            members[m["member"]] = Group(
+                streams[m["stream"]], m["key"], m["delay"], {k: from_spec(a) for k, a in m["aggregates"].items()}
+            )
         elif "field" in m:
             members[m["member"]] = PresentField(m["field"])
         else:
@@ -420,7 +443,9 @@ def _function(definition: str, member: str, wanted: Mapping[str, str]) -> Callab
         module = sys.modules.get(wanted["module"]) or importlib.import_module(wanted["module"])
         found = getattr(module, wanted["name"])
     except (ImportError, AttributeError):
-        raise MlpkgError(f"definition {definition!r} needs the function {where} for {member!r}, which is missing here") from None
+        raise MlpkgError(
+            f"definition {definition!r} needs the function {where} for {member!r}, which is missing here"
+        ) from None
     if code_hash(found) != wanted["hash"]:
         raise MlpkgError(
             f"definition {definition!r} needs {where} with hash {wanted['hash']}, here it has {code_hash(found)}",

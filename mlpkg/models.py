@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +54,14 @@ class LightGBM:
         self._fast = ctypes.c_void_p()
         _basic._safe_call(
             _basic._LIB.LGBM_BoosterPredictForMatSingleRowFastInit(
-                self.booster._handle, 0, 0, -1, 1, ctypes.c_int32(self._width), b"num_threads=1", ctypes.byref(self._fast)
+                self.booster._handle,
+                0,
+                0,
+                -1,
+                1,
+                ctypes.c_int32(self._width),
+                b"num_threads=1",
+                ctypes.byref(self._fast),
             )
         )
         self._arguments = (self._fast, self._row, ctypes.byref(self._length), ctypes.byref(self._score))
@@ -103,8 +110,18 @@ def save(
         When the booster's columns are not the features, in their order.
     """
     if booster.feature_name() != features.names:
-        wrong = next((f"{a!r} where {b!r} is expected" for a, b in zip(booster.feature_name(), features.names, strict=False) if a != b), "another number")
-        raise MlpkgError(f"the model was trained on other columns than the features: {wrong}", "train it on features.names, in that order")
+        wrong = next(
+            (
+                f"{a!r} where {b!r} is expected"
+                for a, b in zip(booster.feature_name(), features.names, strict=False)
+                if a != b
+            ),
+            "another number",
+        )
+        raise MlpkgError(
+            f"the model was trained on other columns than the features: {wrong}",
+            "train it on features.names, in that order",
+        )
     files = {
         "model.txt": booster.model_to_string().encode(),
         "features.json": to_json(features).encode(),
@@ -114,9 +131,11 @@ def save(
         **(attachments or {}),
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     version = f"{now:%Y%m%dT%H%M%S}-{hashlib.sha256(_json(hashes)).hexdigest()[:8]}"
-    files[_MANIFEST] = _json({"use_case": use_case, "version": version, "created": f"{now:%Y-%m-%dT%H:%M:%SZ}", "files": hashes})
+    files[_MANIFEST] = _json(
+        {"use_case": use_case, "version": version, "created": f"{now:%Y-%m-%dT%H:%M:%SZ}", "files": hashes}
+    )
     folder = models_dir(state, use_case)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{version}.{os.getpid()}"
@@ -177,14 +196,21 @@ def load(folder: Path) -> Model:
     except FileNotFoundError:
         raise MlpkgError(f"there is no model at {folder}", "train one, or see: mlpkg models") from None
     except (ValueError, KeyError, TypeError):
-        raise MlpkgError(f"the model at {folder} is damaged: its manifest cannot be read", "restore the folder or train again") from None
+        raise MlpkgError(
+            f"the model at {folder} is damaged: its manifest cannot be read", "restore the folder or train again"
+        ) from None
     for name, expected in hashes.items():
         try:
             data = (folder / name).read_bytes()
         except OSError:
-            raise MlpkgError(f"the model at {folder} is damaged: {name} is missing", "restore the folder or train again") from None
+            raise MlpkgError(
+                f"the model at {folder} is damaged: {name} is missing", "restore the folder or train again"
+            ) from None
         if hashlib.sha256(data).hexdigest() != expected:
-            raise MlpkgError(f"the model at {folder} is damaged: {name} is not the file that was saved", "restore the folder or train again")
+            raise MlpkgError(
+                f"the model at {folder} is damaged: {name} is not the file that was saved",
+                "restore the folder or train again",
+            )
     return Model(folder, manifest)
 
 

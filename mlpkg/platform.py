@@ -17,6 +17,7 @@ import msgspec
 from .events import Outcome, Rejected, Row, Source
 from .settings import MlpkgError, Settings
 from .timeline import Array, History, Timeline
+from .times import LATEST
 
 # %% ../nbs/platform.ipynb #entries
 class Entry(msgspec.Struct, frozen=True):
@@ -73,9 +74,9 @@ class Batch:
 
 @dataclass
 class Loaded:
-    """What became of a batch: how many rows are new, were known already, wait for their event, or were refused and why."""
+    """What became of a batch: new rows by stream, rows known already, reports that wait for their event, and what was refused."""
 
-    new: int = 0
+    new: dict[str, int] = field(default_factory=dict)
     known: int = 0
     waiting: int = 0
     refused: list[tuple[int, Rejected]] = field(default_factory=list)
@@ -130,12 +131,22 @@ class Platform(Protocol):
         """Put a refused event to the dead letters."""
         ...
 
-    def read(self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None) -> Iterator[Entry]:
+    def read(
+        self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
+    ) -> Iterator[Entry]:
         """The log in order from just after a position."""
         ...
 
-    def history(self, sources: Sequence[Source], outcomes: Sequence[Outcome], after: int = 0, until: int | None = None) -> History:
-        """Sources and outcomes as columns, the events from just after a position."""
+    def history(
+        self,
+        sources: Sequence[Source],
+        outcomes: Sequence[Outcome],
+        *,
+        until: int | None = None,
+        since: int = 0,
+        before: int = LATEST,
+    ) -> History:
+        """Sources and outcomes as columns: events up to the position `until` with a time from `since` to just before `before`."""
         ...
 
     def entry(self, stream: str, id: str) -> Entry | None:
@@ -201,4 +212,6 @@ def open(settings: Settings | None = None) -> Platform:
     try:
         return import_module("mlpkg.backends.sqlite").SqlitePlatform(settings)
     except OSError as error:
-        raise MlpkgError(f"the store {settings.store} cannot be opened: {error.strerror}", "check MLPKG_STATE and its permissions") from None
+        raise MlpkgError(
+            f"the store {settings.store} cannot be opened: {error.strerror}", "check MLPKG_STATE and its permissions"
+        ) from None

@@ -75,7 +75,8 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0])
             raise MlpkgError(
-                f"settings: {name} = {first['input']!r}: {first['msg'].lower()}", f"see [{env}] in {path or _FILE}, or MLPKG_{name.upper()}"
+                f"settings: {name} = {first['input']!r}: {first['msg'].lower()}",
+                f"see [{env}] in {path or _FILE}, or MLPKG_{name.upper()}",
             ) from None
         from_file = path is not None and "MLPKG_STATE" not in os.environ and overrides.get("state") is None
         root = path.parent if path else here
@@ -97,7 +98,9 @@ def _section(path: Path, env: str) -> dict[str, str]:
     if env in parser:
         return dict(parser[env])
     if parser.sections() and env != "local":
-        raise MlpkgError(f"{path} has no environment [{env}]", f"MLPKG_ENV may be one of: {', '.join(parser.sections())}")
+        raise MlpkgError(
+            f"{path} has no environment [{env}]", f"MLPKG_ENV may be one of: {', '.join(parser.sections())}"
+        )
     return dict(parser.defaults())
 
 

@@ -55,7 +55,9 @@ class Timeline:
     def take(self, rows: Array, starts: Array) -> "Timeline":
         """The rows at the given places (or where a mask holds), with their new `starts`."""
         truth = self.truth and replace(self.truth, known=self.truth.known[rows])
-        return Timeline(self.time[rows], self.position[rows], {k: v[rows] for k, v in self.columns.items()}, starts, truth)
+        return Timeline(
+            self.time[rows], self.position[rows], {k: v[rows] for k, v in self.columns.items()}, starts, truth
+        )
 
 
 @dataclass(slots=True)
@@ -190,7 +192,9 @@ def blocks(lengths: Array, most: int = 2**21) -> Iterator[slice]:
         begin = end
 
 # %% ../nbs/timeline.ipynb #with-truth
-def with_truth(timeline: Timeline, name: str, about: Array, known: Array, truth: Array, presumed: int | None, after: int | None) -> Timeline:
+def with_truth(
+    timeline: Timeline, name: str, about: Array, known: Array, truth: Array, presumed: int | None, after: int | None
+) -> Timeline:
     """The events of `timeline` with their outcome as the column `name`.
 
     Without a presumed value, only the reported events are left, and they stand at the position from which their report counts.

@@ -7,7 +7,7 @@ __all__ = ['MICROSECOND', 'SECOND', 'MINUTE', 'HOUR', 'DAY', 'EARLIEST', 'LATEST
 
 # %% ../nbs/times.ipynb #imports
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 # %% ../nbs/times.ipynb #duration
 MICROSECOND = 1
@@ -36,9 +36,9 @@ def duration(text: str | int | timedelta) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 # %% ../nbs/times.ipynb #instant
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST = 0
-LATEST = (datetime(2200, 1, 1, tzinfo=timezone.utc) - _EPOCH) // timedelta(microseconds=1)
+LATEST = (datetime(2200, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 def micros(moment: datetime) -> int:
@@ -61,7 +61,7 @@ def instant(text: str | int | datetime) -> int:
         moment = text if isinstance(text, datetime) else datetime.fromisoformat(str(text).strip())
     except ValueError:
         raise ValueError(f"{text!r} is not a time: write a date such as 2018-07-25 or 2018-07-25T10:00:00Z") from None
-    return micros(moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc))
+    return micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def iso(at: int) -> str:
@@ -71,4 +71,4 @@ def iso(at: int) -> str:
 
 def now() -> int:
     """The present instant of this machine's clock."""
-    return micros(datetime.now(timezone.utc))
+    return micros(datetime.now(UTC))

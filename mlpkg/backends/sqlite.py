@@ -21,7 +21,7 @@ from ..events import Outcome, Rejected, Row, Source, event_id
 from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
 from ..timeline import Array, Events, History, Reports, Timeline, decode, insert, pack, stable_order, unpack
-from ..times import now
+from ..times import LATEST, now
 
 # %% ../../nbs/backends/sqlite.ipynb #schema
 _VERSION = 1
@@ -56,11 +56,20 @@ def _connect(settings: Settings) -> apsw.Connection:
         db.set_busy_handler(_Patience())
         db.execute("pragma journal_mode=wal")
         db.execute(f"pragma synchronous={'full' if settings.durability == 'disk' else 'normal'}")
-        for pragma in ("secure_delete=on", "wal_autocheckpoint=10000", "cache_size=-65536", "mmap_size=268435456", "temp_store=memory"):
+        for pragma in (
+            "secure_delete=on",
+            "wal_autocheckpoint=10000",
+            "cache_size=-65536",
+            "mmap_size=268435456",
+            "temp_store=memory",
+        ):
             db.execute(f"pragma {pragma}")
         version = db.pragma("user_version")
         if version > _VERSION:
-            raise MlpkgError(f"{path} was made by a newer mlpkg (store version {version}, this one knows {_VERSION})", "upgrade mlpkg")
+            raise MlpkgError(
+                f"{path} was made by a newer mlpkg (store version {version}, this one knows {_VERSION})",
+                "upgrade mlpkg",
+            )
         if version < _VERSION:
             with db:
                 db.execute(_SCHEMA)
@@ -72,7 +81,9 @@ def _connect(settings: Settings) -> apsw.Connection:
 
 def _store_error(path: Any, error: apsw.Error) -> MlpkgError:
     if isinstance(error, apsw.NotADBError | apsw.CorruptError):
-        return MlpkgError(f"the store {path} is damaged: {error}", "restore it from a copy, or move it away and ingest again")
+        return MlpkgError(
+            f"the store {path} is damaged: {error}", "restore it from a copy, or move it away and ingest again"
+        )
     if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError | apsw.PermissionsError):
         return MlpkgError(f"the store {path} cannot be written: {error}", "check MLPKG_STATE and its permissions")
     if isinstance(error, apsw.FullError):
@@ -104,7 +115,9 @@ class _Timelines:
 
     def head(self, key: int) -> tuple[int, int, bytes]:
         """Entity (0: none yet), number of closed chunks, and the rows of the head."""
-        found = self.db.execute("select entity, closed, head from timeline where stream=? and key=?", (self.id, key)).fetchone()
+        found = self.db.execute(
+            "select entity, closed, head from timeline where stream=? and key=?", (self.id, key)
+        ).fetchone()
         return found or (0, 0, b"")
 
     def rows(self, head: tuple[int, int, bytes], since: int) -> bytes:
@@ -114,7 +127,9 @@ class _Timelines:
             return data
         parts = [data]
         first = entity << _SEQ
-        for latest, rows in self.db.execute("select latest, rows from chunk where id between ? and ? order by id desc", (first, first + closed)):
+        for latest, rows in self.db.execute(
+            "select latest, rows from chunk where id between ? and ? order by id desc", (first, first + closed)
+        ):
             if latest <= since:
                 break
             parts.append(rows)
@@ -126,7 +141,11 @@ class _Timelines:
         if not entity:
             self.db.execute("insert into timeline(stream, key, closed, head) values (?, ?, 0, ?)", (self.id, key, row))
             return self.db.last_insert_rowid(), 0, row
-        if closed and row[:8] != data[:8] and int.from_bytes(row[:8], "little", signed=True) < int.from_bytes(data[:8], "little", signed=True):
+        if (
+            closed
+            and row[:8] != data[:8]
+            and int.from_bytes(row[:8], "little", signed=True) < int.from_bytes(data[:8], "little", signed=True)
+        ):
             if self._into_chunk(entity, closed, row):
                 return entity, closed, data
         data = insert(data, row)
@@ -139,7 +158,8 @@ class _Timelines:
         first = entity << _SEQ
         at = int.from_bytes(row[:8], "little", signed=True)
         found = self.db.execute(
-            "select id, latest, rows from chunk where id between ? and ? and latest > ? order by id limit 1", (first, first + closed, at)
+            "select id, latest, rows from chunk where id between ? and ? and latest > ? order by id limit 1",
+            (first, first + closed, at),
         ).fetchone()
         if found is None:
             return False
@@ -178,7 +198,9 @@ class _Timelines:
                 both = table[np.lexsort((table[:, 1], table[:, 0]))].tobytes()
             if len(both) >= _HEAD * self.width:
                 if not known:
-                    self.db.execute("insert into timeline(stream, key, closed, head) values (?, ?, 0, x'')", (self.id, key))
+                    self.db.execute(
+                        "insert into timeline(stream, key, closed, head) values (?, ?, 0, x'')", (self.id, key)
+                    )
                     known = self.db.last_insert_rowid()
                 closed, both = self._close(known, closed, both, horizon)
             if known:
@@ -270,7 +292,10 @@ class SqlitePlatform:
     def _refresh(self, generation: int) -> None:
         self._sources = dict(self.db.execute("select name, id from source"))
         self._names = {v: k for k, v in self._sources.items()}
-        found = [_Timelines(self.db, i, n, k, tuple(json.loads(c))) for i, n, k, c in self.db.execute("select id, name, key, columns from stream")]
+        found = [
+            _Timelines(self.db, i, n, k, tuple(json.loads(c)))
+            for i, n, k, c in self.db.execute("select id, name, key, columns from stream")
+        ]
         self._timelines = {(t.name, t.key): t for t in found}
         self._by_stream = {name: [t for t in found if t.name == name] for name in {t.name for t in found}}
         self._live = dict(self.db.execute("select use_case, version from live"))
@@ -328,7 +353,9 @@ class SqlitePlatform:
                         "a new field has to be optional; for another type or resolution, name a new source",
                     )
             if old:
-                raise MlpkgError(f"source {stream!r} has lost its field {sorted(old)[0]!r}", "keep it, or name a new source")
+                raise MlpkgError(
+                    f"source {stream!r} has lost its field {sorted(old)[0]!r}", "keep it, or name a new source"
+                )
             self._name(stream, json.dumps(spec), known=found is not None)
 
     def _name(self, name: str, spec: str, known: bool = False) -> None:
@@ -340,7 +367,7 @@ class SqlitePlatform:
     def _build(self, features: Any, timelines: _Timelines) -> None:
         outcome = next((o for o in features.outcomes if o.stream == timelines.name), None)
         source = outcome.source if outcome else next(s for s in features.sources if s.name == timelines.name)
-        history = self._history([source], [outcome] if outcome else [], 0, None)
+        history = self._history([source], [outcome] if outcome else [], None, 0, LATEST)
         events = history.events[source.name]
         if not len(events):
             return
@@ -406,10 +433,14 @@ class SqlitePlatform:
             if event:
                 self._settle(outcome, event, position, row.codes[0])
             else:
-                self.db.execute("insert into waiting values (?, ?, ?)", (self._source(outcome.stream), row.id, position))
+                self.db.execute(
+                    "insert into waiting values (?, ?, ?)", (self._source(outcome.stream), row.id, position)
+                )
         return Receipt(row.id, position, True, event is None)
 
-    def _append(self, source: Source, row: Row, arrived: int, heads: dict[tuple[str, str, int], tuple[int, int, bytes]]) -> tuple[int, bool]:
+    def _append(
+        self, source: Source, row: Row, arrived: int, heads: dict[tuple[str, str, int], tuple[int, int, bytes]]
+    ) -> tuple[int, bool]:
         """Append an event to the log and its timelines; its position, and whether it is new."""
         db = self.db
         db.execute(_INSERT, (self._source(source.name), row.id, row.time, arrived, None, row.body))
@@ -430,7 +461,10 @@ class SqlitePlatform:
             heads[source.name, timelines.key, key] = timelines.append(key, packed, horizon)
         for outcome in source.outcomes.values():
             stream = self._sources.get(outcome.stream)
-            found = stream and db.execute("select position from waiting where source=? and id=?", (stream, row.id)).fetchone()
+            found = (
+                stream
+                and db.execute("select position from waiting where source=? and id=?", (stream, row.id)).fetchone()
+            )
             if found:
                 body = db.execute("select body from log where position=?", (found[0],)).fetchone()[0]
                 db.execute("delete from waiting where source=? and id=?", (stream, row.id))
@@ -444,7 +478,9 @@ class SqlitePlatform:
         source = outcome.source
         codes = dict(zip((c.name for c in source.columns), source.codes_of(body), strict=True))
         for timelines in self._by_stream.get(outcome.stream, ()):
-            timelines.append(codes[timelines.key], pack(at, known, position, truth), at - source.keep_us - source.lateness_us)
+            timelines.append(
+                codes[timelines.key], pack(at, known, position, truth), at - source.keep_us - source.lateness_us
+            )
 
     def _source(self, name: str) -> int:
         if name not in self._sources:
@@ -453,7 +489,9 @@ class SqlitePlatform:
         return self._sources[name]
 
     def _row(self, stream: str, id: str) -> tuple[int, int, int, str] | None:
-        found = self.db.execute("select position, time, arrived, body from log where source=? and id=?", (self._sources.get(stream, -1), id))
+        found = self.db.execute(
+            "select position, time, arrived, body from log where source=? and id=?", (self._sources.get(stream, -1), id)
+        )
         return found.fetchone()
 
     def bury(self, source: str, body: Any, why: Rejected, row: int | None = None) -> None:
@@ -465,7 +503,10 @@ class SqlitePlatform:
         text = (body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body))[:20_000]
         letter = (source, now(), row, why.event or event_id(text.encode()), why.field, why.value, why.reason, text)
         with self._transaction():
-            self.db.execute("insert into dead_letter(source, at, row, event, field, value, reason, body) values (?,?,?,?,?,?,?,?)", letter)
+            self.db.execute(
+                "insert into dead_letter(source, at, row, event, field, value, reason, body) values (?,?,?,?,?,?,?,?)",
+                letter,
+            )
         why.dead = True
 
     # -- many at a time -----------------------------------------------------------------------------------------------------------
@@ -487,8 +528,12 @@ class SqlitePlatform:
         for i, at in enumerate(zip(streams, batch.ids, strict=True)):
             if at in seen:
                 first = seen[at]
-                same = batch.bodies[first] == batch.bodies[i] and (batch.time[first] == batch.time[i] or self._is_report(batch, i))
-            elif not empty and (found := self.db.execute("select time, body from log where source=? and id=?", at).fetchone()):
+                same = batch.bodies[first] == batch.bodies[i] and (
+                    batch.time[first] == batch.time[i] or self._is_report(batch, i)
+                )
+            elif not empty and (
+                found := self.db.execute("select time, body from log where source=? and id=?", at).fetchone()
+            ):
                 same = found[1] == batch.bodies[i] and (found[0] == batch.time[i] or self._is_report(batch, i))
             else:
                 seen[at] = i
@@ -515,12 +560,12 @@ class SqlitePlatform:
             "insert into log values (?, ?, ?, ?, ?, null, ?)",
             ((p, streams[i], batch.ids[i], time[i], arrived[i], batch.bodies[i]) for p, i in enumerate(chosen, first)),
         )
-        result.new += len(chosen)
         fresh = np.zeros(len(batch.ids), bool)
         fresh[keep] = True
         for s, stream in enumerate(batch.streams):
             mine = np.flatnonzero(batch.stream == s)
             at = np.flatnonzero(fresh[mine])
+            result.new[stream.stream] = len(at)
             if isinstance(stream, Source) and len(at):
                 self._extend(stream, batch, mine[at], batch.codes[stream.stream][at], position)
         for s, stream in enumerate(batch.streams):
@@ -537,23 +582,35 @@ class SqlitePlatform:
             timelines.extend(columns[timelines.key], rows, horizon)
         for outcome in source.outcomes.values():
             stream = self._sources.get(outcome.stream)
-            if stream is None or not self.db.execute("select 1 from waiting where source=? limit 1", (stream,)).fetchone():
+            if (
+                stream is None
+                or not self.db.execute("select 1 from waiting where source=? limit 1", (stream,)).fetchone()
+            ):
                 continue
             for i in at.tolist():
-                found = self.db.execute("select position from waiting where source=? and id=?", (stream, batch.ids[i])).fetchone()
+                found = self.db.execute(
+                    "select position from waiting where source=? and id=?", (stream, batch.ids[i])
+                ).fetchone()
                 if found:
                     body = self.db.execute("select body from log where position=?", (found[0],)).fetchone()[0]
                     self.db.execute("delete from waiting where source=? and id=?", (stream, batch.ids[i]))
                     truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
-                    self._settle(outcome, (int(position[i]), int(batch.time[i]), 0, batch.bodies[i]), int(position[i]) + 1, truth)
+                    self._settle(
+                        outcome, (int(position[i]), int(batch.time[i]), 0, batch.bodies[i]), int(position[i]) + 1, truth
+                    )
 
-    def _settle_many(self, outcome: Outcome, batch: Batch, at: Array, truth: Array, position: Array, result: Loaded) -> None:
+    def _settle_many(
+        self, outcome: Outcome, batch: Batch, at: Array, truth: Array, position: Array, result: Loaded
+    ) -> None:
         names = [c.name for c in outcome.source.columns]
         rows, codes = [], []
         for i, value in zip(at.tolist(), truth.tolist(), strict=True):
             event = self._row(outcome.source.name, batch.ids[i])
             if event is None:
-                self.db.execute("insert into waiting values (?, ?, ?)", (self._sources[outcome.stream], batch.ids[i], int(position[i])))
+                self.db.execute(
+                    "insert into waiting values (?, ?, ?)",
+                    (self._sources[outcome.stream], batch.ids[i], int(position[i])),
+                )
                 result.waiting += 1
                 continue
             known = int(position[i]) if position[i] > event[0] else event[0] + 1
@@ -572,7 +629,9 @@ class SqlitePlatform:
         """The last position of the log."""
         return self.db.execute("select max(position) from log").fetchone()[0] or 0
 
-    def read(self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None) -> Iterator[Entry]:
+    def read(
+        self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
+    ) -> Iterator[Entry]:
         """The log in order from just after a position, a page at a time."""
         self._look()
         wanted = None if streams is None else {self._sources[s] for s in streams if s in self._sources}
@@ -600,34 +659,48 @@ class SqlitePlatform:
         """One entry of the log by its stream and id."""
         self._look()
         found = self.db.execute(
-            "select position, time, arrived, about, body from log where source=? and id=?", (self._sources.get(stream, -1), id)
+            "select position, time, arrived, about, body from log where source=? and id=?",
+            (self._sources.get(stream, -1), id),
         ).fetchone()
         return found and Entry(found[0], stream, id, *found[1:])
 
-    def history(self, sources: Sequence[Source], outcomes: Sequence[Outcome], after: int = 0, until: int | None = None) -> History:
-        """Sources and outcomes as columns, the events from just after a position, all as of one moment."""
+    def history(
+        self,
+        sources: Sequence[Source],
+        outcomes: Sequence[Outcome],
+        *,
+        until: int | None = None,
+        since: int = 0,
+        before: int = LATEST,
+    ) -> History:
+        """Sources and outcomes as columns, all as of one moment: events up to a position, with a time in ``[since, before)``."""
         self._look()
         with self._lock:
             self.db.execute("begin")
             try:
-                return self._history(sources, outcomes, after, until)
+                return self._history(sources, outcomes, until, since, before)
             finally:
                 self.db.execute("rollback")
 
-    def _history(self, sources: Sequence[Source], outcomes: Sequence[Outcome], after: int, until: int | None) -> History:
+    def _history(
+        self, sources: Sequence[Source], outcomes: Sequence[Outcome], until: int | None, since: int, before: int
+    ) -> History:
         until = self.last_position() if until is None else until
-        events = {s.name: self._events(s, after, until) for s in sources}
-        return History(events, {o.stream: self._reports(o, after, until) for o in outcomes})
+        events = {s.name: self._events(s, until, since, before) for s in sources}
+        return History(events, {o.stream: self._reports(o, until, since, before) for o in outcomes})
 
-    def _events(self, source: Source, after: int, until: int) -> Events:
+    def _events(self, source: Source, until: int, since: int, before: int) -> Events:
         types: dict[str, Any] = {"int": int, "bool": bool, "number": float, "text": str}
-        fields = [(c.name, types[c.kind] | None if c.nullable else types[c.kind], *([None] if c.nullable else [])) for c in source.columns]
+        fields = [
+            (c.name, types[c.kind] | None if c.nullable else types[c.kind], *([None] if c.nullable else []))
+            for c in source.columns
+        ]
         decoder = msgspec.json.Decoder(list[msgspec.defstruct("Body", fields, kw_only=True)])  # type: ignore[misc]
         parts: list[tuple[Array, ...]] = []
         ids: list[str] = []
         cursor = self.db.execute(
-            "select position, time, arrived, id, body from log where position > ? and position <= ? and source=? order by position",
-            (after, until, self._sources.get(source.name, -1)),
+            "select position, time, arrived, id, body from log where position <= ? and source=? and time >= ? and time < ? order by position",
+            (until, self._sources.get(source.name, -1), since, before),
         )
         while page := list(_take(cursor, 50_000)):
             positions, times, arrived, names, bodies = zip(*page, strict=True)
@@ -635,14 +708,25 @@ class SqlitePlatform:
             ids.extend(names)
             columns = (c.encode_many(_column(decoded, c.name, c.nullable)) for c in source.columns)
             parts.append((np.array(positions), np.array(times), np.array(arrived), *columns))
-        whole = [np.concatenate(p) for p in zip(*parts, strict=True)] or [np.zeros(0, np.int64)] * (3 + len(source.columns))
-        return Events(whole[0], whole[1], whole[2], dict(zip((c.name for c in source.columns), whole[3:], strict=True)), ids)
+        whole = [np.concatenate(p) for p in zip(*parts, strict=True)] or [np.zeros(0, np.int64)] * (
+            3 + len(source.columns)
+        )
+        return Events(
+            whole[0], whole[1], whole[2], dict(zip((c.name for c in source.columns), whole[3:], strict=True)), ids
+        )
 
-    def _reports(self, outcome: Outcome, after: int, until: int) -> Reports:
+    def _reports(self, outcome: Outcome, until: int, since: int, before: int) -> Reports:
         found = self.db.execute(
             "select l.position, e.position, l.arrived, l.body from log l join log e on e.source=? and e.id=l.id "
-            "where l.source=? and l.position <= ? and e.position > ? and e.position <= ?",
-            (self._sources.get(outcome.source.name, -1), self._sources.get(outcome.stream, -1), until, after, until),
+            "where l.source=? and l.position <= ? and e.position <= ? and e.time >= ? and e.time < ?",
+            (
+                self._sources.get(outcome.source.name, -1),
+                self._sources.get(outcome.stream, -1),
+                until,
+                until,
+                since,
+                before,
+            ),
         ).fetchall()
         truth = [outcome.column.encode(msgspec.json.decode(body)[outcome.name]) for *_, body in found]
         rows = np.array([(e, p if p > e else e + 1, a) for p, e, a, _ in found], np.int64).reshape(-1, 3)
@@ -652,13 +736,20 @@ class SqlitePlatform:
     def decided(self, use_case: str) -> tuple[Array, Array]:
         """The position of every decided event, and the position up to which its decision saw the log: just before its own."""
         self._look()
-        found = self.db.execute("select about, position from log where source=?", (self._sources.get(decisions_of(use_case), -1),)).fetchall()
+        found = self.db.execute(
+            "select about, position from log where source=?", (self._sources.get(decisions_of(use_case), -1),)
+        ).fetchall()
         table = np.array(found, np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1] - 1
 
     def dead_letters(self) -> list[DeadLetter]:
         """What was refused, oldest first."""
-        return [DeadLetter(*row) for row in self.db.execute("select source, at, row, event, field, value, reason, body from dead_letter order by id")]
+        return [
+            DeadLetter(*row)
+            for row in self.db.execute(
+                "select source, at, row, event, field, value, reason, body from dead_letter order by id"
+            )
+        ]
 
     def waiting(self) -> list[Entry]:
         """Outcomes about events that are not known yet."""
@@ -690,7 +781,10 @@ class SqlitePlatform:
     def promotions(self, use_case: str) -> list[dict[str, Any]]:
         """Every promotion of a use case, oldest first: version, by, why, at."""
         self._look()
-        found = self.db.execute("select body, time from log where source=? order by position", (self._sources.get(promotions_of(use_case), -1),))
+        found = self.db.execute(
+            "select body, time from log where source=? order by position",
+            (self._sources.get(promotions_of(use_case), -1),),
+        )
         return [json.loads(body) | {"at": at} for body, at in found]
 
 

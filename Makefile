@@ -1,0 +1,79 @@
+# `make` lists what there is. Everything runs in .venv, which needs nothing but Python 3.11 or newer to be made.
+
+# The first that works and is new enough; say PYTHON=... to choose.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+INSTALLED := $(VENV)/.installed
+TIDY := $(PY) .ci/tidy.py
+
+DEMO_ARGS ?=
+LAB_ARGS ?=
+NBTEST_ARGS ?= --n-workers 2 --do-print --timing
+PYTEST_ARGS ?= -n 2 --dist loadscope -v --durations 10
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export BENTOML_DO_NOT_TRACK := True
+export PYTHONUNBUFFERED := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-notebooks test-python check lab export format lock clean
+.NOTPARALLEL:
+.SUFFIXES:
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+install: $(INSTALLED) ## make .venv and install what constraints.txt pins
+
+$(INSTALLED): pyproject.toml constraints.txt .ci/install.py
+	@test -n "$(PYTHON)" || { echo "install: no Python 3.11 or newer found; say make install PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) .ci/install.py
+
+demo: install ## card payments decided live by a model that came out of a notebook
+	@$(TIDY) $(PY) -m mlpkg.lab.demo $(DEMO_ARGS)
+
+test: test-notebooks test-python ## run every notebook, then tests/
+
+# With no settings from outside, a model store of their own, and OpenMP threads that do not spin while they wait.
+UNSET := env $(addprefix -u ,$(filter MLPKG_%,$(.VARIABLES)))
+test-notebooks test-python: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
+test-notebooks test-python: export OMP_WAIT_POLICY = passive
+
+test-notebooks: install
+	@rm -rf build/$@ && mkdir -p build/$@
+	@echo "test: the notebooks"
+	@$(TIDY) $(UNSET) $(BIN)/nbdev-test $(NBTEST_ARGS)
+
+test-python: install
+	@rm -rf build/$@ && mkdir -p build/$@
+	@echo "test: tests/"
+	@$(TIDY) $(UNSET) $(PY) -m pytest $(PYTEST_ARGS)
+
+check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
+	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
+
+lab: install ## JupyterLab on the state that settings.ini names
+	@$(TIDY) $(PY) .ci/lab.py $(LAB_ARGS)
+
+export: install ## format and clean the notebooks, write mlpkg/ from them
+	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-clean && $(BIN)/nbdev-export
+
+format: install ## format everything that is written by hand, sort imports
+	@$(BIN)/ruff check --quiet --select I,UP --fix $(wildcard nbs tests services benchmarks .ci)
+	@$(BIN)/ruff format $(wildcard nbs tests services benchmarks .ci)
+
+lock: install ## pin the newest versions that fit into constraints.txt
+	@mkdir -p build; { echo "# Exactly what make install brings: every extra, every platform. Written by make lock."; \
+	   $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --upgrade --all-extras \
+	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt
+
+clean: ## remove what was made, not the state
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
