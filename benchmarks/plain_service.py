@@ -10,7 +10,7 @@ import lightgbm as lgb
 @bentoml.service(
     name="plain",
     workers=1,
-    http={"host": "127.0.0.1"},
+    http={"host": "127.0.0.1"},  # type: ignore[arg-type]
     traffic={"timeout": 1},
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},

@@ -8,6 +8,8 @@ __all__ = ['Decision', 'Event', 'FeatureSet', 'MlpkgError', 'Money', 'Outcome', 
            'time_since_last', 'use_case']
 
 # %% ../nbs/init.ipynb #public
+from importlib.metadata import version as _version
+
 from .aggregates import Count as count
 from .aggregates import Last as last
 from .aggregates import Max as max
@@ -21,6 +23,9 @@ from .events import Event, Money, Outcome, Rejected, Resolution, Source
 from .features import FeatureSet, field, request
 from .platform import open
 from .settings import MlpkgError, Settings
+
+# %% ../nbs/init.ipynb #version
+__version__ = _version("mlpkg")
 
 # %% ../nbs/init.ipynb #all
 _all_ = [

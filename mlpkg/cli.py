@@ -316,3 +316,7 @@ def dead_letters(use_case: str, as_json: bool) -> None:
         click.echo(f"{iso(d.at)}  {d.source}{row}  {d.event or '-'}  {d.field}: {d.value} {d.reason}")
     if not found:
         click.echo("no dead letters")
+
+# %% ../nbs/cli.ipynb #main
+if __name__ == "__main__" and "__file__" in globals():
+    main()

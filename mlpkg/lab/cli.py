@@ -129,6 +129,10 @@ def training_set(use_case: str, start: int, end: int, as_of: int | None, source:
     frame = training.training_set(
         case.features, start, end, as_of=as_of, use_case=case, source=source, platform=platform
     )
+    if not len(frame):
+        raise MlpkgError(
+            f"there is nothing of {case.on.name!r} from then to then", f"ingest it: mlpkg ingest {use_case} FILE"
+        )
     _write_frame(frame, out)
     click.echo(f"{len(frame)} rows, {len(case.features.names)} features written to {out}")
 

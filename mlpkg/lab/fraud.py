@@ -231,7 +231,8 @@ def _typed(values: pa.Array, kind: type, utc: bool) -> pd.Series | None:
     """The column of an Arrow array that has the right type already, else None."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    whole, real = pa.types.is_integer(values.type), pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)
+    whole = pa.types.is_integer(values.type)
+    real = pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)
     text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     try:
         if kind is str and (text or whole):
@@ -366,7 +367,7 @@ def _says(value: Any) -> Any:
     return _SAYS.get(value.lower() if isinstance(value, str) else value, value)
 
 # %% ../../nbs/lab/fraud.ipynb #read
-SOURCES = ["transactions", "frauds"]
+SOURCES = ["transactions", "fraud"]
 
 
 def read(path: str | Path, size: int = 200_000) -> Iterator[pd.DataFrame]:
@@ -378,7 +379,7 @@ def read(path: str | Path, size: int = 200_000) -> Iterator[pd.DataFrame]:
     Yields
     ------
     DataFrame
-        ``source`` (``transactions`` or ``frauds``); ``row`` (0 is the first row; in text files blank lines count); ``id``;
+        ``source`` (``transactions`` or ``fraud``); ``row`` (0 is the first row; in text files blank lines count); ``id``;
         ``arrived`` (for a payment its time, for a report seven days later; null where no time is between 1970 and 2200);
         of payments ``time``, ``customer_id``, ``terminal_id``, ``amount``; of reports ``fraud``; and ``unreadable``, which
         is the line where a line was no row at all (its other cells are null), else None. A column is ``object`` in a batch
@@ -403,13 +404,9 @@ def read(path: str | Path, size: int = 200_000) -> Iterator[pd.DataFrame]:
 
 
 def _log(chunks: Iterable[_Chunk], names: dict[str, str], lenient: bool, utc: bool) -> Iterator[pd.DataFrame]:
-    nothing: list[Any] = []
-    waiting = _reports(
-        np.array(nothing, np.int64),
-        pd.Series(nothing, dtype="str"),
-        np.array(nothing, np.int64),
-        np.array(nothing, object),
-    )
+    none = np.empty(0, np.int64)
+    no_payments = {name: _column([], kind, lenient, utc) for name, kind in _KINDS.items()}
+    waiting = _reports(none, no_payments["id"], none, np.empty(0, object), none)
     latest = _NEVER
     for row, found, unreadable in chunks:
         n = len(row)
@@ -430,24 +427,12 @@ def _log(chunks: Iterable[_Chunk], names: dict[str, str], lenient: bool, utc: bo
         waiting = reports.loc[slots == n].assign(after=0)
         yield _batch(row, payments, moments, unreadable, reports.loc[slots < n], slots[slots < n])
     if len(waiting):
-        none = {name: _column(nothing, kind, lenient, utc) for name, kind in _KINDS.items()}
         waiting = waiting.sort_values(["due", "row"])
-        yield _batch(
-            np.array(nothing, np.int64),
-            none,
-            np.array(nothing, np.int64),
-            None,
-            waiting,
-            np.zeros(len(waiting), np.int64),
-        )
+        yield _batch(none, no_payments, none, None, waiting, np.zeros(len(waiting), np.int64))
 
 
-def _reports(
-    row: np.ndarray, ids: pd.Series, due: np.ndarray, truth: np.ndarray, after: np.ndarray | int = 0
-) -> pd.DataFrame:
-    return pd.DataFrame({"row": row, "id": ids.array, "due": due, "fraud": truth, "after": after}).astype(
-        {"after": np.int64}
-    )
+def _reports(row: np.ndarray, ids: pd.Series, due: np.ndarray, truth: np.ndarray, after: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"row": row, "id": ids.array, "due": due, "fraud": truth, "after": after})
 
 
 def _moments(time: pd.Series) -> np.ndarray:
@@ -467,29 +452,24 @@ def _batch(
     slots: np.ndarray,
 ) -> pd.DataFrame:
     """Merge payments and reports: a report with slot k stands before payment k."""
-    n = len(row)
+    n, m = len(row), len(reports)
     order = np.argsort(np.concatenate([2 * np.arange(n) + 1, 2 * slots]), kind="stable")
     from_payments = np.where(order < n, order, -1)
-    arrived = np.concatenate([moments, np.where(reports.due == _AT_THE_END, _NEVER, reports.due)])[
-        order
-    ]  # _NEVER is how NumPy writes NaT
+    lines = np.array(unreadable or [None] * n, dtype=object)
+    due = np.where(reports.due == _AT_THE_END, _NEVER, reports.due)  # _NEVER is how NumPy writes NaT
+    fields = {name: payments[name].reindex(from_payments).reset_index(drop=True) for name in _KINDS if name != "id"}
 
-    def fill(values: Any, at: np.ndarray) -> Any:
-        return pd.api.extensions.take(values, at, allow_fill=True)
+    def merged(of_payments: Any, of_reports: Any) -> np.ndarray:
+        return np.concatenate([of_payments, of_reports])[order]
 
     return pd.DataFrame(
         {
             "source": pd.Categorical.from_codes((order >= n).astype(np.int8), SOURCES),
-            "row": np.concatenate([row, reports.row])[order],
+            "row": merged(row, reports.row),
             "id": pd.concat([payments["id"], reports.id]).array.take(order),
-            "arrived": pd.DatetimeIndex(arrived.view("datetime64[us]")).tz_localize("UTC"),
-            **{
-                name: fill(payments[name].array, from_payments)
-                for name in ("time", "customer_id", "terminal_id", "amount")
-            },
-            "fraud": np.concatenate([np.full(n, None), reports.fraud.to_numpy(object)])[order],
-            "unreadable": np.concatenate(
-                [np.array(unreadable or [None] * n, dtype=object), np.full(len(reports), None)]
-            )[order],
+            "arrived": pd.DatetimeIndex(merged(moments, due).view("datetime64[us]")).tz_localize("UTC"),
+            **fields,
+            "fraud": pd.Series(merged([None] * n, reports.fraud.to_numpy(object)), dtype=object),
+            "unreadable": pd.Series(merged(lines, np.full(m, None)), dtype=object),
         }
     )

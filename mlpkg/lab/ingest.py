@@ -168,23 +168,27 @@ class _Columns:
         self.codes: dict[str, np.ndarray] = {}
 
 
-def checked(use_case: UseCase, frame: pd.DataFrame, refused: Refusals) -> Batch:
+def checked(use_case: UseCase, frame: pd.DataFrame, refused: Refusals, gone: set[int]) -> Batch:
     """The rows of a frame that keep their contracts, as a batch; the others are added to `refused`.
 
-    The frame has ``source`` (a source or outcome of the use case), ``row``, ``id``, ``arrived``, and the fields of each.
+    The frame has ``source`` (a source or outcome of the use case), ``row``, ``id``, ``arrived``, and the fields of each. The rows of
+    the file whose event was refused are added to `gone`: what such a row says of the outcome is passed over.
     """
-    frame = frame.reset_index(drop=True)
     named: dict[str, Source | Outcome] = {**use_case.outcomes, **use_case.sources}
+    frame = frame.reset_index(drop=True)
     names = frame["source"].astype(str).to_numpy()
     out = _Columns(frame)
     streams: list[Source | Outcome] = []
     number = np.zeros(len(frame), np.int64)
-    for name in pd.unique(names):
-        if name not in named:
-            raise MlpkgError(f"{use_case.name!r} takes no events of {name!r}", f"it takes: {', '.join(named)}")
-        at = np.flatnonzero(names == name)
+    present = list(pd.unique(names))
+    if strange := [name for name in present if name not in named]:
+        raise MlpkgError(f"{use_case.name!r} takes no events of {strange[0]!r}", f"it takes: {', '.join(named)}")
+    for name in sorted(present, key=lambda name: isinstance(named[name], Outcome)):
+        stream, at = named[name], np.flatnonzero(names == name)
+        if isinstance(stream, Outcome):
+            gone |= {row for row, _, _, of in refused if of == stream.source.name}
+            at = at[~frame["row"].iloc[at].isin(gone).to_numpy()]
         number[at] = len(streams)
-        stream = named[name]
         streams.append(stream)
         (_take_events if isinstance(stream, Source) else _take_reports)(stream, frame, at, out, refused)  # type: ignore[arg-type]
     kept = np.flatnonzero(out.keep)
@@ -223,16 +227,21 @@ def ingest(
 ) -> Ingested:
     """Put batches of rows into the log, durably, one transaction for each; what is refused goes to the dead letters."""
     platform.register(use_case.name, use_case.features)
-    total = Ingested()
+    total, gone = Ingested(), set[int]()
     for frame in batches:
         refusals: Refusals = []
-        batch = checked(use_case, frame, refusals)
+        batch = checked(use_case, frame, refusals, gone)
         loaded = platform.load(batch)
-        by_row = {int(row): i for i, row in enumerate(batch.rows)} if loaded.refused else {}
+        names = [s.stream for s in batch.streams]
+        by_row = {
+            (names[s], int(r)): i
+            for i, (s, r) in enumerate(zip(batch.stream, batch.rows, strict=True))
+            if loaded.refused
+        }
         for row, why in loaded.refused:
-            i = by_row[row]
-            stream = batch.streams[batch.stream[i]].stream
-            refusals.append((row, {"id": batch.ids[i], **msgspec.json.decode(batch.bodies[i])}, why, stream))
+            i = by_row[str(why.source), row]
+            refusals.append((row, {"id": batch.ids[i], **msgspec.json.decode(batch.bodies[i])}, why, str(why.source)))
+            gone.add(row)
         for row, body, why, stream in sorted(refusals, key=lambda r: r[0]):
             platform.bury(stream, body, why, row=row)
             total.refused.append((row, str(why)))

@@ -34,7 +34,15 @@ _encode = msgspec.json.Encoder().encode
 
 # %% ../../nbs/serve/app.ipynb #problem
 _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"application/problem+json"
-_TITLES = {400: "Not readable", 404: "Not found", 405: "Method not allowed", 408: "Too slow", 413: "Too large", 415: "Unsupported media type", 503: "Unavailable"}
+_TITLES = {
+    400: "Not readable",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Too slow",
+    413: "Too large",
+    415: "Unsupported media type",
+    503: "Unavailable",
+}
 
 
 class Problem(Exception):
@@ -59,8 +67,8 @@ def problem(error: BaseException) -> dict[str, Any]:
     else:
         _log.error("unexpected error", exc_info=error)
         status, reason, field, value = 500, "unexpected error; the log of the service has more", None, None
-    title = _TITLES.get(status, "Internal error")
-    return {"type": "about:blank", "title": title, "status": status, "detail": reason, "field": field, "value": value, "reason": reason}
+    told = {"type": "about:blank", "title": _TITLES.get(status, "Internal error"), "status": status, "detail": reason}
+    return told | {"field": field, "value": value, "reason": reason}
 
 # %% ../../nbs/serve/app.ipynb #body
 _DROP = 64  # how many times `limit` is read and dropped before the connection is closed
@@ -90,7 +98,9 @@ async def _read(receive: _Receive, limit: int) -> bytes:
                     pieces.append(message["body"])
     except TimeoutError:
         if size <= limit:
-            raise Problem(408, f"the body did not arrive within {_PATIENCE} s", "body", size, connection="close") from None
+            raise Problem(
+                408, f"the body did not arrive within {_PATIENCE} s", "body", size, connection="close"
+            ) from None
     if size > limit:
         raise Problem(413, f"the body is larger than {limit} bytes", "body", size)
     return b"".join(pieces)
@@ -114,7 +124,9 @@ async def _take(accept: _Accept, limit: int, scope: _Message, receive: _Receive,
     if kind == _JSON:
         return 200, _JSON, _encode(accept(await _read(receive, limit)))
     if kind != _LINES:
-        raise Problem(415, "is neither application/json nor application/x-ndjson", "content-type", kind.decode("latin-1"))
+        raise Problem(
+            415, "is neither application/json nor application/x-ndjson", "content-type", kind.decode("latin-1")
+        )
     await _take_lines(accept, limit, receive, send)
     return None
 
@@ -137,8 +149,9 @@ async def _take_lines(accept: _Accept, limit: int, receive: _Receive, send: _Sen
         if size == len(piece):  # the first piece: from now on no timeout of a server strikes
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES)]})
         if len(rest) > limit or size > _BATCH * limit:
-            what = f"a line is larger than {limit} bytes" if len(rest) > limit else f"the batch is larger than {_BATCH * limit} bytes"
-            answers.append(_encode(problem(Problem(413, f"{what}; nothing from here on was taken", "body", size)) | {"line": number + 1}))
+            what, most = ("line", limit) if len(rest) > limit else ("batch", _BATCH * limit)
+            told = Problem(413, f"the {what} is larger than {most} bytes; nothing from here on was taken", "body", size)
+            answers.append(_encode(problem(told) | {"line": number + 1}))
             break
     await send({"type": "http.response.body", "body": b"\n".join([*answers, b""])})
 
@@ -201,7 +214,8 @@ class Application:
         """Open the store and load the live model, in the process and thread that will serve."""
         try:
             ready = self.ready()
-            _log.info("%s decides with model %s; its state lies in %s", ready["use_case"], ready["model"], self.settings.state)
+            state = self.settings.state
+            _log.info("%s decides with model %s; its state lies in %s", ready["use_case"], ready["model"], state)
         except Exception as error:  # it starts all the same, and says why it is not ready
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], self.settings.state)
         gc.collect()
@@ -282,8 +296,11 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
         outcome = _named(app.outcomes, "outcome", name)
         return await _take(lambda body: app.platform.report(outcome, body), limit, scope, receive, send)
     if room == "decisions" and name:
-        name = name.removeprefix(f"{app.use_case.name}/{app.use_case.on.name}/")  # the id of the event, or that of the record
-        return _get(scope, lambda: _record(app.platform.entry(decisions_of(app.use_case.name), name)), f"{app.use_case.name} has no decision", name)
+        case = app.use_case
+        id = name.removeprefix(f"{case.name}/{case.on.name}/")  # the id of the event, or that of the record
+        return _get(
+            scope, lambda: _record(app.platform.entry(decisions_of(case.name), id)), f"{case.name} has no decision", id
+        )
     if path in ("/v1/ready", "/readyz"):
         return _get(scope, app.ready)
     if path in ("/v1/health", "/healthz", "/livez"):
@@ -316,7 +333,13 @@ def _event(entry: Entry | None) -> dict[str, Any] | None:
     if entry is None:
         return None
     event = {"id": entry.id, "time": iso(entry.time), **msgspec.json.decode(entry.body)}
-    return {"source": entry.source, "id": entry.id, "position": entry.position, "arrived": iso(entry.arrived), "event": event}
+    return {
+        "source": entry.source,
+        "id": entry.id,
+        "position": entry.position,
+        "arrived": iso(entry.arrived),
+        "event": event,
+    }
 
 
 async def _lifespan(app: Application, scope: _Message, receive: _Receive, send: _Send) -> None:

@@ -25,7 +25,9 @@ def settings(folder: str | Path) -> Settings:
     bento = Path(folder).resolve().parent
     if not (bento / "bento.yaml").is_file() or not found.state.resolve().is_relative_to(bento):
         return found
-    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "mlpkg"  # app.start logs where it lies
+    state = (
+        Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "mlpkg"
+    )  # app.start logs where it lies
     return found.model_copy(update={"state": state})
 
 # %% ../../nbs/serve/bento.ipynb #start
@@ -58,7 +60,11 @@ _RESEARCH = ("dask", "matplotlib", "pandas", "polars", "pyarrow", "sklearn")
 
 
 def _become_a_worker() -> None:
-    for name in _RESEARCH:  # LightGBM imports what it finds, for seconds; a worker runs everywhere as it runs where they are not
+    for name in (
+        _RESEARCH
+    ):  # LightGBM imports what it finds, for seconds; a worker runs everywhere as it runs where they are not
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    if sys.platform == "linux":  # a worker that outlives its supervisor would keep the port, and no other server could start
+    if (
+        sys.platform == "linux"
+    ):  # a worker that outlives its supervisor would keep the port, and no other server could start
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -30,7 +30,9 @@ def package(use_case: str, model: str | None, output: Path | None, as_json: bool
     if as_json:
         click.echo(json.dumps({"bento": made.tag, "model": made.model, "folder": str(folder)}))
     else:
-        click.echo(f"{made.tag} starts with model {made.model} and lies in {folder}; run it with: mlpkg serve {use_case}")
+        click.echo(
+            f"{made.tag} starts with model {made.model} and lies in {folder}; run it with: mlpkg serve {use_case}"
+        )
 
 # %% ../../nbs/serve/cli.ipynb #serve
 @click.command()
@@ -49,6 +51,8 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
         state = wait_until_up(server, address)
         told = f"model {state['model']}" if state.get("status") == "ready" else f"not ready: {state.get('detail')}"
         click.echo(f"{use_case} is served on {address} (bento {found.tag}, {told}); Ctrl-C stops it")
+        if settings.host not in ("127.0.0.1", "::1", "localhost"):
+            click.echo("whoever reaches this address may use it: there are no tokens yet", err=True)
         code = server.wait()
         raise MlpkgError(f"the server has ended with code {code}", "its last lines say why")
     except KeyboardInterrupt:

@@ -45,34 +45,58 @@ def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[s
         schema = contract.model_json_schema(ref_template=_REF + "{model}")
         schemas |= schema.pop("$defs", {})
         schemas[name] = schema
+    for name in sources:
+        entry: dict[str, Any] = {"source": {"const": name}, "id": {"type": "string"}, "position": {"type": "integer"}}
+        entry |= {"arrived": {"type": "string", "format": "date-time"}, "event": {"$ref": _REF + name}}
+        schemas[f"{name}_entry"] = {"type": "object", "required": list(entry), "properties": entry}
     return schemas
 
 # %% ../../nbs/serve/openapi.ipynb #paths
 _STATUS = {
-    400: "not JSON", 404: "there is none", 405: "another method", 408: "the body did not arrive in time", 409: "the id was used for other content",
-    413: "too large", 415: "another content type", 422: "against the contract", 500: "unexpected", 503: "no store or no model",
-}  # fmt: skip
+    400: "not JSON",
+    404: "there is none",
+    405: "another method",
+    408: "the body did not arrive in time",
+    409: "the id was used for other content",
+    413: "too large",
+    415: "another content type",
+    422: "against the contract",
+    500: "unexpected",
+    503: "no store or no model",
+}
 
 
-def _content(schema: str, kind: str = "application/json") -> dict[str, Any]:
-    return {kind: {"schema": {"$ref": _REF + schema}}}
+def _content(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
+    return {kind: {"schema": schema}}
 
 
-def _answers(schema: str, what: str, *refusals: int) -> dict[str, Any]:
-    refused = {str(s): {"description": _STATUS[s], "content": _content("Problem", "application/problem+json")} for s in (*refusals, 405, 500, 503)}
-    return {"200": {"description": what, "content": _content(schema) if schema else {"application/json": {"schema": {"type": "object"}}}}, **refused}
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": _REF + name}
+
+
+def _lines(what: str) -> dict[str, Any]:
+    return _content({"type": "string", "description": what}, "application/x-ndjson")
+
+
+def _answers(good: dict[str, Any], what: str, *refusals: int) -> dict[str, Any]:
+    wrong = _content(_ref("Problem"), "application/problem+json")
+    refused = {str(s): {"description": _STATUS[s], "content": wrong} for s in (*refusals, 405, 500, 503)}
+    return {"200": {"description": what, "content": good}, **refused}
 
 
 def _post(summary: str, sent: str, back: str, name: str) -> dict[str, Any]:
-    body = _content(sent) | {"application/x-ndjson": {"schema": {"type": "string", "description": f"One {sent} a line; an answer per line."}}}
-    answers = _answers(back, "Taken, now or before.", 400, 404, 408, 409, 413, 415, 422)
-    answers["200"]["content"]["application/x-ndjson"] = {"schema": {"type": "string", "description": f"A {back} or a Problem a line."}}
-    return {"post": {"operationId": name, "summary": summary, "requestBody": {"required": True, "content": body}, "responses": answers}}
+    body = _content(_ref(sent)) | _lines(f"One {sent} a line; there is an answer per line.")
+    good = _content(_ref(back)) | _lines(f"One {back} or Problem a line.")
+    answers = _answers(good, "Taken, now or before.", 400, 404, 408, 409, 413, 415, 422)
+    request = {"required": True, "content": body}
+    return {"post": {"operationId": name, "summary": summary, "requestBody": request, "responses": answers}}
 
 
-def _get(summary: str, back: str, name: str, *parameters: str) -> dict[str, Any]:
-    given = [{"name": p, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for p in parameters]
-    answers = _answers(back, "Here it is.", *([404] if parameters else []))
+def _get(summary: str, schema: dict[str, Any], name: str, *parameters: str) -> dict[str, Any]:
+    given = [
+        {"name": p, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for p in parameters
+    ]
+    answers = _answers(_content(schema), "Here it is.", *([404] if parameters else []))
     return {"get": {"operationId": name, "summary": summary, "parameters": given, "responses": answers}}
 
 # %% ../../nbs/serve/openapi.ipynb #openapi
@@ -81,14 +105,19 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     sources = use_case.sources
     outcomes = {o.stream: o for o in use_case.outcomes.values()}
     paths = {"/v1/decide": _post("Decide an event.", use_case.on.name, "Decision", "decide")}
-    paths["/v1/decisions/{id}"] = _get("The record of a decision, by the id of its event.", "Decision", "decision", "id")
+    paths["/v1/decisions/{id}"] = _get(
+        "The record of a decision, by the id of its event.", _ref("Decision"), "decision", "id"
+    )
     for name in sources:
-        paths[f"/v1/events/{name}"] = _post(f"Send {name} that nothing is to be decided about.", name, "Receipt", f"send_{name}")
-        paths[f"/v1/events/{name}/{{id}}"] = _get(f"One of the {name}.", name, f"get_{name}", "id")
+        paths[f"/v1/events/{name}"] = _post(
+            f"Send {name} that nothing is to be decided about.", name, "Receipt", f"send_{name}"
+        )
+        where = f"One of the {name}, and where it stands in the log."
+        paths[f"/v1/events/{name}/{{id}}"] = _get(where, _ref(f"{name}_entry"), f"get_{name}", "id")
     for stream, outcome in outcomes.items():
         summary = f"Report {outcome.name} of one of the {outcome.source.name}, by its id."
         paths[f"/v1/outcomes/{stream}"] = _post(summary, stream, "Receipt", f"report_{stream.replace('.', '_')}")
-    paths["/v1/health"] = _get("Alive?", "", "health")
-    paths["/v1/ready"] = _get("Ready: the store can be written and a model is loaded?", "", "ready")
+    paths["/v1/health"] = _get("Alive?", {"type": "object"}, "health")
+    paths["/v1/ready"] = _get("Can the store be written, and is a model loaded?", {"type": "object"}, "ready")
     info = {"title": use_case.name, "version": "1", "description": f"Live decisions of the use case {use_case.name}."}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": _schemas(sources, outcomes)}}

@@ -7,7 +7,6 @@ __all__ = ['Bento', 'find_bento', 'build']
 
 # %% ../../nbs/serve/package.ipynb #imports
 import importlib.util
-import logging
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .wheel import pins, write_wheel
-from ..settings import MlpkgError, Missing, Settings
+from ..settings import Missing, MlpkgError, Settings
 
 # %% ../../nbs/serve/package.ipynb #bento
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ def find_bento(name: str, settings: Settings, which: str | None = None) -> Bento
     version = which.removeprefix(f"{name}:") if which else None
     built = [p.parent for p in store.glob("*/bento.yaml") if version in (None, "latest", p.parent.name)]
     if not built:
-        raise MlpkgError(f"there is no bento {which or f'of {name}'} in {store.parent}", f"build one with: mlpkg package {name}")
+        raise MlpkgError(
+            f"there is no bento {which or f'of {name}'} in {store.parent}", f"build one with: mlpkg package {name}"
+        )
     return Bento(max(built, key=lambda p: (p / "bento.yaml").stat().st_mtime_ns))
 
 # %% ../../nbs/serve/package.ipynb #build
@@ -88,7 +89,9 @@ def build(name: str, settings: Settings, version: str | None = None) -> Bento:
     if not (service / "service.py").is_file():
         raise MlpkgError(f"there is no {service / 'service.py'}", "write one, after services/fraud/service.py")
     model = _model(settings, name, version)
-    os.environ.update(BENTOML_HOME=str(settings.state / "bentoml"), BENTOML_DO_NOT_TRACK="True")  # read when it is imported
+    os.environ.update(
+        BENTOML_HOME=str(settings.state / "bentoml"), BENTOML_DO_NOT_TRACK="True"
+    )  # read when it is imported
     try:
         import bentoml
     except ImportError:
@@ -132,6 +135,8 @@ def _copy_code(package: str, folder: Path) -> None:
     if package == "mlpkg" or spec is None:
         return
     if spec.submodule_search_locations:
-        shutil.copytree(spec.submodule_search_locations[0], folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            spec.submodule_search_locations[0], folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     elif spec.origin:
         shutil.copy(spec.origin, folder)

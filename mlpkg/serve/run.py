@@ -48,7 +48,17 @@ def start_server(bento: Bento, settings: Settings) -> subprocess.Popen[bytes]:
         # the mlpkg that was packaged, whatever this one has become since
         "PYTHONPATH": os.pathsep.join(str(p) for p in (bento.wheel, os.environ.get("PYTHONPATH")) if p),
     }
-    command = [sys.executable, "-m", "bentoml", "serve", str(bento.folder), "--host", settings.host, "--port", str(settings.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        str(bento.folder),
+        "--host",
+        settings.host,
+        "--port",
+        str(settings.port),
+    ]
     command += ["--timeout-graceful-shutdown", "5"]
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -86,5 +96,5 @@ def wait_until_up(server: subprocess.Popen[bytes], address: str, patience: float
             return json.load(error)
         except (URLError, OSError):
             time.sleep(0.05)
-    ended = server.poll() is not None
-    raise MlpkgError("the server ended before it answered" if ended else f"the server has not answered in {patience:g} s", "its last lines say why")
+    what = "ended before it answered" if server.poll() is not None else f"has not answered in {patience:g} s"
+    raise MlpkgError(f"the server {what}", "its last lines say why")

@@ -14,7 +14,7 @@ from base64 import urlsafe_b64encode
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from ..settings import MlpkgError, Missing
+from ..settings import Missing, MlpkgError
 
 # %% ../../nbs/serve/wheel.ipynb #wheel
 def write_wheel(folder: str | Path) -> str:
@@ -22,12 +22,15 @@ def write_wheel(folder: str | Path) -> str:
     try:
         installed = distribution("mlpkg")
     except PackageNotFoundError:
-        raise MlpkgError("mlpkg is not installed, so it cannot be packaged", "run pip install -e . in its checkout") from None
+        raise MlpkgError(
+            "mlpkg is not installed, so it cannot be packaged", "run pip install -e . in its checkout"
+        ) from None
     spec = importlib.util.find_spec("mlpkg")
     assert spec is not None and spec.origin is not None
     root = Path(spec.origin).parent
     files = {p.relative_to(root.parent).as_posix(): p.read_bytes() for p in sorted(root.rglob("*.py"))}
-    meta = {"METADATA": installed.read_text("METADATA") or installed.read_text("PKG-INFO") or "", "entry_points.txt": installed.read_text("entry_points.txt") or ""}
+    meta = {name: installed.read_text(name) or "" for name in ("METADATA", "entry_points.txt")}
+    meta["METADATA"] = meta["METADATA"] or installed.read_text("PKG-INFO") or ""
     digest = hashlib.sha256(repr((sorted(files.items()), meta)).encode()).hexdigest()[:12]
     version = f"{installed.version.partition('+')[0]}+{digest}"
     info = f"mlpkg-{version}.dist-info"

@@ -14,7 +14,7 @@ app = Application("fraud", settings(HERE))
 @bentoml.service(
     name="fraud",
     workers=1,  # one writer: a decision is one short transaction
-    http={"host": "127.0.0.1"},
+    http={"host": "127.0.0.1"},  # type: ignore[arg-type]
     traffic={"timeout": 1},  # leaves a timer behind for every request, this long
     logging={"access": {"enabled": False}},  # the log of decisions says more; these three cost more than a decision
     metrics={"enabled": False},
