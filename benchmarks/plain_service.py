@@ -5,6 +5,7 @@ import os
 
 import bentoml
 import lightgbm as lgb
+import numpy as np
 
 
 @bentoml.service(
@@ -28,4 +29,4 @@ class Plain:
     @bentoml.api
     def predict(self, features: list[float]) -> float:
         """The score of one row."""
-        return float(self.booster.predict([features], num_threads=1)[0])
+        return float(np.asarray(self.booster.predict(np.array([features]), num_threads=1))[0])

@@ -22,8 +22,10 @@ from mlpkg.timeline import (
     Moments,
     Timeline,
     blocks,
+    edges_of,
     private_windows,
     ragged,
+    sees_all,
     visible_bounds,
     window_bounds,
 )
@@ -33,7 +35,7 @@ Array = np.ndarray
 
 # %% ../nbs/aggregates.ipynb #windows
 class Windows:
-    """Windows over a timeline: rows ``lo[m, w]:hi[m]`` for each moment and width; every row in them is visible."""
+    """Windows over a timeline: rows ``lo[w, m]:hi[m]`` for each width and moment; every row in them is visible."""
 
     def __init__(self, timeline: Timeline, moments: Moments, lo: Array, hi: Array):
         self.timeline, self.moments, self.lo, self.hi = timeline, moments, lo, hi
@@ -42,8 +44,8 @@ class Windows:
 
     @cached_property
     def count(self) -> Array:
-        """How many rows each window has, int64 of shape (moments, widths)."""
-        return self.hi[:, None] - self.lo
+        """How many rows each window has, int64 of shape (widths, moments)."""
+        return self.hi - self.lo
 
     def sum(self, column: str) -> Array:
         """The exact sum of a column over each window, int64."""
@@ -51,7 +53,7 @@ class Windows:
             values = self.timeline.columns[column]
             prefix = np.zeros(len(values) + 1, np.int64)
             np.add.accumulate(values, out=prefix[1:])
-            self._sums[column] = prefix.take(self.hi)[:, None] - prefix.take(self.lo)
+            self._sums[column] = prefix.take(self.hi) - prefix.take(self.lo)
         return self._sums[column]
 
     def reduce(self, column: str, ufunc: np.ufunc) -> Array:
@@ -71,10 +73,11 @@ class Windows:
     def last(self, values: Array, *, before_own: bool = False) -> tuple[Array, Array]:
         """The last value in each window and whether there is one; `before_own` passes over the event being decided."""
         at = self.hi - 1
-        if before_own and len(self.timeline):
+        if not len(values):
+            return np.zeros(self.lo.shape, np.int64), np.zeros(self.lo.shape, bool)
+        if before_own:
             at = at - (self.timeline.position[at] == self.moments.own)
-        there = at[:, None] >= self.lo
-        return (values[at] if len(values) else np.zeros(len(at), np.int64))[:, None] + np.zeros_like(self.lo), there
+        return np.broadcast_to(values[np.maximum(at, 0)], self.lo.shape), at >= self.lo
 
     def where(self, condition: "Condition") -> "Windows":
         """The same windows with only the rows that meet a condition."""
@@ -89,13 +92,13 @@ class Windows:
     def _gather(self, reduced: Any) -> Array:
         """Call ``reduced(rows, starts, lo)`` on the rows of all windows that are not empty, in blocks, one width at a time."""
         out = np.zeros(self.lo.shape, np.int64)
-        for w in range(self.lo.shape[1]):
-            filled = np.flatnonzero(self.hi > self.lo[:, w])
-            for block in blocks(self.count[filled, w]):
+        for first, count, result in zip(self.lo, self.count, out, strict=True):
+            filled = np.flatnonzero(count)
+            for block in blocks(count[filled]):
                 at = filled[block]
-                lo = self.lo[at, w]
+                lo = first[at]
                 rows, starts = ragged(lo, self.hi[at])
-                out[at, w] = reduced(rows, starts[:-1], np.repeat(lo, np.diff(starts)))
+                result[at] = reduced(rows, starts[:-1], np.repeat(lo, np.diff(starts)))
         return out
 
 # %% ../nbs/aggregates.ipynb #condition
@@ -235,7 +238,7 @@ class Aggregate:
             Condition(self.where, columns)
 
     def compute(self, windows: Windows, scale: int) -> Array:
-        """The values, of shape (moments, widths), before `empty` is put in; `scale` steps of the column make one."""
+        """The values, of shape (widths, moments), before `empty` is put in; `scale` steps of the column make one."""
         raise NotImplementedError
 
     def spec(self) -> dict[str, object]:
@@ -263,8 +266,7 @@ def from_spec(spec: Mapping[str, Any]) -> Aggregate:
 
 def _over_count(numerator: Array, count: Array) -> Array:
     """The quotient in float64, null where the count is 0."""
-    filled = count > 0
-    return np.divide(numerator, count, out=np.full(count.shape, np.nan), where=filled)
+    return numerator / np.where(count > 0, count, np.nan)
 
 # %% ../nbs/aggregates.ipynb #count
 @register
@@ -354,7 +356,7 @@ class TimeSinceLast(Aggregate):
     def compute(self, windows: Windows, scale: int) -> Array:
         """``(t - t_last) / 10⁶``, passing over the event that is being decided."""
         time, there = windows.last(windows.timeline.time, before_own=True)
-        return np.where(there, (windows.moments.time[:, None] - time) / SECOND, np.nan)
+        return np.where(there, (windows.moments.time - time) / SECOND, np.nan)
 
 # %% ../nbs/aggregates.ipynb #reduction
 class Reduction:
@@ -363,13 +365,13 @@ class Reduction:
     def __init__(self, aggregates: Sequence[Aggregate], columns: Mapping[str, Column], delay: int):
         self.aggregates, self.delay = aggregates, delay
         used = sorted({duration(over) for a in aggregates for over in a.windows}, reverse=True)
-        self.widths = np.array(used, np.int64)
+        self.edges = edges_of(delay, used)
         self.reach = delay + used[0]
         self._plan: list[tuple[Aggregate, Any, list[Condition], int]] = []
         self.columns: set[str] = set()
         for a in aggregates:
             at = [used.index(duration(over)) for over in a.windows]
-            pick: Any = slice(None) if at == list(range(len(used))) else np.array(at)
+            pick = None if at == list(range(len(used))) else np.array(at)
             conditions = [Condition(a.where, columns)] if a.where else []
             if a.column is not None and columns[a.column].nullable:
                 conditions.append(_Known(a.column))
@@ -380,29 +382,31 @@ class Reduction:
                 self.columns.add(a.column)
 
     def compute(self, timeline: Timeline, moments: Moments) -> list[Array]:
-        """A result of shape (moments, its windows) per aggregate: int64 for counts, else float64."""
-        lo, hi = window_bounds(timeline, moments, self.delay, self.widths)
+        """A result of shape (its windows, moments) per aggregate: int64 for counts, else float64."""
+        lo, hi = window_bounds(timeline, moments, self.edges)
+        if sees_all(timeline, moments, self.delay):
+            return self._on(Windows(timeline, moments, lo, hi))
         hi, clean = visible_bounds(timeline, moments, lo, hi, self.delay)
         if clean.all():
             return self._on(Windows(timeline, moments, lo, hi))
         out = [
-            np.empty((len(moments), len(a.windows)), np.int64 if a.integer and a.empty is None else np.float64)
+            np.empty((len(a.windows), len(moments)), np.int64 if a.integer and a.empty is None else np.float64)
             for a in self.aggregates
         ]
         shared = np.flatnonzero(clean)
-        self._put(out, shared, Windows(timeline, moments.take(shared), lo[shared], hi[shared]))
+        self._put(out, shared, Windows(timeline, moments.take(shared), lo[:, shared], hi[shared]))
         private = np.flatnonzero(~clean)
-        for block in blocks(hi[private] - lo[private].min(axis=1)):
+        for block in blocks(hi[private] - lo[:, private].min(axis=0)):
             at = private[block]
             asked = moments.take(at)
-            own, own_lo, own_hi = private_windows(timeline, asked, lo[at], hi[at])
+            own, own_lo, own_hi = private_windows(timeline, asked, lo[:, at], hi[at])
             self._put(out, at, Windows(own, asked, own_lo, own_hi))
         return out
 
     def _put(self, out: list[Array], at: Array, windows: Windows) -> None:
         if len(at):
             for whole, part in zip(out, self._on(windows), strict=True):
-                whole[at] = part
+                whole[:, at] = part
 
     def _on(self, windows: Windows) -> list[Array]:
         results = []
@@ -414,5 +418,5 @@ class Reduction:
             if aggregate.empty is not None:
                 absent = np.isnan(value) if not aggregate.integer else kept.count == 0
                 value = np.where(absent, float(aggregate.empty), value)
-            results.append(value[:, pick])
+            results.append(value if pick is None else value[pick])
         return results

@@ -297,7 +297,8 @@ def replay(use_case: str, start: int, end: int, into: Path, as_json: bool) -> No
     if as_json:
         return say(done)
     click.echo(
-        f"warmed with {done.warmed} entries; {done.events} events, {done.outcomes} outcomes, {done.decisions} decisions, {done.refused} refused"
+        f"warmed with {done.warmed} entries; {done.events} events, {done.outcomes} outcomes, {done.decisions} decisions, "
+        f"{done.refused} refused"
     )
     click.echo(f"see them: MLPKG_STATE={into} mlpkg decisions {use_case}")
 

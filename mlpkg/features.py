@@ -27,7 +27,7 @@ import numpy as np
 from .aggregates import Aggregate, Reduction, from_spec
 from .events import NULL, Column, Group, Outcome, Source, source_of
 from .settings import MlpkgError
-from .timeline import Array, History, Moments, Timeline, stable_order, with_truth
+from .timeline import Array, History, Layout, Moments, Timeline, as_outcome, reported, stable_order, with_truth
 from .times import DAY, HOUR, MINUTE, SECOND, duration
 
 # %% ../nbs/features.ipynb #present
@@ -44,7 +44,7 @@ class Request:
 
     function: Callable[..., Any]
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The fields it asks for."""
         return tuple(inspect.signature(self.function).parameters)
@@ -118,11 +118,6 @@ class _Part:
         if self.outcome:
             self.streams.append(Stream(self.outcome.stream, self.key, ("about", "truth")))
 
-    def joined(self, timeline: Timeline, about: Array, known: Array, truth: Array) -> Timeline:
-        assert self.outcome is not None
-        return with_truth(
-            timeline, self.outcome.name, about, known, truth, self.outcome.presumed, self.outcome.after_us
-        )
 
 
 class FeatureSet:
@@ -201,7 +196,7 @@ class FeatureSet:
         return sorted({p.key for p in self._parts})
 
     @cached_property
-    def _keys(self) -> dict[str, int]:
+    def _places(self) -> dict[str, int]:
         return {c.name: i for i, c in enumerate(self.on.columns)}
 
     @cached_property
@@ -289,36 +284,45 @@ def compute(features: FeatureSet, history: History, rows: Array, seen: Array | N
     A column per feature, int64 or float64, in the order of the features.
     """
     events = history.events[features.on.name]
-    time, own = events.time[rows], events.position[rows]
+    everything = len(rows) == len(events)
+    time, own = (events.time, events.position) if everything else (events.time[rows], events.position[rows])
     position = own if seen is None else seen
     out: list[Array] = [np.empty(0)] * len(features.features)
     for part in features._parts:
         base = history.events[part.base.name]
         layout = base.layout(part.key)
         if base is events:
-            chosen = np.full(len(events), -1, np.int64)
-            chosen[rows] = np.arange(len(rows))
-            order = chosen[layout.order]
-            order = order[order >= 0]
-            entity = layout.entity[rows]
+            entity = layout.entity if everything else layout.entity[rows]
         else:
             entity = layout.find(events.columns[part.key][rows])
-            order = stable_order(entity + 1)
-        moments = Moments(entity[order], time[order], position[order], own[order])
-        columns = {name: base.columns[name][layout.order] for name in part.streams[0].columns}
-        timeline = Timeline(base.time[layout.order], base.position[layout.order], columns, layout.starts)
-        if part.outcome:
-            reports = history.reports[part.outcome.stream]
-            timeline = part.joined(timeline, reports.about, reports.known, reports.truth)
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        values = [v for result in part.reduction.compute(timeline, moments) for v in result.T]
-        for place, value in zip(part.places, values, strict=True):
-            out[place] = value[back]
+        order = layout.order if base is events and everything else stable_order(entity + 1)
+        found = _compute_part(part, history, layout, order, Moments(entity, time, position, own))
+        for place, column in zip(part.places, found.T, strict=True):
+            out[place] = column.copy().view(np.int64 if features.features[place].integer else np.float64)
     present = {c.name: events.columns[c.name][rows] for c in features.on.columns}
     for place, value in _present_values(features, present, time):
         out[place] = value
     return dict(zip(features.names, out, strict=True))
+
+
+def _compute_part(part: _Part, history: History, layout: Layout, order: Array, moments: Moments) -> Array:
+    """The bits of a part's features, a row per moment, computed piece by piece, a number of entities at a time."""
+    base = history.events[part.base.name]
+    columns, outcome = part.streams[0].columns, part.outcome
+    if outcome:
+        reports = history.reports[outcome.stream]
+        since, value = reported(base.position, reports.about, reports.known, reports.truth, outcome.presumed or 0)
+    out = np.empty((len(order), len(part.places)), np.int64)
+    for piece, mine, asked in layout.pieces(base.time, moments.entity[order]):
+        at, to = layout.order[mine], order[asked]
+        starts = layout.starts[piece.start : piece.stop + 1] - layout.starts[piece.start]
+        timeline = Timeline(base.time[at], base.position[at], {c: base.columns[c][at] for c in columns}, starts)
+        if outcome:
+            timeline = as_outcome(timeline, outcome.name, since[at], value[at], outcome.presumed, outcome.after_us)
+        those = moments.take(to)
+        those.entity -= piece.start
+        out[to] = np.concatenate([v.view(np.int64) for v in part.reduction.compute(timeline, those)]).T
+    return out
 
 
 def _present_values(features: FeatureSet, codes: Mapping[str, Array], time: Array) -> list[tuple[int, Array]]:
@@ -364,20 +368,24 @@ def evaluate(
     """
     out: list[Any] = [None] * len(features.features)
     moment = Moments.one(time, position, own)
-    keys = features._keys
+    places = features._places
     for part in features._parts:
-        value = codes[keys[part.key]]
+        value, outcome = codes[places[part.key]], part.outcome
         timeline = read(part.base.name, part.key, value)
-        if part.outcome:
-            reports = read(part.outcome.stream, part.key, value)
-            timeline = part.joined(timeline, reports.columns["about"], reports.position, reports.columns["truth"])
-        values = [v for result in part.reduction.compute(timeline, moment) for v in result[0].tolist()]
-        for place, number in zip(part.places, values, strict=True):
+        if outcome:
+            said = read(outcome.stream, part.key, value)
+            about, truth = said.columns["about"], said.columns["truth"]
+            timeline = with_truth(
+                timeline, outcome.name, about, said.position, truth, outcome.presumed, outcome.after_us
+            )
+        numbers = [v for result in part.reduction.compute(timeline, moment) for v in result.ravel().tolist()]
+        for place, number in zip(part.places, numbers, strict=True):
             out[place] = number
     if features._present:
-        present = {c.name: np.array([code]) for c, code in zip(features.on.columns, codes, strict=True)}
-        for place, number in _present_values(features, present, np.array([time])):
-            out[place] = number[0].item()
+        row = np.array([*codes, time])
+        present = {name: row[i : i + 1] for name, i in places.items()}
+        for place, number in _present_values(features, present, row[-1:]):
+            out[place] = number.item()
     return out
 
 # %% ../nbs/features.ipynb #json

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import handbook
 import lightgbm as lgb
 import numpy as np
 import pytest
 
-import handbook
 import mlpkg as ml
 from mlpkg import cli as command_line
 from mlpkg import decisions, models
@@ -22,7 +22,7 @@ from mlpkg.decisions import Decider, Decision, UseCase
 from mlpkg.lab.fraud import simulate
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.settings import Settings
-from mlpkg.times import DAY, HOUR, instant, iso
+from mlpkg.times import HOUR, instant, iso
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "card_transactions.parquet"
@@ -72,6 +72,9 @@ class Answer:
         return True
 
 
+Command = Callable[..., Answer]
+
+
 class Project:
     """A folder with a settings.ini, in which commands are run."""
 
@@ -99,11 +102,15 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def cli(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """The command `mlpkg` as its entry point runs it, but in this process: a second less a call."""
+def cli(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command `mlpkg` as its entry point runs it, but in this process, which is there already."""
 
-    def call(*arguments: object) -> Answer:
+    def call(*arguments: object, state: Path | None = None) -> Answer:
         monkeypatch.chdir(project.folder)
+        if state:
+            monkeypatch.setenv("MLPKG_STATE", str(state))
+        else:
+            monkeypatch.delenv("MLPKG_STATE", raising=False)
         monkeypatch.setattr(sys, "argv", ["mlpkg", *map(str, arguments)])
         capfd.readouterr()
         status = 0
@@ -127,11 +134,11 @@ def booster(features: ml.FeatureSet, rows: np.ndarray | None = None, labels: np.
     return lgb.train({"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 7}, data, 10)
 
 
-def put_live(case: UseCase, platform: Any, made: lgb.Booster | None = None) -> str:
+def put_live(case: UseCase, platform: Any, made: lgb.Booster | None = None, **metrics: float) -> str:
     """Save a model of the use case and make it live."""
     state = platform.settings.state
     version = models.save(
-        state, case.name, made or booster(case.features), case.features, metrics={}, lineage={}, policy={}
+        state, case.name, made or booster(case.features), case.features, metrics=metrics, lineage={}, policy={}
     )
     decisions.promote(platform, models.find(state, case.name, version), by="a test", why="to decide")
     return version
@@ -142,7 +149,7 @@ class Bank:
 
     def __init__(self, case: UseCase, state: Path):
         self.case, self.platform = case, ml.open(Settings(state=state))
-        self.version = put_live(case, self.platform)
+        self.version = self.platform.live(case.name) or put_live(case, self.platform)
         self.decider = Decider(case, self.platform)
 
     def payment(self, id: str, day: float, **fields: Any) -> dict[str, Any]:
@@ -154,9 +161,7 @@ class Bank:
         return self.decider.decide(body, arrived=instant(body["time"]))
 
     def hears(self, id: str, fraud: bool, day: float) -> Any:
-        return self.platform.report(
-            handbook.frauds, {"id": id, "fraud": fraud}, arrived=START + round(day * 24) * HOUR
-        )
+        return self.platform.report(handbook.frauds, {"id": id, "fraud": fraud}, arrived=START + round(day * 24) * HOUR)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -204,6 +209,3 @@ def stocked(project: Project, _stocked: Path) -> Project:
     """A project in whose state the simulated payments are, and a live model."""
     shutil.copytree(_stocked, project.state)
     return project
-
-
-WEEK = 7 * DAY

@@ -4,14 +4,15 @@ import contextlib
 from collections import defaultdict
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import handbook
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-import handbook
 import mlpkg as ml
 from mlpkg import lab
 from mlpkg.lab.fraud import simulate
@@ -39,7 +40,7 @@ def payments(path: Path) -> list[Payment]:
         found.append(
             (str(row.id), int(at) * 1_000_000, int(row.customer_id), int(row.terminal_id), int(cents), bool(row.fraud))
         )
-    assert all(a[1] <= b[1] for a, b in zip(found, found[1:], strict=False)), "in the order of time"
+    assert all(a[1] <= b[1] for a, b in pairwise(found)), "in the order of time"
     return found
 
 

@@ -131,7 +131,7 @@ class Archive:
             pq.write_table(_table(entries, kinds[stream]), part, compression="zstd")
             part.replace(path)
 
-    # -- reading: the same answers as the log ---------------------------------------------------------------------------------------
+    # -- reading: the same answers as the log ------------------------------------------------------------------------
 
     def _read(self, stream: str, columns: list[str], since: int = 0, before: int = LATEST) -> pa.Table:
         folder = self.folder / stream

@@ -36,7 +36,7 @@ _WEEK = 7
 def payments(customers: int, terminals: int, days: int, seed: int, live: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulated history up to now, with ``fraud`` null where it is not known yet, and the next `live` payments."""
     today = pd.Timestamp(now() // DAY * DAY, unit="us", tz="UTC")
-    made = simulate(
+    made: Any = simulate(
         customers=customers,
         terminals=terminals,
         days=days + 3,
@@ -216,7 +216,8 @@ def run(folder: Path, customers: int, terminals: int, days: int, live: int, rate
     period = [word for name, ago in days_ago.items() for word in ("-p", name, iso(today - ago * DAY)[:10])]
     trained = json.loads(_run("train", "fraud", *period, "-p", "quick", "true", "--json", capture=True))
     click.echo(
-        f"model {trained['version']}: average precision {trained['average_precision']:.3f} on {trained['test_rows']} later payments"
+        f"model {trained['version']}: "
+        f"average precision {trained['average_precision']:.3f} on {trained['test_rows']} later payments"
     )
     _run("package", "fraud")
     with _serving(_free_port(), folder / "service.log") as service:

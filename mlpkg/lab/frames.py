@@ -89,7 +89,7 @@ def frame_of(source: Source, events: Events) -> pd.DataFrame:
 def events(
     source: Source | str, start: When = 0, end: When = LATEST, *, platform: Platform | None = None
 ) -> pd.DataFrame:
-    """The events of a source with a time from `start` to just before `end`, in the order of the log, with what is known of their outcomes.
+    """The events of a source with a time from `start` to just before `end`, in the order of the log, with their outcomes.
 
     An outcome is null where nothing was reported; what is presumed is not put in.
     """
@@ -121,7 +121,7 @@ def _reported(outcome: Outcome, events: Events, reports: Any) -> Any:
     return (
         pd.array(known, dtype="boolean")
         if outcome.column.kind == "bool"
-        else pd.to_numeric(pd.Series(known), errors="coerce").array
+        else pd.array(known.to_numpy(np.float64, na_value=np.nan))
     )
 
 # %% ../../nbs/lab/frames.ipynb #decisions

@@ -162,7 +162,8 @@ class _Columns:
 
     def __init__(self, frame: pd.DataFrame):
         self.time = np.zeros(len(frame), np.int64)
-        self.arrived = _micros(frame["arrived"]).copy()
+        arrived: Any = frame["arrived"]
+        self.arrived = _micros(arrived).copy()
         self.keep = np.zeros(len(frame), bool)
         self.bodies: list[str] = [""] * len(frame)
         self.codes: dict[str, np.ndarray] = {}
@@ -171,7 +172,7 @@ class _Columns:
 def checked(use_case: UseCase, frame: pd.DataFrame, refused: Refusals, gone: set[int]) -> Batch:
     """The rows of a frame that keep their contracts, as a batch; the others are added to `refused`.
 
-    The frame has ``source`` (a source or outcome of the use case), ``row``, ``id``, ``arrived``, and the fields of each. The rows of
+    The frame has ``source`` (a source or outcome of the use case), ``row``, ``id``, ``arrived``, and the fields. The rows of
     the file whose event was refused are added to `gone`: what such a row says of the outcome is passed over.
     """
     named: dict[str, Source | Outcome] = {**use_case.outcomes, **use_case.sources}
@@ -190,7 +191,10 @@ def checked(use_case: UseCase, frame: pd.DataFrame, refused: Refusals, gone: set
             at = at[~frame["row"].iloc[at].isin(gone).to_numpy()]
         number[at] = len(streams)
         streams.append(stream)
-        (_take_events if isinstance(stream, Source) else _take_reports)(stream, frame, at, out, refused)  # type: ignore[arg-type]
+        if isinstance(stream, Source):
+            _take_events(stream, frame, at, out, refused)
+        else:
+            _take_reports(stream, frame, at, out, refused)
     kept = np.flatnonzero(out.keep)
     ids = frame["id"].to_numpy(object)[kept].tolist()
     bodies = [out.bodies[i] for i in kept.tolist()]

@@ -9,7 +9,6 @@ __all__ = ['average_precision', 'auc', 'report', 'in_words']
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..decisions import UseCase
 from .frames import decisions
@@ -17,7 +16,10 @@ from ..platform import Platform
 
 # %% ../../nbs/lab/report.ipynb #metrics
 def average_precision(label: Any, score: Any) -> float:
-    """The area under precision over recall as a step function: ``Σ (R_k - R_{k-1}) P_k`` over the distinct scores, highest first; null without both classes."""
+    """The area under precision over recall as steps: ``Σ (R_k - R_{k-1}) P_k`` over the distinct scores, highest first.
+
+    Null where there is no positive.
+    """
     hits, total = _cumulated(label, score)
     if not len(hits) or hits[-1] == 0:
         return float("nan")
@@ -25,7 +27,10 @@ def average_precision(label: Any, score: Any) -> float:
 
 
 def auc(label: Any, score: Any) -> float:
-    """The area under the ROC curve by trapezoids: how often a positive outranks a negative, ties counted half; null without both classes."""
+    """The area under the ROC curve by trapezoids: how often a positive outranks a negative, ties counted half.
+
+    Null without both classes.
+    """
     hits, total = _cumulated(label, score)
     if not len(hits) or hits[-1] in (0, total[-1]):
         return float("nan")
@@ -44,9 +49,9 @@ def _cumulated(label: Any, score: Any) -> tuple[np.ndarray, np.ndarray]:
 # %% ../../nbs/lab/report.ipynb #report
 def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str, Any]:
     """Decisions by action and model, quality on those whose outcome is known, and what waits or was refused, as plain data."""
-    frame = decisions(since, of=case, platform=platform)
+    frame: Any = decisions(since, of=case, platform=platform)
     outcomes = {name: _quality(frame, name) for name in case.on.outcomes if len(frame)}
-    latency = frame["latency_us"] if len(frame) else pd.Series(dtype=float)
+    latency = frame["latency_us"]
     return {
         "use_case": case.name,
         "live": platform.live(case.name),
@@ -62,7 +67,7 @@ def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str,
     }
 
 
-def _quality(frame: pd.DataFrame, name: str) -> dict[str, Any]:
+def _quality(frame: Any, name: str) -> dict[str, Any]:
     known = frame[frame[name].notna()]
     found: dict[str, Any] = {"known": len(known), "unknown": len(frame) - len(known)}
     if frame[name].dtype != "boolean" or not len(known):

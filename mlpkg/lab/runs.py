@@ -15,7 +15,7 @@ import secrets
 import subprocess
 import warnings
 from collections.abc import Mapping
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ def save_model(
     MlpkgError
         When a metric is not a finite number, or the booster's columns are not the features.
     """
+    table: Any = rows  # pandas' own annotations say less than the checker wants to know
     for name, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(float(value)):
             raise MlpkgError(f"metric {name} = {value!r} is not a finite number")
@@ -130,14 +131,14 @@ def save_model(
     _write(folder / "metrics.json", {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()})
     subject = case.on.subject
     if subject and subject in rows:
-        (folder / "subjects.u64").write_bytes(pseudonyms(Settings.load().state, rows[subject]).tobytes())
+        (folder / "subjects.u64").write_bytes(pseudonyms(Settings.load().state, table[subject]).tobytes())
     trained = {
         "rows": len(rows),
-        "from": rows["time"].min().isoformat() if len(rows) else None,
-        "to": rows["time"].max().isoformat() if len(rows) else None,
+        "from": table["time"].min().isoformat() if len(rows) else None,
+        "to": table["time"].max().isoformat() if len(rows) else None,
         "asked": {k: v if isinstance(v, str | None) else iso(v) for k, v in rows.attrs.items()},
         "fingerprint": fingerprint(rows),
-        "subjects": int(rows[subject].nunique()) if subject and subject in rows else None,
+        "subjects": int(table[subject].nunique()) if subject and subject in rows else None,
     }
     policy = {"function": f"{case.policy.__module__}.{case.policy.__qualname__}", "hash": code_hash(case.policy)}
     _write(
@@ -250,6 +251,7 @@ def _execute(
 
     kernel = {"MLPKG_RUN": str(run), "MLPKG_STATE": str(settings.state), "MLPKG_ENV": settings.env, "MPLBACKEND": "agg"}
     before = {k: os.environ.get(k) for k in kernel}
+    bar: Any = {"disable": None, "desc": "training", "leave": False}
     os.environ.update(kernel)
     logging.getLogger("papermill").setLevel(logging.INFO if log_output else logging.ERROR)
     try:
@@ -259,7 +261,7 @@ def _execute(
             dict(given),
             kernel_name="python3",
             cwd=str(settings.root),
-            progress_bar={"disable": None, "desc": "training", "leave": False},
+            progress_bar=bar,
             log_output=log_output,
         )
     except PapermillExecutionError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.util import hash_pandas_object
 
 from ..decisions import UseCase
 from ..events import NULL, Outcome
@@ -24,7 +25,7 @@ from ..times import instant, now
 
 # %% ../../nbs/lab/training.ipynb #label
 def label_of(outcome: Outcome, history: History, as_of: int | None) -> Any:
-    """The outcome of every event of its source in the history, as known at the instant `as_of` (default: now), null where it is not."""
+    """The outcome of every event of its source in the history, as known at the instant `as_of` (default: now), else null."""
     events, reports = history.events[outcome.source.name], history.reports[outcome.stream]
     as_of = now() if as_of is None else as_of
     values = np.full(len(events), NULL, np.int64)
@@ -59,8 +60,8 @@ def training_set(
     Parameters
     ----------
     as_of
-        The instant up to which reported outcomes count for the label (default: now). It does not change the features: they never see more
-        than what their moment could see.
+        The instant up to which reported outcomes count for the label (default: now). It does not change the features: they never
+        see more than what their moment could see.
     outcome
         Which outcome is the label, if the source has several.
     use_case
@@ -70,7 +71,8 @@ def training_set(
 
     Returns
     -------
-    A row per event in the order of the log: ``id``, ``time``, the keys, the features (int64 or float64), ``label`` (null where unknown).
+    A row per event in the order of the log: ``id``, ``time``, the keys, the features (int64 or float64), ``label`` (null where
+    it is not known).
     """
     platform = platform or the_platform()
     first, last = instant(start), instant(end)
@@ -121,7 +123,8 @@ def _seen(store: Any, use_case: str, positions: Array) -> Array:
 def fingerprint(rows: pd.DataFrame) -> str:
     """A hash of the contents of a training set: ids, features and labels, in their order."""
     digest = hashlib.sha256()
+    hashed: Any = hash_pandas_object
     for name in rows.columns:
         digest.update(f"{name}:{rows[name].dtype};".encode())
-        digest.update(pd.util.hash_pandas_object(rows[name], index=False).to_numpy().tobytes())
+        digest.update(hashed(rows[name], index=False).to_numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,172 @@
+"""What was trained is what is served, and whoever doubts a record can have it recomputed."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import handbook
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import START, Bank, Command, Project, booster, put_live
+
+import mlpkg as ml
+from mlpkg import lab
+from mlpkg.settings import Settings
+from mlpkg.times import DAY, instant
+
+FEATURES = handbook.features.names
+
+
+def decided(cli: Command, state: Path) -> pd.DataFrame:
+    """The recorded decisions of a store: a row of features per event, as served, and the score."""
+    records = cli("decisions", "fraud", "-n", 0, "--json", state=state).json
+    rows = [{"id": r["event"], **r["features"], "score": r["score"]} for r in records]
+    return pd.DataFrame(rows).astype({f.name: "int64" if f.integer else "float64" for f in handbook.features.features})
+
+
+def bits(frame: pd.DataFrame) -> np.ndarray:
+    """Every number of the features as its 64 bits."""
+    return np.column_stack([frame[name].to_numpy().view(np.int64) for name in FEATURES])
+
+
+def change_a_record(store: Path, event: str, feature: str, value: float) -> None:
+    """Change one number of one recorded decision, as somebody with the file might."""
+    with closing(sqlite3.connect(store)) as db, db:
+        changed = db.execute(
+            "update log set body = json_set(body, '$.features.' || ?, json(?)) where id = ? "
+            "and source = (select id from source where name = 'decisions.fraud')",
+            (feature, repr(value), event),
+        )
+        assert changed.rowcount == 1
+
+
+def test_a_replayed_week_is_the_training_set_to_the_bit(stocked: Project, cli: Command):
+    """Everything from the command line: what a person would do to see whether notebook and production agree."""
+    with closing(ml.open(stocked.settings)) as platform:
+        train = lab.training_set(handbook.features, "2018-04-01", "2018-05-25", platform=platform)
+        learned = booster(handbook.features, train[FEATURES].to_numpy(float), train["label"].to_numpy(bool))
+        version = put_live(handbook.fraud, platform, learned)
+    again = stocked.folder / "again"
+    span = ("--from", "2018-05-27", "--to", "2018-06-03")
+    replayed = stocked.run("replay", "fraud", *span, "--into", again, "--json")
+    assert replayed.status == 0, replayed.err
+    assert replayed.json["decisions"] == replayed.json["events"] > 500
+    assert replayed.json["outcomes"] > 5 and replayed.json["refused"] == 0
+    made = cli("training-set", "fraud", *span, "-o", "week.parquet")
+    assert made.status == 0, made.err
+
+    expected, found = pd.read_parquet(stocked.folder / "week.parquet"), decided(cli, again)
+    assert found["id"].tolist() == expected["id"].tolist()
+    assert (bits(found) == bits(expected)).all()
+    assert found["score"].tolist() == learned.predict(expected[FEATURES].to_numpy(float), num_threads=1).tolist()
+    assert found["terminal_risk_7d"].max() > 0 and found["score"].nunique() > 20
+
+    fine = cli("verify", "fraud", "--json", state=again)
+    assert fine.status == 0, fine.err
+    assert (fine.json["decisions"], fine.json["mismatches"]) == (len(expected), 0)
+    assert fine.json["models"] == {version: len(expected)}
+
+    victim = found["id"].iloc[123]
+    was = float(found["customer_avg_amount_7d"].iloc[123])
+    change_a_record(again / "mlpkg.db", victim, "customer_avg_amount_7d", float(np.nextafter(was, np.inf)))
+    caught = stocked.run("verify", "fraud", state=again)
+    assert caught.status == 1
+    assert f"{len(expected)} decisions by 1 models, 1 mismatches" in caught.out
+    named = [line for line in caught.out.splitlines() if line.startswith("  ")]
+    assert len(named) == 1 and victim in named[0] and "customer_avg_amount_7d" in named[0] and repr(was) in named[0]
+
+
+def test_a_week_of_real_payments_replays_to_the_bit(real: Path, project: Project, cli: Command):
+    """Real payments of some customers and terminals, with the months before the week, decided one by one."""
+    rows = pd.read_parquet(real)
+    rows = rows[(rows["TERMINAL_ID"] % 50 == 3) | (rows["CUSTOMER_ID"] % 50 == 3)]
+    rows = rows[rows["TX_DATETIME"] < "2018-06-08"]
+    rows.to_parquet(project.folder / "part.parquet", index=False)
+    with closing(ml.open(project.settings)) as platform:
+        lab.ingest_file(handbook.fraud, project.folder / "part.parquet", platform)
+        put_live(handbook.fraud, platform)
+        expected = lab.training_set(handbook.features, "2018-06-01", "2018-06-08", platform=platform)
+    span = ("--from", "2018-06-01", "--to", "2018-06-08")
+    replayed = cli("replay", "fraud", *span, "--into", "again", "--json")
+    assert replayed.status == 0, replayed.err
+    found = decided(cli, project.folder / "again")
+    assert found["id"].tolist() == expected["id"].tolist() and len(found) > 2_000
+    assert (bits(found) == bits(expected)).all()
+    assert cli("verify", "fraud", "--json", state=project.folder / "again").json["mismatches"] == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("customer_n_tx_1d", "json_set(body, '$.features.customer_n_tx_1d', 7)"),
+        (
+            "customer_n_tx_1d",
+            "json_set(body, '$.features.customer_n_tx_1d', 1.0)",
+        ),  # the same number, but of another type
+        ("terminal_risk_30d", "json_set(body, '$.features.terminal_risk_30d', null)"),
+        ("amount", "json_remove(body, '$.features.amount')"),
+        ("odd", "json_set(body, '$.features.odd', 1.0)"),
+        ("score", "json_set(body, '$.score', 0.123)"),
+        ("moment", "json_set(body, '$.moment[1]', 1)"),
+    ],
+)
+def test_whatever_is_changed_in_a_record_is_named(bank: Bank, what: str, change: str):
+    for k in range(5):
+        bank.pays(f"tx-{k}", k * 2)
+    bank.platform.db.execute(f"update log set body={change} where id='tx-3' and about is not null")
+    found = ml.decisions.verify(handbook.fraud, bank.platform)
+    assert found.mismatches == 1
+    assert [(d.event, d.what) for d in found.differences] == [("tx-3", what)]
+
+
+def test_an_event_changed_in_the_log_is_found_by_the_decisions_that_saw_it(bank: Bank):
+    for k in range(5):
+        bank.pays(f"tx-{k}", k)
+    bank.platform.db.execute("update log set body=json_set(body, '$.amount', 11.0) where id='tx-2' and about is null")
+    found = ml.decisions.verify(handbook.fraud, bank.platform)
+    assert {d.event for d in found.differences} == {"tx-2", "tx-3", "tx-4"}
+    assert {d.what for d in found.differences} >= {"amount", "customer_avg_amount_7d"}
+
+
+def test_a_replay_needs_a_folder_without_a_store_and_a_live_model(stocked: Project, cli: Command):
+    span = ("--from", "2018-05-27", "--to", "2018-05-28")
+    cli("replay", "fraud", *span, "--into", stocked.state).said_one_line("a store in", "name a folder")
+    cli("replay", "early", *span, "--into", "again").said_one_line("no model is live for 'early'", "mlpkg train early")
+    assert not (stocked.folder / "again").exists()
+
+
+def test_a_replay_leaves_the_store_that_it_reads_as_it_was(stocked: Project, cli: Command):
+    with closing(ml.open(stocked.settings)) as platform:
+        before = platform.last_position()
+    assert cli("replay", "fraud", "--from", "2018-05-27", "--to", "2018-05-28", "--into", "again").status == 0
+    with closing(ml.open(stocked.settings)) as platform:
+        assert platform.last_position() == before
+
+
+def test_the_same_event_again_gives_the_recorded_decision(bank: Bank):
+    """Also when the model, the clock and the timelines have moved on."""
+    first = bank.pays("tx-1", 1)
+    bank.pays("tx-2", 2)
+    put_live(handbook.fraud, bank.platform, auc=0.5)
+    size = bank.size
+    assert bank.pays("tx-1", 1) == first
+    assert bank.size == size
+
+
+def test_a_moment_is_the_events_time_and_the_position_it_saw(bank: Bank):
+    decision = bank.pays("tx-1", 1)
+    entry = bank.platform.entry("decisions.fraud", "tx-1")
+    event = bank.platform.entry("transactions", "tx-1")
+    assert decision.moment == (START + DAY, event.position)
+    assert entry.about == event.position and entry.position == event.position + 1
+
+
+def test_decisions_in_another_process_are_the_same(stocked: Project):
+    """`mlpkg decide` reads the same store, and is told what was decided here."""
+    payment = '{"id": "new-1", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'
+    there = stocked.run("decide", "fraud", "-", "--arrived", "2018-06-09T12:00:00Z", "--json", stdin=payment)
+    assert there.status == 0, there.err
+    with closing(ml.open(Settings(state=stocked.state))) as platform:
+        here = ml.decisions.Decider(handbook.fraud, platform).decide(payment, arrived=instant("2018-06-09T12:00:00Z"))
+    assert there.json["score"] == here.score and there.json["features"] == here.features
