@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,13 +38,9 @@ class Windows:
 
     def __init__(self, timeline: Timeline, moments: Moments, lo: Array, hi: Array):
         self.timeline, self.moments, self.lo, self.hi = timeline, moments, lo, hi
+        self.count = hi - lo  # how many rows each window has, int64 of shape (widths, moments)
         self._sums: dict[str, Array] = {}
         self._where: dict[str, Windows] = {}
-
-    @cached_property
-    def count(self) -> Array:
-        """How many rows each window has, int64 of shape (widths, moments)."""
-        return self.hi - self.lo
 
     def sum(self, column: str) -> Array:
         """The exact sum of a column over each window, int64."""
@@ -266,7 +261,9 @@ def from_spec(spec: Mapping[str, Any]) -> Aggregate:
 
 def _over_count(numerator: Array, count: Array) -> Array:
     """The quotient in float64, null where the count is 0."""
-    return numerator / np.where(count > 0, count, np.nan)
+    if not count.all():
+        count = np.where(count > 0, count, np.nan)
+    return numerator / count
 
 # %% ../nbs/aggregates.ipynb #count
 @register
@@ -299,7 +296,7 @@ class Mean(Aggregate):
 
     def compute(self, windows: Windows, scale: int) -> Array:
         """``S / (n · scale)``."""
-        return _over_count(windows.sum(str(self.column)), windows.count * scale)
+        return _over_count(windows.sum(str(self.column)), windows.count * scale if scale > 1 else windows.count)
 
 # %% ../nbs/aggregates.ipynb #order
 @register
@@ -417,6 +414,6 @@ class Reduction:
             value = aggregate.compute(kept, scale)
             if aggregate.empty is not None:
                 absent = np.isnan(value) if not aggregate.integer else kept.count == 0
-                value = np.where(absent, float(aggregate.empty), value)
+                value = np.where(absent, float(aggregate.empty), value) if absent.any() else value.astype(float, copy=False)
             results.append(value if pick is None else value[pick])
         return results

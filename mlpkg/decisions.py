@@ -218,7 +218,7 @@ class Decider:
                 moment=(at, unit.position),
                 model={"name": model.use_case, "version": model.version},
                 keys={key: row.values[key] for key in features.keys},
-                features=dict(zip(features.names, values, strict=True)),
+                features={name: v if v == v else None for name, v in zip(features.names, values, strict=True)},
                 score=score,
                 action=action,
                 policy=self._policy_version,

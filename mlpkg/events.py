@@ -74,6 +74,7 @@ def _short(value: object, most: int = 120) -> str:
 NULL = -(2**63)  # a missing value inside an int64 column
 _SAFE = 2**53  # integers that a float64 holds exactly
 _SUMMABLE = 2**42  # values of which two million add up inside int64
+_encoder = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _proper_time(value: Any) -> Any:
 
 
 def _proper_id(value: str) -> str:
-    if not value.strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value) or not value.strip():
         raise ValueError("is blank or has control characters")
     return value
 
@@ -298,6 +299,11 @@ class Source:
         return duration(self.lateness)
 
     @cached_property
+    def held_us(self) -> int:
+        """How long after it arrived an event may still be needed, in microseconds."""
+        return self.keep_us + self.lateness_us
+
+    @cached_property
     def ahead_us(self) -> int:
         """How far before its time an event may arrive, in microseconds; for live events only."""
         return duration(self.ahead)
@@ -352,7 +358,7 @@ class Source:
                 code = column.encode(value)
             codes.append(code)
             values[column.name] = value
-        return Row(event.id, micros(event.time), msgspec.json.encode(values).decode(), tuple(codes), values)
+        return Row(event.id, micros(event.time), _encoder.encode(values).decode(), tuple(codes), values)
 
     def codes_of(self, body: str) -> tuple[int, ...]:
         """The int64 of each column of an accepted event, from its canonical body."""
@@ -361,17 +367,13 @@ class Source:
 
     def check_arrival(self, row: Row, arrived: int, live: bool) -> None:
         """Raise `Rejected` where an event comes later after its time than `lateness`, or, live, further before it than `ahead`."""
-        place = {"event": row.id, "source": self.name}
         if arrived - row.time > self.lateness_us:
             reason = f"is more than {self.lateness} before the event arrived, at {iso(arrived)}"
-            raise Rejected(f"{self.contract.__name__}.time", iso(row.time), reason, **place)
-        if live and row.time - arrived > self.ahead_us:
-            raise Rejected(
-                f"{self.contract.__name__}.time",
-                iso(row.time),
-                f"is more than {self.ahead} ahead of the clock",
-                **place,
-            )
+        elif live and row.time - arrived > self.ahead_us:
+            reason = f"is more than {self.ahead} ahead of the clock"
+        else:
+            return
+        raise Rejected(f"{self.contract.__name__}.time", iso(row.time), reason, event=row.id, source=self.name)
 
     def _too_large(self, column: Column, value: object, event: str) -> Rejected:
         most = _SUMMABLE / column.scale if column.kind == "number" else _SAFE

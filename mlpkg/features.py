@@ -185,7 +185,7 @@ class FeatureSet:
         self._present.append((len(self.features), what))
         self.features.append(Feature(member, integer, words))
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The names of the features, in the order of the model's columns."""
         return [f.name for f in self.features]
@@ -284,7 +284,7 @@ def compute(features: FeatureSet, history: History, rows: Array, seen: Array | N
     A column per feature, int64 or float64, in the order of the features.
     """
     events = history.events[features.on.name]
-    everything = len(rows) == len(events)
+    everything = len(rows) == len(events) and np.array_equal(rows, np.arange(len(rows)))
     time, own = (events.time, events.position) if everything else (events.time[rows], events.position[rows])
     position = own if seen is None else seen
     out: list[Array] = [np.empty(0)] * len(features.features)

@@ -11,7 +11,7 @@ __all__ = ['Array', 'FAR', 'Truth', 'Timeline', 'Moments', 'edges_of', 'rows_unt
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -145,12 +145,10 @@ def sees_all(timeline: Timeline, moments: Moments, delay: int) -> bool:
     """Whether it is plain that every moment sees every row, as live decisions nearly always do."""
     if not len(timeline):
         return True
-    latest, truth = np.maximum.reduce(timeline.position), timeline.truth
-    if truth is not None:
-        if delay < truth.after:
-            return False
-        latest = max(latest, truth.latest)
-    return bool(latest <= np.minimum.reduce(moments.position))
+    truth, seen = timeline.truth, moments.position[0] if moments.live else moments.position.min(initial=FAR)
+    if truth is not None and (delay < truth.after or truth.latest > seen):
+        return False
+    return bool(np.maximum.reduce(timeline.position) <= seen)
 
 
 def visible_bounds(timeline: Timeline, moments: Moments, lo: Array, hi: Array, delay: int) -> tuple[Array, Array]:
@@ -210,7 +208,8 @@ def blocks(lengths: Array, most: int = 2**18, count: int = FAR) -> Iterator[slic
 # %% ../nbs/timeline.ipynb #with-truth
 def reported(position: Array, about: Array, known: Array, truth: Array, presumed: int) -> tuple[Array, Array]:
     """For the events at these positions: from where each one's report counts (`FAR`: never), and its truth or what is presumed."""
-    since, value = np.full(len(position), FAR, np.int64), np.full(len(position), presumed, np.int64)
+    since, value = np.empty(len(position), np.int64), np.empty(len(position), np.int64)
+    since.fill(FAR), value.fill(presumed)
     if len(about) and len(position):
         order = position.argsort(kind="stable")
         place = order[np.minimum(position.searchsorted(about, sorter=order), len(order) - 1)]
@@ -277,8 +276,13 @@ _INT64 = np.dtype("<i8")
 
 def decode(data: bytes, names: tuple[str, ...]) -> Timeline:
     """The timeline of one entity from bytes."""
-    rows = np.frombuffer(data, _INT64).reshape(-1, 2 + len(names)).T
-    return Timeline(rows[0], rows[1], dict(zip(names, rows[2:], strict=True)), np.array([0, rows.shape[1]]))
+    time, position, *columns = np.frombuffer(data, _INT64).reshape(2 + len(names), -1, order="F")
+    return Timeline(time, position, dict(zip(names, columns, strict=True)), _whole(len(time)))
+
+
+@lru_cache(1024)
+def _whole(rows: int) -> Array:
+    return np.array([0, rows])
 
 # %% ../nbs/timeline.ipynb #lay-out
 def stable_order(codes: Array) -> Array:
@@ -300,7 +304,7 @@ class Layout:
     keys: Array
     entity: Array
 
-    def pieces(self, time: Array, entity: Array, most: int = 2**15) -> Iterator[tuple[slice, slice, slice]]:
+    def pieces(self, time: Array, entity: Array, most: int = 2**14) -> Iterator[tuple[slice, slice, slice]]:
         """Entities, their rows in `order` and their moments, a piece at a time: as much as a processor's cache holds.
 
         `time` is that of the rows, `entity` that of the moments, ascending. All times of a piece fit into one sorted integer.

@@ -7,7 +7,9 @@ __all__ = ['MICROSECOND', 'SECOND', 'MINUTE', 'HOUR', 'DAY', 'EARLIEST', 'LATEST
 
 # %% ../nbs/times.ipynb #imports
 import re
-from datetime import UTC, datetime, timedelta, timezone
+import time
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 # %% ../nbs/times.ipynb #duration
 MICROSECOND = 1
@@ -66,9 +68,15 @@ def instant(text: str | int | datetime) -> int:
 
 def iso(at: int) -> str:
     """The ISO 8601 text of an instant, in UTC, ending in ``Z``."""
-    return (_EPOCH + timedelta(microseconds=int(at))).isoformat().replace("+00:00", "Z")
+    seconds, rest = divmod(int(at), SECOND)
+    return f"{_to_the_second(seconds)}.{rest:06d}Z" if rest else f"{_to_the_second(seconds)}Z"
+
+
+@lru_cache(1024)
+def _to_the_second(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
 def now() -> int:
     """The present instant of this machine's clock."""
-    return micros(datetime.now(UTC))
+    return time.time_ns() // 1000

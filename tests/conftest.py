@@ -118,7 +118,8 @@ def cli(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             command_line.main()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        return Answer(status, *capfd.readouterr())
+        said = capfd.readouterr()
+        return Answer(status, str(said.out), str(said.err))
 
     return call
 
@@ -148,7 +149,8 @@ class Bank:
     """A store with a live model, to which payments and reports come at times that the test chooses."""
 
     def __init__(self, case: UseCase, state: Path):
-        self.case, self.platform = case, ml.open(Settings(state=state))
+        self.case = case
+        self.platform: Any = ml.open(Settings(state=state))
         self.version = self.platform.live(case.name) or put_live(case, self.platform)
         self.decider = Decider(case, self.platform)
 

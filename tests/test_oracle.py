@@ -30,6 +30,7 @@ def payments(path: Path) -> list[Payment]:
     if frame["time"].dt.tz is None:
         frame["time"] = frame["time"].dt.tz_localize("UTC")
     found = []
+    row: Any
     for row in frame.itertuples():
         second = row.time.to_pydatetime()
         at = (second - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()

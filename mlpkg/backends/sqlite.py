@@ -60,7 +60,7 @@ def _connect(settings: Settings) -> apsw.Connection:
             "secure_delete=on",
             "wal_autocheckpoint=10000",
             "cache_size=-65536",
-            "mmap_size=268435456",
+            "mmap_size=1073741824",
             "temp_store=memory",
         ):
             db.execute(f"pragma {pragma}")
@@ -109,21 +109,21 @@ class _Patience:
 class _Timelines:
     """The timelines of one stream and key."""
 
-    def __init__(self, db: apsw.Connection, id: int, name: str, key: str, columns: tuple[str, ...]):
-        self.db, self.id, self.name, self.key, self.columns = db, id, name, key, columns
+    def __init__(self, db: apsw.Connection, run: Any, id: int, name: str, key: str, columns: tuple[str, ...]):
+        self.db, self._run, self.id, self.name, self.key, self.columns = db, run, id, name, key, columns
         self.width = 8 * (2 + len(columns))
 
-    def head(self, key: int) -> tuple[int, int, bytes]:
-        """Entity (0: none yet), number of closed chunks, and the rows of the head."""
-        found = self.db.execute(
+    def head(self, key: int) -> "_Head":
+        """The head of one timeline."""
+        found = self._run(
             "select entity, closed, head from timeline where stream=? and key=?", (self.id, key)
         ).fetchone()
-        return found or (0, 0, b"")
+        return found or _NO_HEAD
 
-    def rows(self, head: tuple[int, int, bytes], since: int) -> bytes:
+    def rows(self, head: "_Head", since: int) -> bytes:
         """All rows later than `since`, and maybe some before."""
         entity, closed, data = head
-        if not closed or (data and int.from_bytes(data[:8], "little", signed=True) <= since):
+        if not closed or _first_time(data) <= since:
             return data
         parts = [data]
         first = entity << _SEQ
@@ -135,28 +135,23 @@ class _Timelines:
             parts.append(rows)
         return b"".join(reversed(parts))
 
-    def append(self, key: int, row: bytes, horizon: int) -> tuple[int, int, bytes]:
-        """Put one row in its place and return the head; rows before `horizon` may be let go."""
+    def append(self, key: int, row: bytes, arrived: int, held: int) -> "_Head":
+        """Put one row in its place and return the head; rows more than `held` microseconds before `arrived` may be let go."""
         entity, closed, data = self.head(key)
         if not entity:
-            self.db.execute("insert into timeline(stream, key, closed, head) values (?, ?, 0, ?)", (self.id, key, row))
+            self._run("insert into timeline(stream, key, closed, head) values (?, ?, 0, ?)", (self.id, key, row))
             return self.db.last_insert_rowid(), 0, row
-        if (
-            closed
-            and row[:8] != data[:8]
-            and int.from_bytes(row[:8], "little", signed=True) < int.from_bytes(data[:8], "little", signed=True)
-        ):
-            if self._into_chunk(entity, closed, row):
-                return entity, closed, data
+        if closed and _first_time(row) < _first_time(data) and self._into_chunk(entity, closed, row):
+            return entity, closed, data
         data = insert(data, row)
         if len(data) >= _HEAD * self.width:
-            closed, data = self._close(entity, closed, data, horizon)
-        self.db.execute("update timeline set head=?, closed=? where entity=?", (data, closed, entity))
+            closed, data = self._close(entity, closed, data, arrived, held)
+        self._run("update timeline set head=?, closed=? where entity=?", (data, closed, entity))
         return entity, closed, data
 
     def _into_chunk(self, entity: int, closed: int, row: bytes) -> bool:
         first = entity << _SEQ
-        at = int.from_bytes(row[:8], "little", signed=True)
+        at = _first_time(row)
         found = self.db.execute(
             "select id, latest, rows from chunk where id between ? and ? and latest > ? order by id limit 1",
             (first, first + closed, at),
@@ -166,18 +161,22 @@ class _Timelines:
         self.db.execute("update chunk set rows=? where id=?", (insert(found[2], row), found[0]))
         return True
 
-    def _close(self, entity: int, closed: int, data: bytes, horizon: int) -> tuple[int, bytes]:
+    def _close(self, entity: int, closed: int, data: bytes, arrived: int, held: int) -> tuple[int, bytes]:
         size = _CHUNK * self.width
         first = entity << _SEQ
+        clock = min(arrived, _first_time(data[-size:]))  # so that a few events far in the future trim nothing
         while len(data) > size:
             rows, data = data[:size], data[size:]
-            latest = int.from_bytes(rows[-self.width : -self.width + 8], "little", signed=True)
-            self.db.execute("insert into chunk values (?, ?, ?)", (first + closed, latest, rows))
+            self.db.execute(
+                "insert into chunk values (?, ?, ?)", (first + closed, _first_time(rows[-self.width :]), rows)
+            )
             closed += 1
-        self.db.execute("delete from chunk where id between ? and ? and latest < ?", (first, first + closed, horizon))
+        self.db.execute(
+            "delete from chunk where id between ? and ? and latest < ?", (first, first + closed - 1, clock - held)
+        )
         return closed, data
 
-    def extend(self, keys: Array, rows: Array, horizon: int) -> None:
+    def extend(self, keys: Array, rows: Array, arrived: int, held: int) -> None:
         """Put many rows in their places: int64 of shape (rows, 2 + columns), in the order of the log."""
         unique, entity = np.unique(keys, return_inverse=True)
         order = stable_order(entity)
@@ -192,7 +191,7 @@ class _Timelines:
             if len(times) > 1 and (times[1:] < times[:-1]).any():
                 if closed:
                     for k in range(0, len(more), self.width):
-                        self.append(key, more[k : k + self.width], horizon)
+                        self.append(key, more[k : k + self.width], arrived, held)
                     continue
                 table = unpack(both, self.width // 8)
                 both = table[np.lexsort((table[:, 1], table[:, 0]))].tobytes()
@@ -202,7 +201,7 @@ class _Timelines:
                         "insert into timeline(stream, key, closed, head) values (?, ?, 0, x'')", (self.id, key)
                     )
                     known = self.db.last_insert_rowid()
-                closed, both = self._close(known, closed, both, horizon)
+                closed, both = self._close(known, closed, both, arrived, held)
             if known:
                 heads.append((both, closed, known))
             else:
@@ -213,21 +212,46 @@ class _Timelines:
     def clear(self) -> None:
         """Forget all rows."""
         for (entity,) in self.db.execute("select entity from timeline where stream=?", (self.id,)).fetchall():
-            self.db.execute("delete from chunk where id between ? and ?", (entity << _SEQ, (entity + 1) << _SEQ))
+            self.db.execute("delete from chunk where id >= ? and id < ?", (entity << _SEQ, (entity + 1) << _SEQ))
         self.db.execute("delete from timeline where stream=?", (self.id,))
+
+_Head = tuple[int, int, bytes]  # entity (0: none yet), number of closed chunks, rows
+_NO_HEAD: _Head = (0, 0, b"")
+
+
+def _first_time(rows: bytes) -> int:
+    return int.from_bytes(rows[:8], "little", signed=True)
 
 # %% ../../nbs/backends/sqlite.ipynb #unit
 class _Unit:
-    """A decision inside its transaction."""
+    """A decision inside its transaction: entering it begins and accepts the event, leaving it commits or rolls back."""
 
-    __slots__ = ("_platform", "_stream", "_use_case", "_row", "_arrived", "_heads", "own", "position", "known")
+    __slots__ = ("_arrived", "_heads", "_platform", "_row", "_source", "_use_case", "known", "own", "position")
 
-    def __init__(self, platform: "SqlitePlatform", use_case: str, row: Row, arrived: int):
-        self._platform, self._use_case, self._row, self._arrived = platform, use_case, row, arrived
-        self._stream = decisions_of(use_case)
-        self._heads: dict[tuple[str, str, int], tuple[int, int, bytes]] = {}
+    def __init__(self, platform: "SqlitePlatform", use_case: str, source: Source, row: Row, arrived: int):
+        self._platform, self._use_case, self._source, self._row, self._arrived = platform, use_case, source, row, arrived
+        self._heads: dict[tuple[str, str, int], _Head] = {}
         self.own = self.position = 0
         self.known: str | None = None
+
+    def __enter__(self) -> "_Unit":
+        platform, row = self._platform, self._row
+        platform._begin()
+        try:
+            self.own, new = platform._append(self._source, row, self._arrived, self._heads)
+            if new:
+                self.position = self.own
+            else:
+                self.position = platform.last_position()
+                found = platform._row(decisions_of(self._use_case), row.id)
+                self.known = found[-1] if found else None
+        except BaseException as error:
+            platform._end(error)
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._platform._end(error)
 
     def read(self, stream: str, key: str, value: int, since: int) -> Timeline:
         timelines = self._platform._timelines[stream, key]
@@ -235,12 +259,15 @@ class _Unit:
         return decode(timelines.rows(head, since), timelines.columns)
 
     def live(self) -> str | None:
-        return self._platform.live(self._use_case)
+        return self._platform._live.get(self._use_case)
 
     def record(self, body: str) -> int:
         platform = self._platform
-        row = (platform._sources[self._stream], self._row.id, self._row.time, self._arrived, self.own, body)
-        platform.db.execute("insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?)", row)
+        stream = platform._sources[decisions_of(self._use_case)]
+        platform._run(
+            "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?)",
+            (stream, self._row.id, self._row.time, self._arrived, self.own, body),
+        )
         return platform.db.last_insert_rowid()
 
 # %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
@@ -254,6 +281,7 @@ class SqlitePlatform:
         self.settings = settings
         self.db = _connect(settings)
         self._lock = threading.RLock()
+        self._run = self.db.cursor().execute  # for all of a transaction; each call ends the one before it
         self._generation = -1
         self._sources: dict[str, int] = {}
         self._names: dict[int, str] = {}
@@ -273,27 +301,44 @@ class SqlitePlatform:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                self.db.execute("begin immediate")
-                try:
-                    generation = self.db.execute("select generation from control").fetchone()[0]
-                    if generation != self._generation:
-                        self._refresh(generation)
-                    yield
-                    self.db.execute("commit")
-                except BaseException:
-                    if self.db.in_transaction:
-                        self.db.execute("rollback")
-                    raise
-            except apsw.Error as error:
-                raise _store_error(self.settings.store, error) from error
+        self._begin()
+        try:
+            yield
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    def _begin(self) -> None:
+        """Take the lock and begin a transaction that knows what other processes changed."""
+        self._lock.acquire()
+        try:
+            self._run("begin immediate")
+            self._look()
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
+        """Commit, or roll back after an error, and let go of the lock; what SQLite raised becomes what a person can read."""
+        try:
+            if error is None:
+                self._run("commit")
+        except apsw.Error as failed:
+            error = failed
+        try:
+            if error is not None and self.db.in_transaction:
+                self._run("rollback")
+        finally:
+            self._lock.release()
+        if isinstance(error, apsw.Error):
+            raise _store_error(self.settings.store, error) from error
 
     def _refresh(self, generation: int) -> None:
         self._sources = dict(self.db.execute("select name, id from source"))
         self._names = {v: k for k, v in self._sources.items()}
         found = [
-            _Timelines(self.db, i, n, k, tuple(json.loads(c)))
+            _Timelines(self.db, self._run, i, n, k, tuple(json.loads(c)))
             for i, n, k, c in self.db.execute("select id, name, key, columns from stream")
         ]
         self._timelines = {(t.name, t.key): t for t in found}
@@ -382,21 +427,13 @@ class SqlitePlatform:
             rows = np.column_stack([events.time, events.position, *(events.columns[c] for c in timelines.columns)])
             keys = events.columns[timelines.key]
         if len(rows):
-            timelines.extend(keys, rows, int(events.arrived.max()) - source.keep_us - source.lateness_us)
+            timelines.extend(keys, rows, int(events.arrived.max()), source.held_us)
 
     # -- one at a time ------------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def decision(self, use_case: str, source: Source, row: Row, arrived: int) -> Iterator[_Unit]:
+    def decision(self, use_case: str, source: Source, row: Row, arrived: int) -> _Unit:
         """The unit of work of one decision: a transaction."""
-        with self._transaction():
-            unit = _Unit(self, use_case, row, arrived)
-            unit.own, new = self._append(source, row, arrived, unit._heads)
-            unit.position = unit.own if new else self.last_position()
-            if not new:
-                found = self._row(decisions_of(use_case), row.id)
-                unit.known = found[-1] if found else None
-            yield unit
+        return _Unit(self, use_case, source, row, arrived)
 
     def accept(self, source: Source, body: Any, *, live: bool = False, arrived: int | None = None) -> Receipt:
         """Accept an event without deciding it; what is refused goes to the dead letters."""
@@ -439,35 +476,31 @@ class SqlitePlatform:
         return Receipt(row.id, position, True, event is None)
 
     def _append(
-        self, source: Source, row: Row, arrived: int, heads: dict[tuple[str, str, int], tuple[int, int, bytes]]
+        self, source: Source, row: Row, arrived: int, heads: dict[tuple[str, str, int], _Head]
     ) -> tuple[int, bool]:
         """Append an event to the log and its timelines; its position, and whether it is new."""
-        db = self.db
-        db.execute(_INSERT, (self._source(source.name), row.id, row.time, arrived, None, row.body))
-        if not db.changes():
+        self._run(_INSERT, (self._source(source.name), row.id, row.time, arrived, None, row.body))
+        if not self.db.changes():
             known = self._row(source.name, row.id)
             assert known is not None
             if known[-1] != row.body or known[1] != row.time:
                 raise _reused(source.name, row)
             return known[0], False
-        position = db.last_insert_rowid()
-        horizon = arrived - source.keep_us - source.lateness_us
-        codes = None
+        position = self.db.last_insert_rowid()
+        codes = dict(zip(source.seen, row.codes, strict=True))
         for timelines in self._by_stream.get(source.name, ()):
-            if codes is None:
-                codes = dict(zip((c.name for c in source.columns), row.codes, strict=True))
             key = codes[timelines.key]
             packed = pack(row.time, position, *[codes[c] for c in timelines.columns])
-            heads[source.name, timelines.key, key] = timelines.append(key, packed, horizon)
+            heads[source.name, timelines.key, key] = timelines.append(key, packed, arrived, source.held_us)
         for outcome in source.outcomes.values():
             stream = self._sources.get(outcome.stream)
             found = (
                 stream
-                and db.execute("select position from waiting where source=? and id=?", (stream, row.id)).fetchone()
+                and self._run("select position from waiting where source=? and id=?", (stream, row.id)).fetchone()
             )
             if found:
-                body = db.execute("select body from log where position=?", (found[0],)).fetchone()[0]
-                db.execute("delete from waiting where source=? and id=?", (stream, row.id))
+                body = self._run("select body from log where position=?", (found[0],)).fetchone()[0]
+                self._run("delete from waiting where source=? and id=?", (stream, row.id))
                 truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
                 self._settle(outcome, (position, row.time, arrived, row.body), position + 1, truth)
         return position, True
@@ -476,11 +509,9 @@ class SqlitePlatform:
         """Put the truth about an event into the timelines of the outcome."""
         position, at, _, body = event
         source = outcome.source
-        codes = dict(zip((c.name for c in source.columns), source.codes_of(body), strict=True))
+        codes = dict(zip(source.seen, source.codes_of(body), strict=True))
         for timelines in self._by_stream.get(outcome.stream, ()):
-            timelines.append(
-                codes[timelines.key], pack(at, known, position, truth), at - source.keep_us - source.lateness_us
-            )
+            timelines.append(codes[timelines.key], pack(at, known, position, truth), at, source.held_us)
 
     def _source(self, name: str) -> int:
         if name not in self._sources:
@@ -576,10 +607,10 @@ class SqlitePlatform:
 
     def _extend(self, source: Source, batch: Batch, at: Array, codes: Array, position: Array) -> None:
         columns = {c.name: codes[:, i] for i, c in enumerate(source.columns)}
-        horizon = int(batch.arrived[at].max()) - source.keep_us - source.lateness_us
+        arrived = int(batch.arrived[at].max())
         for timelines in self._by_stream.get(source.name, ()):
             rows = np.column_stack([batch.time[at], position[at], *(columns[c] for c in timelines.columns)])
-            timelines.extend(columns[timelines.key], rows, horizon)
+            timelines.extend(columns[timelines.key], rows, arrived, source.held_us)
         for outcome in source.outcomes.values():
             stream = self._sources.get(outcome.stream)
             if (
@@ -619,9 +650,9 @@ class SqlitePlatform:
             codes.append(outcome.source.codes_of(event[3]))
         if rows:
             table, keys = np.array(rows, np.int64), np.array(codes, np.int64)
-            horizon = int(table[:, 0].min()) - outcome.source.keep_us - outcome.source.lateness_us
+            oldest = int(table[:, 0].min())
             for timelines in self._by_stream.get(outcome.stream, ()):
-                timelines.extend(keys[:, names.index(timelines.key)], table, horizon)
+                timelines.extend(keys[:, names.index(timelines.key)], table, oldest, outcome.source.held_us)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------
 
@@ -651,7 +682,7 @@ class SqlitePlatform:
 
     def _look(self) -> None:
         with self._lock:
-            generation = self.db.execute("select generation from control").fetchone()[0]
+            ((generation,),) = self._run("select generation from control").fetchall()  # to its end, or it holds its snapshot
             if generation != self._generation:
                 self._refresh(generation)
 

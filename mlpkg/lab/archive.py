@@ -7,8 +7,7 @@ __all__ = ['Archive']
 
 # %% ../../nbs/lab/archive.ipynb #imports
 import json
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,10 @@ _TYPES = {"int": pa.int64(), "number": pa.float64(), "bool": pa.bool_(), "text":
 _TIME = pa.timestamp("us", "UTC")
 _FIRST = [("position", pa.int64()), ("id", pa.string()), ("time", _TIME), ("arrived", _TIME), ("about", pa.int64())]
 _PAGE = 500_000
+_CONTENTS = "contents.json"
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 
 
 def _fields(columns: Iterable[Column]) -> list[tuple[str, pa.DataType]]:
@@ -63,12 +66,17 @@ class Archive:
     @property
     def reaches(self) -> int:
         """The position up to which the archive has the log."""
+        return self._contents()["position"]
+
+    def _contents(self) -> dict[str, Any]:
+        """How far the archive reaches, its streams, and its files with their rows."""
         try:
-            return int(json.loads((self.folder / "reaches.json").read_text())["position"])
+            found = json.loads((self.folder / _CONTENTS).read_text())
+            return {"position": int(found["position"]), "streams": found["streams"], "files": dict(found["files"])}
         except FileNotFoundError:
-            return 0
+            return {"position": 0, "streams": [], "files": {}}
         except (ValueError, KeyError, TypeError):
-            raise self._damaged("reaches.json cannot be read") from None
+            raise self._damaged(f"{_CONTENTS} cannot be read") from None
 
     def _damaged(self, what: str) -> MlpkgError:
         return MlpkgError(f"the archive {self.folder} is damaged: {what}", "remove the folder and export again")
@@ -85,68 +93,71 @@ class Archive:
         kinds = {s.stream: _fields(s.columns) for s in sources}
         kinds |= {o.stream: _fields([o.column]) for o in outcomes}
         kinds |= {decisions_of(name): [_RECORD] for name in use_cases}
-        after, until = self.reaches, platform.last_position()
-        if (
-            not set(kinds) <= self._known()
-        ):  # a stream that was not exported so far starts from the beginning, and so do all
-            shutil.rmtree(self.folder, ignore_errors=True)
-            after = 0
-        self._drop_unfinished(after)
+        contents, until = self._contents(), platform.last_position()
+        if not set(kinds) <= set(
+            contents["streams"]
+        ):  # a stream that is new here starts from the beginning, and so do all
+            contents = {"position": 0, "streams": [], "files": {}}
+        files = contents["files"]
+        self._drop_unfinished(files)
         count = dict.fromkeys(kinds, 0)
         page: list[Entry] = []
-        for entry in platform.read(after, streams=list(kinds), until=until):
+        for entry in platform.read(contents["position"], streams=list(kinds), until=until):
             page.append(entry)
             count[entry.source] += 1
             if len(page) >= _PAGE:
-                self._write(page, kinds)
+                files |= self._write(page, kinds)
                 progress(len(page))
                 page = []
-        self._write(page, kinds)
+        files |= self._write(page, kinds)
         progress(len(page))
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / "reaches.json.part"
-        part.write_text(json.dumps({"position": until, "streams": sorted(kinds)}))
-        part.replace(self.folder / "reaches.json")
+        part = self.folder / f"{_CONTENTS}.part"
+        part.write_text(json.dumps({"position": until, "streams": sorted(kinds), "files": files}, indent=1))
+        part.replace(self.folder / _CONTENTS)
         return count
 
-    def _known(self) -> set[str]:
-        path = self.folder / "reaches.json"
-        return set(json.loads(path.read_text()).get("streams", [])) if path.exists() else set()
-
-    def _drop_unfinished(self, after: int) -> None:
-        for path in self.folder.glob("*/date=*/*.parquet*"):
-            if path.suffix != ".parquet" or int(path.stem.split("-")[1]) > after:
+    def _drop_unfinished(self, files: Mapping[str, int]) -> None:
+        for path in self.folder.glob("*/date=*/*"):
+            if path.relative_to(self.folder).as_posix() not in files:
                 path.unlink()
 
-    def _write(self, page: list[Entry], kinds: dict[str, list[tuple[str, pa.DataType]]]) -> None:
+    def _write(self, page: list[Entry], kinds: dict[str, list[tuple[str, pa.DataType]]]) -> dict[str, int]:
         groups: dict[tuple[str, int], list[Entry]] = {}
         sources = {name for name, fields in kinds.items() if fields != [_RECORD]}
         for e in page:
             groups.setdefault((e.source, (e.time if e.source in sources else e.arrived) // DAY), []).append(e)
+        files = {}
         for (stream, day), entries in groups.items():
-            folder = self.folder / stream / f"date={iso(day * DAY)[:10]}"
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{entries[0].position}-{entries[-1].position}.parquet"
-            part = path.with_suffix(".parquet.part")
-            pq.write_table(_table(entries, kinds[stream]), part, compression="zstd")
-            part.replace(path)
+            name = f"{stream}/date={iso(day * DAY)[:10]}/{entries[0].position}-{entries[-1].position}.parquet"
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            table = _table(entries, kinds[stream])
+            pq.write_table(table, self.folder / name, compression="zstd", write_page_checksum=True)
+            files[name] = len(entries)
+        return files
 
     # -- reading: the same answers as the log ------------------------------------------------------------------------
 
-    def _read(self, stream: str, columns: list[str], since: int = 0, before: int = LATEST) -> pa.Table:
-        folder = self.folder / stream
-        if stream not in self._known():
+    def _read(
+        self, stream: str, fields: list[tuple[str, pa.DataType]], since: int = 0, before: int = LATEST
+    ) -> pa.Table:
+        """The columns of a stream in log order; rows of days outside of `since` to `before` are left out."""
+        contents = self._contents()
+        if stream not in contents["streams"]:
             raise MlpkgError(f"the archive {self.folder} has no {stream}", "export it: mlpkg export")
-        first, last = iso(since)[:10], iso(before)[:10]
-        files = [str(p) for p in folder.glob("date=*/*.parquet") if first <= p.parent.name[5:] <= last]
-        if not files:
-            return pa.table(
-                {name: pa.array([], pa.string() if name in ("id", "record") else pa.int64()) for name in columns}
-            )
+        first, last = f"date={iso(since)[:10]}", f"date={iso(before)[:10]}"
+        rows = {
+            n: k for n, k in contents["files"].items() if n.split("/")[0] == stream and first <= n.split("/")[1] <= last
+        }
+        if gone := next((name for name in rows if not (self.folder / name).is_file()), None):
+            raise self._damaged(f"{gone} is missing")
         try:
-            table = ds.dataset(files, format="parquet").to_table(columns)
-        except (OSError, pa.ArrowInvalid) as error:
+            files = [str(self.folder / name) for name in rows]
+            table = ds.dataset(files, pa.schema(fields), format=_FORMAT).to_table()
+        except (OSError, pa.ArrowException) as error:
             raise self._damaged(str(error).splitlines()[0]) from None
+        if len(table) != sum(rows.values()):
+            raise self._damaged(f"{stream} has {len(table)} rows where there were {sum(rows.values())}")
         return table.sort_by("position")
 
     def history(
@@ -166,16 +177,14 @@ class Archive:
         return History(events, {o.stream: self._reports(o, events[o.source.name], until) for o in outcomes})
 
     def _events(self, source: Source, until: int, since: int, before: int) -> Events:
-        table = self._read(
-            source.stream, ["position", "id", "time", "arrived", *(c.name for c in source.columns)], since, before
-        )
+        table = self._read(source.stream, _FIRST[:4] + _fields(source.columns), since, before)
         position, time, arrived = (_int64(table[n]) for n in ("position", "time", "arrived"))
         keep = np.flatnonzero((position <= until) & (time >= since) & (time < before))
         columns = {c.name: c.encode_many(_values(c, table[c.name]))[keep] for c in source.columns}
         return Events(position[keep], time[keep], arrived[keep], columns, table["id"].take(pa.array(keep)).to_pylist())
 
     def _reports(self, outcome: Outcome, events: Events, until: int) -> Reports:
-        table = self._read(outcome.stream, ["position", "id", "arrived", outcome.name])
+        table = self._read(outcome.stream, _FIRST[:4] + _fields([outcome.column]))
         place = dict(zip(events.ids, events.position.tolist(), strict=True))
         about = np.array([place.get(i, -1) for i in table["id"].to_pylist()], np.int64)
         position = _int64(table["position"])
@@ -187,9 +196,9 @@ class Archive:
 
     def decided(self, use_case: str) -> tuple[Array, Array]:
         """As `Platform.decided`, from the archive."""
-        if decisions_of(use_case) not in self._known():
+        if decisions_of(use_case) not in self._contents()["streams"]:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        table = self._read(decisions_of(use_case), ["position", "about"])
+        table = self._read(decisions_of(use_case), _FIRST)
         return _int64(table["about"]), _int64(table["position"]) - 1
 
 

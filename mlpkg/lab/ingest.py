@@ -119,15 +119,14 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
         out.bodies[at[i]] = msgspec.json.encode(dict(zip(names, row, strict=True))).decode()
     out.time[at], out.keep[at] = time, fine
     for i in np.flatnonzero(~fine).tolist():
-        body: Any = (
-            mine["unreadable"].iloc[i]
-            if "unreadable" in mine and mine["unreadable"].iloc[i]
-            else _event(source, mine, i)
-        )
+        line = mine["unreadable"].iloc[i] if "unreadable" in mine else None
+        body: Any = line or _event(source, mine, i)
         try:
             row = source.parse(body)
             source.check_arrival(row, int(arrived[i]) if arrived[i] >= EARLIEST else row.time, live=False)
         except Rejected as why:
+            if why.status == 400:  # a line of a file is a row all the same
+                why = Rejected(why.field, why.value, "cannot be read as a row", source=source.name)
             refused.append((int(mine["row"].iloc[i]), body, why, source.name))
             continue
         out.bodies[at[i]], codes[i], out.time[at[i]], out.keep[at[i]] = row.body, row.codes, row.time, True

@@ -260,6 +260,8 @@ def _execute(
             str(executed),
             dict(given),
             kernel_name="python3",
+            language="python",
+            extra_arguments=["--log-level=ERROR"],
             cwd=str(settings.root),
             progress_bar=bar,
             log_output=log_output,

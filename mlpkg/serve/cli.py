@@ -13,7 +13,7 @@ from types import FrameType
 
 import click
 
-from .package import build, find_bento
+from .package import build, find_bento, need_bentoml
 from .run import start_server, stop_server, wait_until_up
 from ..settings import MlpkgError, Settings
 
@@ -42,6 +42,7 @@ def package(use_case: str, model: str | None, output: Path | None, as_json: bool
 @click.option("--port", type=click.IntRange(1, 65535), help="The port to listen on; by default that of the settings.")
 def serve(use_case: str, bento: str | None, host: str | None, port: int | None) -> None:
     """Run a bento until Ctrl-C."""
+    need_bentoml()
     settings = Settings.load(host=host, port=port)
     found = find_bento(use_case, settings, bento)
     server = start_server(found, settings)

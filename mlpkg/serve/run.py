@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -24,21 +25,31 @@ from ..settings import MlpkgError, Settings
 _PATIENCE = 15.0  # seconds in which a server that is told to stop may finish what it has begun
 
 
-def start_server(bento: Bento, settings: Settings) -> subprocess.Popen[bytes]:
-    """Start BentoML on a bento, with the state, host and port of the settings; it lives no longer than this process.
+def _check_port(settings: Settings) -> None:
+    until = time.monotonic() + 1  # one that was just killed may not be gone yet
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                return probe.bind((settings.host, settings.port))
+            except OSError as error:
+                if time.monotonic() > until:
+                    what = f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}".lower()
+                    raise MlpkgError(what, "choose another with --port, or stop what listens there") from None
+        time.sleep(0.05)
+
+
+def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> subprocess.Popen[bytes]:
+    """Start BentoML on a bento, with the state, host and port of the settings; it writes to `log`, by default standard error.
+
+    It lives no longer than this process; on Linux, than the thread that started it.
 
     Raises
     ------
     MlpkgError
         When the port is taken.
     """
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            what = f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-            raise MlpkgError(what.lower(), "choose another with --port, or stop what listens there") from None
+    _check_port(settings)
     environment = {
         **os.environ,
         "MLPKG_STATE": str(settings.state),
@@ -48,25 +59,15 @@ def start_server(bento: Bento, settings: Settings) -> subprocess.Popen[bytes]:
         # the mlpkg that was packaged, whatever this one has become since
         "PYTHONPATH": os.pathsep.join(str(p) for p in (bento.wheel, os.environ.get("PYTHONPATH")) if p),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "bentoml",
-        "serve",
-        str(bento.folder),
-        "--host",
-        settings.host,
-        "--port",
-        str(settings.port),
-    ]
-    command += ["--timeout-graceful-shutdown", "5"]
+    options = ["--host", settings.host, "--port", str(settings.port), "--timeout-graceful-shutdown", "5"]
+    command = [sys.executable, "-m", "bentoml", "serve", str(bento.folder), *options]
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def tied() -> None:
         if libc is not None:
-            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; SIGTERM would keep the port for seconds
 
-    return subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True, preexec_fn=tied)
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=tied)
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,31 @@
+"""Decides payments until it is killed, and says which it has decided: `python decide_forever.py STATE OWN ROUND`."""
+
+import os
+import sys
+from itertools import count
+from pathlib import Path
+
+# LightGBM would load these if it could, which takes seconds.
+sys.modules |= dict.fromkeys(["sklearn", "pandas"])
+
+import handbook  # noqa: E402
+
+import mlpkg as ml  # noqa: E402
+from mlpkg.decisions import Decider  # noqa: E402
+from mlpkg.settings import Settings  # noqa: E402
+from mlpkg.times import HOUR, instant, iso  # noqa: E402
+
+state, own, number = sys.argv[1:]
+platform = ml.open(Settings(state=Path(state)))
+decider = Decider(handbook.fraud, platform)
+start = instant("2018-04-01")
+for k in count():
+    at = start + (int(number) * 1_000_000 + k) * HOUR // 1_000
+    for id in (f"{own}-{number}-{k}", f"both-{number}-{k}"):  # one that only this process decides, and one that all do
+        payment = {"id": id, "time": iso(at), "customer_id": k % 50, "terminal_id": k % 20, "amount": float(k % 97)}
+        decider.decide(payment, arrived=at)
+        os.write(1, f"{id}\n".encode())
+    if k % 10 == 0 and k:
+        report = {"id": f"both-{number}-{k - 10}", "fraud": True}
+        platform.report(handbook.frauds, report, arrived=at)
+        os.write(1, f"fraud {report['id']}\n".encode())
