@@ -71,7 +71,8 @@ class Windows:
         if not len(values):
             return np.zeros(self.lo.shape, np.int64), np.zeros(self.lo.shape, bool)
         if before_own:
-            at = at - (self.timeline.position[at] == self.moments.own)
+            events = self.timeline.position if self.timeline.about is None else self.timeline.about
+            at = at - (events[at] == self.moments.own)
         return np.broadcast_to(values[np.maximum(at, 0)], self.lo.shape), at >= self.lo
 
     def where(self, condition: "Condition") -> "Windows":
@@ -253,7 +254,7 @@ def register(cls: type[Aggregate]) -> type[Aggregate]:
 
 def from_spec(spec: Mapping[str, Any]) -> Aggregate:
     """The aggregate that a definition describes."""
-    given = {k: tuple(v) if k == "over" else v for k, v in spec.items() if k != "aggregate"}
+    given: dict[str, Any] = {k: tuple(v) if k == "over" else v for k, v in spec.items() if k != "aggregate"}
     if spec["aggregate"] not in REGISTRY:
         raise ValueError(f"this version of mlpkg has no aggregate {spec['aggregate']!r}")
     return REGISTRY[spec["aggregate"]](**given)
@@ -383,7 +384,7 @@ class Reduction:
         lo, hi = window_bounds(timeline, moments, self.edges)
         if sees_all(timeline, moments, self.delay):
             return self._on(Windows(timeline, moments, lo, hi))
-        hi, clean = visible_bounds(timeline, moments, lo, hi, self.delay)
+        lo, hi, clean = visible_bounds(timeline, moments, lo, hi, self.delay)
         if clean.all():
             return self._on(Windows(timeline, moments, lo, hi))
         out = [

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from . import models
-from .events import Event, Outcome, Rejected, Source
+from .events import Event, Outcome, Rejected, Row, Source
 from .features import FeatureSet, code_hash, compute, evaluate
 from .models import Model
 from .platform import Batch, Entry, Platform, decisions_of
@@ -136,7 +136,7 @@ class Decider:
     def __init__(self, use_case: UseCase, platform: Platform):
         self.use_case, self.platform = use_case, platform
         self.model: Model | None = None
-        self._refused: str | None = None
+        self._refused: tuple[str, MlpkgError] | None = None
         self._policy_version = code_hash(use_case.policy)
         platform.register(use_case.name, use_case.features)
         self._follow(platform.live(use_case.name))
@@ -150,23 +150,24 @@ class Decider:
 
     def _no_model(self) -> MlpkgError:
         if self._refused:
-            return MlpkgError(
-                f"the live model of {self.use_case.name!r}, {self._refused}, cannot be served here",
-                "see the log for the reason",
-            )
+            version, why = self._refused
+            return MlpkgError(f"the live model of {self.use_case.name!r}, {version}, is refused: {why.what}", why.hint)
         return MlpkgError(
             f"no model is live for {self.use_case.name!r}", f"train one: mlpkg train {self.use_case.name}"
         )
 
     def _follow(self, version: str | None) -> None:
-        if version is None or version == self._refused or (self.model and version == self.model.version):
+        if version is None or (self.model and version == self.model.version):
+            return
+        if self._refused and version == self._refused[0]:
             return
         try:
             self.model = _ready(models.find(self.platform.settings.state, self.use_case.name, version))
             self._refused = None
         except MlpkgError as error:
-            self._refused = version
-            _log.warning("model %s is refused: %s", version, error)
+            self._refused = (version, error)
+            if self.model is not None:
+                _log.warning("model %s is refused, %s goes on: %s", version, self.model.version, error)
 
     def decide(
         self,
@@ -190,11 +191,15 @@ class Decider:
         arrived = now() if arrived is None else arrived
         try:
             row = source.parse(body)
-            source.check_arrival(row, arrived, live)
+            return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
-            self.platform.bury(source.name, body, why)
+            if why.status == 422:
+                self.platform.bury(source.name, body, why)
             raise
-        with self.platform.decision(self.use_case.name, source, row, arrived) as unit:
+
+    def _decide(self, row: Row, arrived: int, live: bool, caller: str | None, began: int) -> Decision:
+        source = self.use_case.on
+        with self.platform.decision(self.use_case.name, source, row, arrived, live) as unit:
             if unit.known is not None:
                 return _decoder.decode(unit.known)
             self._follow(unit.live())

@@ -346,7 +346,8 @@ class Source:
         for column in self.columns:
             value = getattr(event, column.name)
             if type(value) is float:
-                code = round(value * column.scale)
+                scaled = value * column.scale
+                code = round(scaled) if abs(scaled) <= 2 * _SUMMABLE else 2 * _SUMMABLE
                 if code > _SUMMABLE or code < -_SUMMABLE:
                     raise self._too_large(column, value, event.id)
                 value = code / column.scale

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import lightgbm as lgb
 import numpy as np
-from lightgbm import basic as _basic
 
 from .features import FeatureSet, from_json, to_json
 from .settings import MlpkgError
 from .timeline import Array
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
 
 # %% ../nbs/models.ipynb #predictor
 class Predictor(Protocol):
@@ -43,6 +44,9 @@ class LightGBM:
     """A LightGBM booster for serving: one thread, one output."""
 
     def __init__(self, text: str):
+        import lightgbm as lgb  # takes a while, and most commands load no model
+
+        _basic: Any = lgb.basic
         try:
             self.booster = lgb.Booster(model_str=text)
         except lgb.basic.LightGBMError as error:
@@ -66,10 +70,11 @@ class LightGBM:
         )
         self._arguments = (self._fast, self._row, ctypes.byref(self._length), ctypes.byref(self._score))
         self._call = _basic._LIB.LGBM_BoosterPredictForMatSingleRowFast
+        self._free = _basic._LIB.LGBM_FastConfigFree
 
     def __del__(self) -> None:
-        if getattr(self, "_fast", None):
-            _basic._LIB.LGBM_FastConfigFree(self._fast)
+        if hasattr(self, "_free"):
+            self._free(self._fast)
 
     def score(self, row: Sequence[float]) -> float:
         """The score of one row of features."""
@@ -94,7 +99,7 @@ def models_dir(state: Path, use_case: str) -> Path:
 def save(
     state: Path,
     use_case: str,
-    booster: lgb.Booster,
+    booster: "Booster",
     features: FeatureSet,
     *,
     metrics: Mapping[str, Any],
@@ -142,8 +147,18 @@ def save(
     part.mkdir()
     for name, data in files.items():
         (part / name).write_bytes(data)
-    part.rename(folder / version)
+    _put(part, folder / version)
     return version
+
+
+def _put(part: Path, folder: Path) -> None:
+    """Move a finished folder to its name; the same model may be there already."""
+    try:
+        part.rename(folder)
+    except OSError:
+        if not (folder / _MANIFEST).exists():
+            raise
+        shutil.rmtree(part)
 
 
 def _json(value: Any) -> bytes:
@@ -233,8 +248,5 @@ def adopt(state: Path, folder: Path) -> Model:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.parent / f".{model.version}.{os.getpid()}"
         shutil.copytree(folder, part)
-        try:
-            part.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(part)
+        _put(part, target)
     return load(target)

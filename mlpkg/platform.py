@@ -111,8 +111,13 @@ class Platform(Protocol):
         """Make the sources and timelines of a feature set known; timelines that are missing are built from the log."""
         ...
 
-    def decision(self, use_case: str, source: Source, row: Row, arrived: int) -> AbstractContextManager[Unit]:
-        """The unit of work of one decision."""
+    def decision(
+        self, use_case: str, source: Source, row: Row, arrived: int, live: bool = False
+    ) -> AbstractContextManager[Unit]:
+        """The unit of work of one decision.
+
+        An event that is new is held against the clock: `Rejected` where it came too late, or, `live`, lies too far ahead.
+        """
         ...
 
     def accept(self, source: Source, body: Any, *, live: bool = False, arrived: int | None = None) -> Receipt:

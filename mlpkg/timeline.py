@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Array', 'FAR', 'Truth', 'Timeline', 'Moments', 'edges_of', 'rows_until', 'window_bounds', 'running_max', 'sees_all',
-           'visible_bounds', 'ragged', 'private_windows', 'blocks', 'reported', 'as_outcome', 'with_truth', 'pack',
-           'unpack', 'insert', 'decode', 'stable_order', 'Layout', 'lay_out', 'Events', 'Reports', 'History']
+           'may_know_itself', 'visible_bounds', 'ragged', 'private_windows', 'blocks', 'reported', 'as_outcome',
+           'with_truth', 'pack', 'unpack', 'insert', 'decode', 'stable_order', 'Layout', 'lay_out', 'Events', 'Reports',
+           'History']
 
 # %% ../nbs/timeline.ipynb #imports
 import struct
@@ -37,13 +38,17 @@ class Truth:
 
 @dataclass(slots=True)
 class Timeline:
-    """Rows of one or more entities: entity ``e`` owns ``starts[e]:starts[e + 1]``, ordered by time and position; all int64."""
+    """Rows of one or more entities: entity ``e`` owns ``starts[e]:starts[e + 1]``, ordered by time and position; all int64.
+
+    `about` is the position of the event that a row is about, where that is another than the row's own.
+    """
 
     time: Array
     position: Array
     columns: Mapping[str, Array]
     starts: Array
     truth: Truth | None = None
+    about: Array | None = None
 
     def __len__(self) -> int:
         return len(self.time)
@@ -56,9 +61,9 @@ class Timeline:
     def take(self, rows: Array, starts: Array) -> "Timeline":
         """The rows at the given places (or where a mask holds), with their new `starts`."""
         truth = self.truth and replace(self.truth, known=self.truth.known[rows])
-        return Timeline(
-            self.time[rows], self.position[rows], {k: v[rows] for k, v in self.columns.items()}, starts, truth
-        )
+        about = None if self.about is None else self.about[rows]
+        columns = {k: v[rows] for k, v in self.columns.items()}
+        return Timeline(self.time[rows], self.position[rows], columns, starts, truth, about)
 
 
 @dataclass(slots=True)
@@ -79,7 +84,9 @@ class Moments:
     def take(self, rows: Array) -> "Moments":
         """The moments at the given places."""
         own = self.own[rows]
-        return Moments(self.entity[rows], self.time[rows], own if self.position is self.own else self.position[rows], own)
+        return Moments(
+            self.entity[rows], self.time[rows], own if self.position is self.own else self.position[rows], own
+        )
 
     @classmethod
     def one(cls, time: int, position: int, own: int) -> "Moments":
@@ -148,13 +155,22 @@ def sees_all(timeline: Timeline, moments: Moments, delay: int) -> bool:
     truth, seen = timeline.truth, moments.position[0] if moments.live else moments.position.min(initial=FAR)
     if truth is not None and (delay < truth.after or truth.latest > seen):
         return False
+    if (truth is not None or timeline.about is not None) and delay == 0 and may_know_itself(timeline, moments).any():
+        return False
     return bool(np.maximum.reduce(timeline.position) <= seen)
 
 
-def visible_bounds(timeline: Timeline, moments: Moments, lo: Array, hi: Array, delay: int) -> tuple[Array, Array]:
-    """`hi` without the invisible rows at the end of each window, and which moments see every row that is left."""
+def may_know_itself(timeline: Timeline, moments: Moments) -> Array:
+    """Which moments might see the truth about their own event: those of an event that was decided some time after it came in."""
+    return (moments.position > moments.own) & (timeline.truth is not None or timeline.about is not None)
+
+
+def visible_bounds(
+    timeline: Timeline, moments: Moments, lo: Array, hi: Array, delay: int
+) -> tuple[Array, Array, Array]:
+    """`lo` and `hi` without the invisible rows at the end of each window, and which moments see every row that is left."""
     if not len(timeline):
-        return hi, np.ones(len(hi), bool)
+        return lo, hi, np.ones(len(hi), bool)
     hi, least = hi.copy(), lo.min(axis=0)
     late = np.flatnonzero((hi > least) & (timeline.position[hi - 1] > moments.position))
     for _ in range(8):
@@ -162,13 +178,17 @@ def visible_bounds(timeline: Timeline, moments: Moments, lo: Array, hi: Array, d
             break
         hi[late] -= 1
         late = late[(hi[late] > least[late]) & (timeline.position[hi[late] - 1] > moments.position[late])]
+    lo = np.minimum(lo, hi)  # a narrow window may be left with nothing
     truth, seen_from = timeline.truth, timeline.position
     if truth is not None:
         if delay < truth.after:
-            return hi, hi <= least
+            return lo, hi, hi <= least
         seen_from = np.where(truth.known < FAR, np.maximum(truth.known, seen_from), seen_from)
     latest = running_max(seen_from, timeline.starts)
-    return hi, (hi <= least) | (latest[hi - 1] <= moments.position)
+    clean = latest[hi - 1] <= moments.position
+    if delay == 0:
+        clean &= ~may_know_itself(timeline, moments)
+    return lo, hi, (hi <= least) | clean
 
 
 def ragged(lo: Array, hi: Array) -> tuple[Array, Array]:
@@ -179,14 +199,19 @@ def ragged(lo: Array, hi: Array) -> tuple[Array, Array]:
 
 
 def private_windows(timeline: Timeline, moments: Moments, lo: Array, hi: Array) -> tuple[Timeline, Array, Array]:
-    """A timeline in which each moment owns a copy of the rows it can see, with the bounds of its windows there."""
+    """A timeline in which each moment owns a copy of the rows it can see, with the bounds of its windows there.
+
+    What was reported about its own event a moment never sees.
+    """
     least = lo.min(axis=0)
     rows, starts = ragged(least, hi)
     own = timeline.take(rows, starts)
-    position, time = (np.repeat(a, np.diff(starts)) for a in (moments.position, moments.time))
+    position, time, itself = (np.repeat(a, np.diff(starts)) for a in (moments.position, moments.time, moments.own))
     visible = own.position <= position
+    if own.about is not None:
+        visible &= own.about != itself
     if (truth := own.truth) is not None:
-        reported = truth.known <= position
+        reported = (truth.known <= position) & (own.position != itself)
         visible &= reported | (own.time <= time - truth.after)
         own.columns = {**own.columns, truth.name: np.where(reported, own.columns[truth.name], truth.presumed)}
     count = np.zeros(len(rows) + 1, np.int64)
@@ -209,7 +234,8 @@ def blocks(lengths: Array, most: int = 2**18, count: int = FAR) -> Iterator[slic
 def reported(position: Array, about: Array, known: Array, truth: Array, presumed: int) -> tuple[Array, Array]:
     """For the events at these positions: from where each one's report counts (`FAR`: never), and its truth or what is presumed."""
     since, value = np.empty(len(position), np.int64), np.empty(len(position), np.int64)
-    since.fill(FAR), value.fill(presumed)
+    since.fill(FAR)
+    value.fill(presumed)
     if len(about) and len(position):
         order = position.argsort(kind="stable")
         place = order[np.minimum(position.searchsorted(about, sorter=order), len(order) - 1)]
@@ -219,7 +245,13 @@ def reported(position: Array, about: Array, known: Array, truth: Array, presumed
 
 
 def as_outcome(
-    timeline: Timeline, name: str, since: Array, value: Array, presumed: int | None, after: int | None, latest: int = FAR
+    timeline: Timeline,
+    name: str,
+    since: Array,
+    value: Array,
+    presumed: int | None,
+    after: int | None,
+    latest: int = FAR,
 ) -> Timeline:
     """The events of `timeline` with their outcome as the column `name`, of which `reported` found `since` and `value`.
 
@@ -234,7 +266,8 @@ def as_outcome(
     rows = there[np.lexsort((since[there], timeline.time[there], entity))]
     counts = np.bincount(entity, minlength=len(timeline.starts) - 1)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return Timeline(timeline.time[rows], since[rows], {k: v[rows] for k, v in columns.items()}, starts)
+    kept = {k: v[rows] for k, v in columns.items()}
+    return Timeline(timeline.time[rows], since[rows], kept, starts, about=timeline.position[rows])
 
 
 def with_truth(
@@ -315,7 +348,11 @@ class Layout:
             yield slice(0, 0), slice(0, 0), slice(0, len(entity))
         for piece in blocks(np.diff(self.starts) + np.diff(asked), most, max(1, 2**62 // _span(time)[1])):
             first, last = piece.start, piece.stop
-            yield piece, slice(int(self.starts[first]), int(self.starts[last])), slice(int(asked[first]), int(asked[last]))
+            yield (
+                piece,
+                slice(int(self.starts[first]), int(self.starts[last])),
+                slice(int(asked[first]), int(asked[last])),
+            )
 
     def find(self, keys: Array) -> Array:
         """The entity of each key, -1 where there is none."""

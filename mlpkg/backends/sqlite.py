@@ -9,9 +9,10 @@ __all__ = ['SqlitePlatform']
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import apsw
 import msgspec
@@ -109,7 +110,7 @@ class _Patience:
 class _Timelines:
     """The timelines of one stream and key."""
 
-    def __init__(self, db: apsw.Connection, run: Any, id: int, name: str, key: str, columns: tuple[str, ...]):
+    def __init__(self, db: Any, run: Any, id: int, name: str, key: str, columns: tuple[str, ...]):
         self.db, self._run, self.id, self.name, self.key, self.columns = db, run, id, name, key, columns
         self.width = 8 * (2 + len(columns))
 
@@ -215,6 +216,7 @@ class _Timelines:
             self.db.execute("delete from chunk where id >= ? and id < ?", (entity << _SEQ, (entity + 1) << _SEQ))
         self.db.execute("delete from timeline where stream=?", (self.id,))
 
+
 _Head = tuple[int, int, bytes]  # entity (0: none yet), number of closed chunks, rows
 _NO_HEAD: _Head = (0, 0, b"")
 
@@ -226,10 +228,11 @@ def _first_time(rows: bytes) -> int:
 class _Unit:
     """A decision inside its transaction: entering it begins and accepts the event, leaving it commits or rolls back."""
 
-    __slots__ = ("_arrived", "_heads", "_platform", "_row", "_source", "_use_case", "known", "own", "position")
+    __slots__ = ("_arrived", "_heads", "_live", "_platform", "_row", "_source", "_use_case", "known", "own", "position")
 
-    def __init__(self, platform: "SqlitePlatform", use_case: str, source: Source, row: Row, arrived: int):
-        self._platform, self._use_case, self._source, self._row, self._arrived = platform, use_case, source, row, arrived
+    def __init__(self, platform: "SqlitePlatform", use_case: str, source: Source, row: Row, arrived: int, live: bool):
+        self._platform, self._use_case, self._source, self._row = platform, use_case, source, row
+        self._arrived, self._live = arrived, live
         self._heads: dict[tuple[str, str, int], _Head] = {}
         self.own = self.position = 0
         self.known: str | None = None
@@ -238,7 +241,7 @@ class _Unit:
         platform, row = self._platform, self._row
         platform._begin()
         try:
-            self.own, new = platform._append(self._source, row, self._arrived, self._heads)
+            self.own, new = platform._append(self._source, row, self._arrived, self._live, self._heads)
             if new:
                 self.position = self.own
             else:
@@ -274,12 +277,32 @@ class _Unit:
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A method of the platform whose errors of SQLite become what a person can read."""
+
+    @wraps(method)
+    def read(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(*args, **kwargs)
+        except apsw.Error as error:
+            platform: Any = args[0]
+            if platform.db.in_transaction:  # which will say so itself
+                raise
+            raise _store_error(platform.settings.store, error) from error
+
+    return read
+
+
 class SqlitePlatform:
     """The platform in one SQLite file; safe to share between threads, and between processes that each open their own."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.db = _connect(settings)
+        self.db: Any = _connect(settings)  # whose rows may hold anything
         self._lock = threading.RLock()
         self._run = self.db.cursor().execute  # for all of a transaction; each call ends the one before it
         self._generation = -1
@@ -388,7 +411,7 @@ class SqlitePlatform:
         for stream, spec in [(source.name, source.spec()), *((o.stream, o.spec()) for o in source.outcomes.values())]:
             found = self.db.execute("select spec from source where name=?", (stream,)).fetchone()
             old = {c["name"]: c for c in json.loads(found[0]).get("columns", [])} if found else {}
-            for column in spec.get("columns", []) if found else []:  # type: ignore[union-attr]
+            for column in spec.get("columns", []) if old else []:  # type: ignore[union-attr]
                 was = old.pop(column["name"], None)
                 same = was is not None and all(was[k] == column[k] for k in ("kind", "scale"))
                 if not same and not (was is None and column["nullable"]):
@@ -431,21 +454,21 @@ class SqlitePlatform:
 
     # -- one at a time ------------------------------------------------------------------------------------------------------------
 
-    def decision(self, use_case: str, source: Source, row: Row, arrived: int) -> _Unit:
+    def decision(self, use_case: str, source: Source, row: Row, arrived: int, live: bool = False) -> _Unit:
         """The unit of work of one decision: a transaction."""
-        return _Unit(self, use_case, source, row, arrived)
+        return _Unit(self, use_case, source, row, arrived, live)
 
     def accept(self, source: Source, body: Any, *, live: bool = False, arrived: int | None = None) -> Receipt:
         """Accept an event without deciding it; what is refused goes to the dead letters."""
         arrived = now() if arrived is None else arrived
         try:
             row = source.parse(body)
-            source.check_arrival(row, arrived, live)
+            with self._transaction():
+                position, new = self._append(source, row, arrived, live, {})
         except Rejected as why:
-            self.bury(source.name, body, why)
+            if why.status == 422:
+                self.bury(source.name, body, why)
             raise
-        with self._transaction():
-            position, new = self._append(source, row, arrived, {})
         return Receipt(row.id, position, new)
 
     def report(self, outcome: Outcome, body: Any, *, arrived: int | None = None) -> Receipt:
@@ -468,7 +491,7 @@ class SqlitePlatform:
                 return Receipt(row.id, known[0], False, event is None)
             position = self.db.last_insert_rowid()
             if event:
-                self._settle(outcome, event, position, row.codes[0])
+                self._settle(outcome, event, position, row.codes[0], arrived)
             else:
                 self.db.execute(
                     "insert into waiting values (?, ?, ?)", (self._source(outcome.stream), row.id, position)
@@ -476,9 +499,12 @@ class SqlitePlatform:
         return Receipt(row.id, position, True, event is None)
 
     def _append(
-        self, source: Source, row: Row, arrived: int, heads: dict[tuple[str, str, int], _Head]
+        self, source: Source, row: Row, arrived: int, live: bool, heads: dict[tuple[str, str, int], _Head]
     ) -> tuple[int, bool]:
-        """Append an event to the log and its timelines; its position, and whether it is new."""
+        """Append an event to the log and its timelines; its position, and whether it is new.
+
+        Only a new one is held against the clock: what is known already is acknowledged however late it is sent again.
+        """
         self._run(_INSERT, (self._source(source.name), row.id, row.time, arrived, None, row.body))
         if not self.db.changes():
             known = self._row(source.name, row.id)
@@ -486,6 +512,7 @@ class SqlitePlatform:
             if known[-1] != row.body or known[1] != row.time:
                 raise _reused(source.name, row)
             return known[0], False
+        source.check_arrival(row, arrived, live)
         position = self.db.last_insert_rowid()
         codes = dict(zip(source.seen, row.codes, strict=True))
         for timelines in self._by_stream.get(source.name, ()):
@@ -502,16 +529,16 @@ class SqlitePlatform:
                 body = self._run("select body from log where position=?", (found[0],)).fetchone()[0]
                 self._run("delete from waiting where source=? and id=?", (stream, row.id))
                 truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
-                self._settle(outcome, (position, row.time, arrived, row.body), position + 1, truth)
+                self._settle(outcome, (position, row.time, arrived, row.body), position + 1, truth, arrived)
         return position, True
 
-    def _settle(self, outcome: Outcome, event: tuple[int, int, int, str], known: int, truth: int) -> None:
+    def _settle(self, outcome: Outcome, event: tuple[int, int, int, str], known: int, truth: int, arrived: int) -> None:
         """Put the truth about an event into the timelines of the outcome."""
         position, at, _, body = event
         source = outcome.source
         codes = dict(zip(source.seen, source.codes_of(body), strict=True))
         for timelines in self._by_stream.get(outcome.stream, ()):
-            timelines.append(codes[timelines.key], pack(at, known, position, truth), at, source.held_us)
+            timelines.append(codes[timelines.key], pack(at, known, position, truth), arrived, source.held_us)
 
     def _source(self, name: str) -> int:
         if name not in self._sources:
@@ -626,9 +653,8 @@ class SqlitePlatform:
                     body = self.db.execute("select body from log where position=?", (found[0],)).fetchone()[0]
                     self.db.execute("delete from waiting where source=? and id=?", (stream, batch.ids[i]))
                     truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
-                    self._settle(
-                        outcome, (int(position[i]), int(batch.time[i]), 0, batch.bodies[i]), int(position[i]) + 1, truth
-                    )
+                    event = (int(position[i]), int(batch.time[i]), int(batch.arrived[i]), batch.bodies[i])
+                    self._settle(outcome, event, event[0] + 1, truth, event[2])
 
     def _settle_many(
         self, outcome: Outcome, batch: Batch, at: Array, truth: Array, position: Array, result: Loaded
@@ -650,12 +676,13 @@ class SqlitePlatform:
             codes.append(outcome.source.codes_of(event[3]))
         if rows:
             table, keys = np.array(rows, np.int64), np.array(codes, np.int64)
-            oldest = int(table[:, 0].min())
+            arrived = int(batch.arrived[at].max())
             for timelines in self._by_stream.get(outcome.stream, ()):
-                timelines.extend(keys[:, names.index(timelines.key)], table, oldest, outcome.source.held_us)
+                timelines.extend(keys[:, names.index(timelines.key)], table, arrived, outcome.source.held_us)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------
 
+    @_readable
     def last_position(self) -> int:
         """The last position of the log."""
         return self.db.execute("select max(position) from log").fetchone()[0] or 0
@@ -667,25 +694,31 @@ class SqlitePlatform:
         self._look()
         wanted = None if streams is None else {self._sources[s] for s in streams if s in self._sources}
         until = self.last_position() if until is None else until
-        while after < until:
-            with self._lock:
-                page = self.db.execute(
-                    "select position, source, id, time, arrived, about, body from log where position > ? and position <= ? order by position limit 5000",
-                    (after, until),
-                ).fetchall()
-            if not page:
-                return
+        while after < until and (page := self._page(after, until)):
             for row in page:
                 if wanted is None or row[1] in wanted:
                     yield Entry(row[0], self._names[row[1]], *row[2:])
             after = page[-1][0]
 
+    @_readable
+    def _page(self, after: int, until: int) -> list[Any]:
+        with self._lock:
+            return self.db.execute(
+                "select position, source, id, time, arrived, about, body from log "
+                "where position > ? and position <= ? order by position limit 5000",
+                (after, until),
+            ).fetchall()
+
+    @_readable
     def _look(self) -> None:
         with self._lock:
-            ((generation,),) = self._run("select generation from control").fetchall()  # to its end, or it holds its snapshot
+            ((generation,),) = self._run(
+                "select generation from control"
+            ).fetchall()  # to its end, or it holds its snapshot
             if generation != self._generation:
                 self._refresh(generation)
 
+    @_readable
     def entry(self, stream: str, id: str) -> Entry | None:
         """One entry of the log by its stream and id."""
         self._look()
@@ -695,6 +728,7 @@ class SqlitePlatform:
         ).fetchone()
         return found and Entry(found[0], stream, id, *found[1:])
 
+    @_readable
     def history(
         self,
         sources: Sequence[Source],
@@ -764,6 +798,7 @@ class SqlitePlatform:
         order = np.argsort(rows[:, 0], kind="stable")
         return Reports(rows[order, 0], rows[order, 1], np.array(truth, np.int64)[order], rows[order, 2])
 
+    @_readable
     def decided(self, use_case: str) -> tuple[Array, Array]:
         """The position of every decided event, and the position up to which its decision saw the log: just before its own."""
         self._look()
@@ -773,6 +808,7 @@ class SqlitePlatform:
         table = np.array(found, np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1] - 1
 
+    @_readable
     def dead_letters(self) -> list[DeadLetter]:
         """What was refused, oldest first."""
         return [
@@ -782,6 +818,7 @@ class SqlitePlatform:
             )
         ]
 
+    @_readable
     def waiting(self) -> list[Entry]:
         """Outcomes about events that are not known yet."""
         self._look()
@@ -809,6 +846,7 @@ class SqlitePlatform:
             self.db.execute("insert or replace into live values (?, ?)", (use_case, version))
             self._changed()
 
+    @_readable
     def promotions(self, use_case: str) -> list[dict[str, Any]]:
         """Every promotion of a use case, oldest first: version, by, why, at."""
         self._look()

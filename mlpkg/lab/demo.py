@@ -212,7 +212,7 @@ def run(folder: Path, customers: int, terminals: int, days: int, live: int, rate
     ingested = json.loads(_run("ingest", "fraud", str(folder / "payments.parquet"), "--json", capture=True))
     click.echo(", ".join(f"{n} {name}" for name, n in ingested["new"].items()))
     today = now() // DAY * DAY
-    days_ago = {"train_from": 29, "train_to": 15, "test_from": 15, "test_to": 8}
+    days_ago = {"train_from": 36, "train_to": 22, "test_from": 15, "test_to": 8}
     period = [word for name, ago in days_ago.items() for word in ("-p", name, iso(today - ago * DAY)[:10])]
     trained = json.loads(_run("train", "fraud", *period, "-p", "quick", "true", "--json", capture=True))
     click.echo(

@@ -84,7 +84,7 @@ def _has(case: UseCase, decided: bool) -> bool:
 def _train(case: UseCase, platform: Platform, until: int) -> None:
     """A quick model of what was known at `until`, live at once."""
     rows = training_set(case.features, 0, until, as_of=until, platform=platform)
-    rows = rows[rows["label"].notna()]
+    rows = rows.dropna(subset="label")
     data = lgb.Dataset(
         rows[case.features.names].to_numpy(np.float64), rows["label"].to_numpy(int), feature_name=case.features.names
     )

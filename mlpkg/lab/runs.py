@@ -249,7 +249,7 @@ def _execute(
         import papermill
         from papermill.exceptions import PapermillExecutionError
 
-    kernel = {"MLPKG_RUN": str(run), "MLPKG_STATE": str(settings.state), "MLPKG_ENV": settings.env, "MPLBACKEND": "agg"}
+    kernel = {"MLPKG_RUN": str(run), "MLPKG_STATE": str(settings.state), "MLPKG_ENV": settings.env}
     before = {k: os.environ.get(k) for k in kernel}
     bar: Any = {"disable": None, "desc": "training", "leave": False}
     os.environ.update(kernel)
