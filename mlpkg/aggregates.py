@@ -39,17 +39,16 @@ class Windows:
     def __init__(self, timeline: Timeline, moments: Moments, lo: Array, hi: Array):
         self.timeline, self.moments, self.lo, self.hi = timeline, moments, lo, hi
         self.count = hi - lo  # how many rows each window has, int64 of shape (widths, moments)
-        self._sums: dict[str, Array] = {}
-        self._where: dict[str, Windows] = {}
+        self._found: dict[str, Any] = {}  # sums by column, narrowed windows by condition
 
     def sum(self, column: str) -> Array:
         """The exact sum of a column over each window, int64."""
-        if column not in self._sums:
+        if column not in self._found:
             values = self.timeline.columns[column]
             prefix = np.zeros(len(values) + 1, np.int64)
             np.add.accumulate(values, out=prefix[1:])
-            self._sums[column] = prefix.take(self.hi) - prefix.take(self.lo)
-        return self._sums[column]
+            self._found[column] = prefix.take(self.hi) - prefix.take(self.lo)
+        return self._found[column]
 
     def reduce(self, column: str, ufunc: np.ufunc) -> Array:
         """A column reduced over each window by a ufunc such as ``np.minimum``; 0 where a window is empty."""
@@ -77,13 +76,13 @@ class Windows:
 
     def where(self, condition: "Condition") -> "Windows":
         """The same windows with only the rows that meet a condition."""
-        if condition.text not in self._where:
+        if condition.text not in self._found:
             keep = condition.mask(self.timeline.columns)
             count = np.zeros(len(keep) + 1, np.int64)
             np.cumsum(keep, out=count[1:])
             kept = self.timeline.take(keep, count[self.timeline.starts])
-            self._where[condition.text] = Windows(kept, self.moments, count[self.lo], count[self.hi])
-        return self._where[condition.text]
+            self._found[condition.text] = Windows(kept, self.moments, count[self.lo], count[self.hi])
+        return self._found[condition.text]
 
     def _gather(self, reduced: Any) -> Array:
         """Call ``reduced(rows, starts, lo)`` on the rows of all windows that are not empty, in blocks, one width at a time."""
@@ -205,7 +204,7 @@ class Aggregate:
         return (self.over,) if isinstance(self.over, str) else tuple(self.over)
 
     def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
-        """Raise `ValueError` where the aggregate does not fit the columns it is used on, or reaches back beyond `reach` microseconds."""
+        """Raise `ValueError` where it does not fit the columns it is used on, or looks back beyond `reach` microseconds."""
         verb = self.verb()
         if not self.windows:
             raise ValueError(f"{name}: {verb} needs over=, a window such as '7d' or several")
@@ -223,12 +222,13 @@ class Aggregate:
                 near = get_close_matches(str(self.column), columns, 1)
                 known = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(columns)}"
                 raise ValueError(f"{name}: {verb} of unknown column {self.column!r}; {known}")
-            column = columns[self.column]
+            column = columns[str(self.column)]
             if column.kind not in self.kinds:
                 raise ValueError(f"{name}: {verb} of {self.column!r}, which is a {column.kind}, has no meaning")
             if self.adds_up and not column.summable:
                 raise ValueError(
-                    f"{name}: {verb} of {self.column!r} may not fit 64 bits; give the field bounds, as in Annotated[int, Field(ge=0, le=1_000_000)]"
+                    f"{name}: {verb} of {self.column!r} may not fit 64 bits; give the field bounds, "
+                    "as in Annotated[int, Field(ge=0, le=1_000_000)]"
                 )
         if self.where is not None:
             Condition(self.where, columns)
@@ -415,6 +415,8 @@ class Reduction:
             value = aggregate.compute(kept, scale)
             if aggregate.empty is not None:
                 absent = np.isnan(value) if not aggregate.integer else kept.count == 0
-                value = np.where(absent, float(aggregate.empty), value) if absent.any() else value.astype(float, copy=False)
+                value = (
+                    np.where(absent, float(aggregate.empty), value) if absent.any() else value.astype(float, copy=False)
+                )
             results.append(value if pick is None else value[pick])
         return results

@@ -137,6 +137,7 @@ class Decider:
         self.use_case, self.platform = use_case, platform
         self.model: Model | None = None
         self._refused: tuple[str, MlpkgError] | None = None
+        self._pick: list[int] | None = None  # the columns that the live model knows, where the contract has grown since
         self._policy_version = code_hash(use_case.policy)
         platform.register(use_case.name, use_case.features)
         self._follow(platform.live(use_case.name))
@@ -164,6 +165,9 @@ class Decider:
         try:
             self.model = _ready(models.find(self.platform.settings.state, self.use_case.name, version))
             self._refused = None
+            here = [c.name for c in self.use_case.on.columns]
+            there = [c.name for c in self.model.features.on.columns]
+            self._pick = None if here == there else [here.index(name) for name in there]
         except MlpkgError as error:
             self._refused = (version, error)
             if self.model is not None:
@@ -182,7 +186,7 @@ class Decider:
         Parameters
         ----------
         live
-            Whether the event comes from outside just now, so that it may not lie further ahead of the clock than its source allows.
+            Whether the event comes from outside just now, and so may not lie further ahead of the clock than its source allows.
         arrived
             When it arrived, in microseconds; by default now.
         """
@@ -207,9 +211,9 @@ class Decider:
             if model is None:
                 raise self._no_model()
             features, reach = model.features, model.features.reach
-            at = row.time
+            at, codes = row.time, row.codes if self._pick is None else [row.codes[i] for i in self._pick]
             values = evaluate(
-                features, row.codes, at, unit.position, unit.own, lambda s, k, v: unit.read(s, k, v, at - reach[s, k])
+                features, codes, at, unit.position, unit.own, lambda s, k, v: unit.read(s, k, v, at - reach[s, k])
             )
             score = model.predictor.score(values)
             action = self.use_case.policy(score, SimpleNamespace(id=row.id, time=at, **row.values))

@@ -21,7 +21,6 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from .settings import MlpkgError
 from .times import EARLIEST, LATEST, duration, iso, micros
 
 # %% ../nbs/events.ipynb #rejected
@@ -150,7 +149,8 @@ def _proper_time(value: Any) -> Any:
 
 
 def _proper_id(value: str) -> str:
-    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value) or not value.strip():
+    plain = value.isprintable() or not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)
+    if not plain or not value.strip():
         raise ValueError("is blank or has control characters")
     return value
 
@@ -197,7 +197,10 @@ def _column(name: str, info: FieldInfo | type) -> Column:
 
 # %% ../nbs/events.ipynb #row
 class Row(msgspec.Struct, frozen=True):
-    """An event that passed the door: `values` are its fields without id and time, `body` their canonical JSON, `codes` their int64."""
+    """An event that passed the door.
+
+    `values` are its fields without id and time, `body` their canonical JSON, `codes` their int64.
+    """
 
     id: str
     time: int
@@ -367,7 +370,7 @@ class Source:
         return tuple(c.encode(values.get(c.name)) for c in self.columns)
 
     def check_arrival(self, row: Row, arrived: int, live: bool) -> None:
-        """Raise `Rejected` where an event comes later after its time than `lateness`, or, live, further before it than `ahead`."""
+        """Raise `Rejected` where an event comes later after its time than `lateness`, or, live, too far before it."""
         if arrived - row.time > self.lateness_us:
             reason = f"is more than {self.lateness} before the event arrived, at {iso(arrived)}"
         elif live and row.time - arrived > self.ahead_us:
@@ -487,7 +490,8 @@ class Outcome:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in self.source.seen or self.name in ("id", "time"):
             raise ValueError(
-                f"outcome {self.name!r}: the name is not free in source {self.source.name!r} or not lower case letters, digits and _"
+                f"outcome {self.name!r}: the name is not free in source {self.source.name!r}, "
+                "or not lower case letters, digits and _"
             )
         if (self.presume is None) != (self.after is None):
             raise ValueError(f"outcome {self.name!r}: `presume` and `after` go together")

@@ -119,7 +119,6 @@ class _Part:
             self.streams.append(Stream(self.outcome.stream, self.key, ("about", "truth")))
 
 
-
 class FeatureSet:
     """Named features of the events of one source.
 
@@ -378,7 +377,9 @@ def evaluate(
             timeline = with_truth(
                 timeline, outcome.name, about, said.position, truth, outcome.presumed, outcome.after_us
             )
-        numbers = [v for result in part.reduction.compute(timeline, moment) for v in result.ravel().tolist()]
+        numbers: list[Any] = []
+        for result in part.reduction.compute(timeline, moment):
+            numbers += result.ravel().tolist()
         for place, number in zip(part.places, numbers, strict=True):
             out[place] = number
     if features._present:

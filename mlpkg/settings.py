@@ -54,7 +54,9 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, start: str | Path | None = None, **overrides: object) -> "Settings":
-        """Read the nearest ``settings.ini`` at or above `start` (default: the working directory), then the environment, then `overrides`.
+        """Read the nearest ``settings.ini`` at or above `start`, then the environment, then `overrides`.
+
+        `start` is by default the working directory.
 
         Raises
         ------

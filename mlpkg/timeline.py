@@ -26,7 +26,7 @@ FAR = 2**62  # a position that no log reaches
 class Truth:
     """What is known of an outcome, a value per row: reported from position `known` on (`FAR`: never), `presumed` before that.
 
-    A row of which nothing is known counts from the age of `after` microseconds on. `latest` is a position that no report is beyond.
+    A row of which nothing is known counts from the age of `after` microseconds on. No report is beyond the position `latest`.
     """
 
     name: str
@@ -232,7 +232,7 @@ def blocks(lengths: Array, most: int = 2**18, count: int = FAR) -> Iterator[slic
 
 # %% ../nbs/timeline.ipynb #with-truth
 def reported(position: Array, about: Array, known: Array, truth: Array, presumed: int) -> tuple[Array, Array]:
-    """For the events at these positions: from where each one's report counts (`FAR`: never), and its truth or what is presumed."""
+    """From where the report about each event counts (`FAR`: never), and its truth, or what is presumed."""
     since, value = np.empty(len(position), np.int64), np.empty(len(position), np.int64)
     since.fill(FAR)
     value.fill(presumed)
@@ -275,6 +275,8 @@ def with_truth(
 ) -> Timeline:
     """The events of `timeline` with what their reports say of them."""
     latest = int(np.maximum.reduce(known)) if len(known) else 0
+    if latest == 0 and presumed is None:
+        return decode(b"", (*timeline.columns, name))
     since, value = reported(timeline.position, about, known, truth, presumed or 0)
     return as_outcome(timeline, name, since, value, presumed, after, latest)
 
@@ -309,8 +311,16 @@ _INT64 = np.dtype("<i8")
 
 def decode(data: bytes, names: tuple[str, ...]) -> Timeline:
     """The timeline of one entity from bytes."""
+    if not data:
+        return _nothing(names)
     time, position, *columns = np.frombuffer(data, _INT64).reshape(2 + len(names), -1, order="F")
     return Timeline(time, position, dict(zip(names, columns, strict=True)), _whole(len(time)))
+
+
+@cache
+def _nothing(names: tuple[str, ...]) -> Timeline:
+    none = np.zeros(0, np.int64)
+    return Timeline(none, none, dict.fromkeys(names, none), np.zeros(2, np.int64))
 
 
 @lru_cache(1024)
@@ -330,7 +340,7 @@ def stable_order(codes: Array) -> Array:
 
 @dataclass(slots=True)
 class Layout:
-    """How a source's events are laid out by one key: `order` of the rows, `starts` of the entities, and the key of each entity."""
+    """A source's events laid out by one key: `order` of the rows, `starts` and `keys` of the entities, `entity` of each row."""
 
     order: Array
     starts: Array

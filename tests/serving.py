@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sysconfig
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,9 +36,11 @@ CUSTOMERS, TERMINALS = 120, 150
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port on which nothing listens, from below those that the system gives to clients, so that it stays free."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(state: Path, **more: str) -> dict[str, str]:
@@ -199,12 +203,12 @@ def serving(bento: Bento, state: Path, log: Path) -> Iterator[Server]:
         server.stop()
 
 
-def places_named_in(bento: Path) -> set[str]:
+def places_named_in(bento: Path, *built: Path) -> set[str]:
     """Which folders of this machine a bento names, in whichever of its files, also those inside its wheels."""
-    home = Path.home()
-    places = {str(p) for p in (ROOT, bento.parent, SCRIPTS.parent, home) if len(p.parts) > 1 and p != Path("/root")}
+    places = [f"{place}/" for place in (ROOT, SCRIPTS.parent, Path.home(), *built) if len(place.parts) > 1]
+    places.append(f"{tempfile.gettempdir()}/tmp")  # where it was put together
     texts = [path.read_bytes() for path in bento.rglob("*") if path.is_file() and path.suffix != ".whl"]
     for wheel in bento.rglob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             texts += [archive.read(name) for name in archive.namelist()]
-    return {place for place in places | {"/root/"} if any(place.encode() in text for text in texts)}
+    return {place for place in places if any(place.encode() in text for text in texts)}

@@ -111,8 +111,8 @@ def test_the_environment_of_a_bento_has_nothing_of_research(python: Path, tmp_pa
     assert where.is_relative_to(python.parent.parent), "the mlpkg that the bento brought, not the checkout"
 
 
-def test_a_bento_names_no_place_of_the_machine_that_built_it(unpacked: Bento):
-    assert places_named_in(unpacked.folder) == set()
+def test_a_bento_names_no_place_of_the_machine_that_built_it(unpacked: Bento, tmp_path_factory: pytest.TempPathFactory):
+    assert places_named_in(unpacked.folder, tmp_path_factory.getbasetemp()) == set()
 
 
 def test_a_bento_has_no_live_state_in_it(unpacked: Bento):

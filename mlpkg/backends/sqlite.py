@@ -34,12 +34,14 @@ create table if not exists log(
     position integer primary key, source integer not null, id text not null, time integer not null, arrived integer not null,
     about integer, body text not null);
 create unique index if not exists log_id on log(source, id);
-create table if not exists stream(id integer primary key, name text not null, key text not null, columns text not null, unique (name, key));
+create table if not exists stream(id integer primary key, name text not null, key text not null, columns text not null,
+    unique (name, key));
 create table if not exists timeline(entity integer primary key, stream integer not null, key integer not null,
     closed integer not null, head blob not null);
 create unique index if not exists timeline_key on timeline(stream, key);
 create table if not exists chunk(id integer primary key, latest integer not null, rows blob not null);
-create table if not exists waiting(source integer not null, id text not null, position integer not null, primary key (source, id));
+create table if not exists waiting(source integer not null, id text not null, position integer not null,
+    primary key (source, id));
 create table if not exists dead_letter(id integer primary key, source text not null, at integer not null, row integer, event text,
     field text not null, value text not null, reason text not null, body text not null);
 create table if not exists live(use_case text primary key, version text not null);
@@ -311,6 +313,7 @@ class SqlitePlatform:
         self._timelines: dict[tuple[str, str], _Timelines] = {}
         self._by_stream: dict[str, list[_Timelines]] = {}
         self._live: dict[str, str] = {}
+        self._waiting = False  # whether any outcome waits for its event
 
     def close(self) -> None:
         """Let go of the file."""
@@ -350,8 +353,10 @@ class SqlitePlatform:
         except apsw.Error as failed:
             error = failed
         try:
-            if error is not None and self.db.in_transaction:
-                self._run("rollback")
+            if error is not None:
+                self._generation = -1  # what was learned in this transaction may not hold
+                if self.db.in_transaction:
+                    self._run("rollback")
         finally:
             self._lock.release()
         if isinstance(error, apsw.Error):
@@ -367,13 +372,19 @@ class SqlitePlatform:
         self._timelines = {(t.name, t.key): t for t in found}
         self._by_stream = {name: [t for t in found if t.name == name] for name in {t.name for t in found}}
         self._live = dict(self.db.execute("select use_case, version from live"))
+        self._waiting = bool(self.db.execute("select exists(select 1 from waiting)").fetchone()[0])
         self._generation = generation
 
     def _changed(self) -> None:
         self.db.execute("update control set generation=generation+1 where id=1")
         self._refresh(self._generation + 1)
 
-    # -- what is known ------------------------------------------------------------------------------------------------------------
+    def _waits(self) -> None:
+        """Tell every process when the first outcome begins to wait and when none waits any more."""
+        if self._waiting != bool(self.db.execute("select exists(select 1 from waiting)").fetchone()[0]):
+            self._changed()
+
+    # -- what is known -----------------------------------------------------------------------------------------------
 
     def register(self, use_case: str, features: Any) -> None:
         """Make the sources and timelines of a feature set known; timelines that are missing are built from the log.
@@ -399,7 +410,8 @@ class SqlitePlatform:
                 if there:
                     there.clear()
                 self.db.execute(
-                    "insert into stream(name, key, columns) values (?, ?, ?) on conflict (name, key) do update set columns=excluded.columns",
+                    "insert into stream(name, key, columns) values (?, ?, ?) "
+                    "on conflict (name, key) do update set columns=excluded.columns",
                     (stream.stream, stream.key, json.dumps(columns)),
                 )
             if missing or before[0] != dict(self.db.execute("select name, id from source")):
@@ -417,7 +429,8 @@ class SqlitePlatform:
                 if not same and not (was is None and column["nullable"]):
                     now_is = f"{column['kind']} in steps of 1/{column['scale']}"
                     raise MlpkgError(
-                        f"source {stream!r}: field {column['name']!r} is now {now_is}, its events in {self.settings.store} were not",
+                        f"source {stream!r}: field {column['name']!r} is now {now_is}, "
+                        f"its events in {self.settings.store} were not",
                         "a new field has to be optional; for another type or resolution, name a new source",
                     )
             if old:
@@ -452,7 +465,7 @@ class SqlitePlatform:
         if len(rows):
             timelines.extend(keys, rows, int(events.arrived.max()), source.held_us)
 
-    # -- one at a time ------------------------------------------------------------------------------------------------------------
+    # -- one at a time -----------------------------------------------------------------------------------------------
 
     def decision(self, use_case: str, source: Source, row: Row, arrived: int, live: bool = False) -> _Unit:
         """The unit of work of one decision: a transaction."""
@@ -496,6 +509,7 @@ class SqlitePlatform:
                 self.db.execute(
                     "insert into waiting values (?, ?, ?)", (self._source(outcome.stream), row.id, position)
                 )
+                self._waits()
         return Receipt(row.id, position, True, event is None)
 
     def _append(
@@ -520,7 +534,7 @@ class SqlitePlatform:
             packed = pack(row.time, position, *[codes[c] for c in timelines.columns])
             heads[source.name, timelines.key, key] = timelines.append(key, packed, arrived, source.held_us)
         for outcome in source.outcomes.values():
-            stream = self._sources.get(outcome.stream)
+            stream = self._sources.get(outcome.stream) if self._waiting else None
             found = (
                 stream
                 and self._run("select position from waiting where source=? and id=?", (stream, row.id)).fetchone()
@@ -528,6 +542,7 @@ class SqlitePlatform:
             if found:
                 body = self._run("select body from log where position=?", (found[0],)).fetchone()[0]
                 self._run("delete from waiting where source=? and id=?", (stream, row.id))
+                self._waits()
                 truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
                 self._settle(outcome, (position, row.time, arrived, row.body), position + 1, truth, arrived)
         return position, True
@@ -567,7 +582,7 @@ class SqlitePlatform:
             )
         why.dead = True
 
-    # -- many at a time -----------------------------------------------------------------------------------------------------------
+    # -- many at a time ----------------------------------------------------------------------------------------------
 
     def load(self, batch: Batch) -> Loaded:
         """Accept many events and reports, durably, as one transaction; an id used for other content is refused."""
@@ -576,6 +591,7 @@ class SqlitePlatform:
             streams = np.array([self._source(s.stream) for s in batch.streams])[batch.stream].tolist()
             keep = self._unknown(batch, streams, result)
             self._insert(batch, streams, keep, result)
+            self._waits()
         return result
 
     def _unknown(self, batch: Batch, streams: list[int], result: Loaded) -> Array:
@@ -680,7 +696,7 @@ class SqlitePlatform:
             for timelines in self._by_stream.get(outcome.stream, ()):
                 timelines.extend(keys[:, names.index(timelines.key)], table, arrived, outcome.source.held_us)
 
-    # -- reading ------------------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     @_readable
     def last_position(self) -> int:
@@ -764,7 +780,8 @@ class SqlitePlatform:
         parts: list[tuple[Array, ...]] = []
         ids: list[str] = []
         cursor = self.db.execute(
-            "select position, time, arrived, id, body from log where position <= ? and source=? and time >= ? and time < ? order by position",
+            "select position, time, arrived, id, body from log "
+            "where position <= ? and source=? and time >= ? and time < ? order by position",
             (until, self._sources.get(source.name, -1), since, before),
         )
         while page := list(_take(cursor, 50_000)):
@@ -823,11 +840,12 @@ class SqlitePlatform:
         """Outcomes about events that are not known yet."""
         self._look()
         rows = self.db.execute(
-            "select l.position, l.source, l.id, l.time, l.arrived, l.about, l.body from waiting w join log l on l.position=w.position order by 1"
+            "select l.position, l.source, l.id, l.time, l.arrived, l.about, l.body "
+            "from waiting w join log l on l.position=w.position order by 1"
         )
         return [Entry(row[0], self._names[row[1]], *row[2:]) for row in rows]
 
-    # -- which model is live ------------------------------------------------------------------------------------------------------
+    # -- which model is live -----------------------------------------------------------------------------------------
 
     def live(self, use_case: str) -> str | None:
         """The version of the model that is live."""

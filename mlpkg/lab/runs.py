@@ -196,6 +196,8 @@ def train(
     run.mkdir(parents=True)
     executed = run / "executed.ipynb"
     _execute(notebook, executed, given, run, settings, log_output)
+    path = notebook.relative_to(settings.root) if notebook.is_relative_to(settings.root) else Path(notebook.name)
+    _forget_places(executed, path)
     if not (run / "handover.json").exists():
         raise MlpkgError(
             f"{notebook.name} handed over no model", f"end it with lab.save_model(...); it was executed to {executed}"
@@ -204,9 +206,7 @@ def train(
     features = from_json((run / "features.json").read_text("utf-8"))
     lineage = {
         "notebook": {
-            "path": str(notebook.relative_to(settings.root))
-            if notebook.is_relative_to(settings.root)
-            else notebook.name,
+            "path": path.as_posix(),
             "executed": "executed.ipynb",
         },
         "parameters": parameters_of(notebook) | given,
@@ -273,6 +273,15 @@ def _execute(
     finally:
         for k, v in before.items():
             os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+
+
+def _forget_places(executed: Path, notebook: Path) -> None:
+    """Say where the notebook lies in the project, not on this machine: with its model it goes into bentos."""
+    import nbformat
+
+    content = nbformat.read(executed, 4)
+    content.metadata["papermill"].update(input_path=notebook.as_posix(), output_path=executed.name)
+    nbformat.write(content, executed)
 
 
 def _code_version(root: Path) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""Ingestion, the offline kernel and a training set, on a file of payments.
+
+    python benchmarks/kernel.py [--file PATH] [--customers 1000] [--days 183] [--json]
+
+Without a file, payments are simulated. `mlpkg ingest` and `mlpkg training-set` are measured as whole processes, with
+their peak memory; the kernel is the evaluation of the handbook's fourteen features for all payments, best of three.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from decision import handbook
+
+from mlpkg.decisions import use_case
+from mlpkg.features import compute
+from mlpkg.lab.fraud import simulate
+from mlpkg.platform import open as open_platform
+from mlpkg.settings import Settings
+from mlpkg.times import DAY, iso
+
+
+def command(*arguments: str, state: Path) -> dict[str, float]:
+    """Seconds and peak megabytes of one command line."""
+    began = time.perf_counter()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "mlpkg.cli", *arguments], env=os.environ | {"MLPKG_STATE": str(state)}
+    )
+    _, status, used = os.wait4(run.pid, 0)
+    if status:
+        sys.exit(f"mlpkg {arguments[0]} failed")
+    return {"seconds": round(time.perf_counter() - began, 1), "megabytes": round(used.ru_maxrss / 1024)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, help="a file that `mlpkg ingest fraud` reads")
+    parser.add_argument("--customers", type=int, default=1000)
+    parser.add_argument("--days", type=int, default=183)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder)
+        file = given.file or state / "payments.parquet"
+        if given.file is None:
+            simulate(given.customers, 2 * given.customers, given.days).to_parquet(file)
+        found: dict[str, object] = {"ingest": command("ingest", "fraud", str(file.resolve()), state=state)}
+        platform = open_platform(Settings(state=state))
+        features = handbook(use_case("fraud")).features
+        history = platform.history(features.sources, features.outcomes)
+        events = history.events[features.on.name]
+        first, last = int(events.time.min()), int(events.time.max()) + DAY
+        taken = []
+        for _ in range(3):
+            events._layouts.clear()
+            began = time.perf_counter()
+            compute(features, history, np.arange(len(events)))
+            taken.append(time.perf_counter() - began)
+        found |= {"payments": len(events), "kernel": {"features": len(features.names), "seconds": round(min(taken), 2)}}
+        platform.close()
+        del history, events
+        span = ("--from", iso(first)[:10], "--to", iso(last)[:10])
+        found["training_set"] = command("training-set", "fraud", *span, "-o", str(state / "rows.parquet"), state=state)
+    print(json.dumps(found) if given.json else "\n".join(f"{name:>12}  {value}" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
