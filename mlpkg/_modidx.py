@@ -83,6 +83,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlpkg/backends/sqlite.py'),
                                        'mlpkg.backends.sqlite.SqlitePlatform._refresh': ( 'backends/sqlite.html#sqliteplatform._refresh',
                                                                                           'mlpkg/backends/sqlite.py'),
+                                       'mlpkg.backends.sqlite.SqlitePlatform._report': ( 'backends/sqlite.html#sqliteplatform._report',
+                                                                                         'mlpkg/backends/sqlite.py'),
                                        'mlpkg.backends.sqlite.SqlitePlatform._reports': ( 'backends/sqlite.html#sqliteplatform._reports',
                                                                                           'mlpkg/backends/sqlite.py'),
                                        'mlpkg.backends.sqlite.SqlitePlatform._row': ( 'backends/sqlite.html#sqliteplatform._row',

@@ -362,9 +362,9 @@ class Reduction:
 
     def __init__(self, aggregates: Sequence[Aggregate], columns: Mapping[str, Column], delay: int):
         self.aggregates, self.delay = aggregates, delay
-        used = sorted({duration(over) for a in aggregates for over in a.windows}, reverse=True)
+        used = list(dict.fromkeys(duration(over) for a in aggregates for over in a.windows))
         self.edges = edges_of(delay, used)
-        self.reach = delay + used[0]
+        self.reach = delay + max(used)
         self._plan: list[tuple[Aggregate, Any, list[Condition], int]] = []
         self.columns: set[str] = set()
         for a in aggregates:

@@ -197,8 +197,7 @@ class Decider:
             row = source.parse(body)
             return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
-            if why.status == 422:
-                self.platform.bury(source.name, body, why)
+            self.platform.bury(source.name, body, why)
             raise
 
     def _decide(self, row: Row, arrived: int, live: bool, caller: str | None, began: int) -> Decision:

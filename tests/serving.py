@@ -207,7 +207,8 @@ def places_named_in(bento: Path, *built: Path) -> set[str]:
     """Which folders of this machine a bento names, in whichever of its files, also those inside its wheels."""
     places = [f"{place}/" for place in (ROOT, SCRIPTS.parent, Path.home(), *built) if len(place.parts) > 1]
     places.append(f"{tempfile.gettempdir()}/tmp")  # where it was put together
-    texts = [path.read_bytes() for path in bento.rglob("*") if path.is_file() and path.suffix != ".whl"]
+    files = [p for p in bento.rglob("*") if p.is_file() and "__pycache__" not in p.parts]  # made where it runs, not built
+    texts = [path.read_bytes() for path in files if path.suffix != ".whl"]
     for wheel in bento.rglob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             texts += [archive.read(name) for name in archive.namelist()]

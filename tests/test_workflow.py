@@ -1,6 +1,7 @@
 """From an edit to production, as the README has it: four commands, while the old model goes on serving."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,15 @@ def edit(checkout: Path) -> None:
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+def commands() -> list[list[str]]:
+    """The commands that the README lists for it, as they are typed."""
+    chapter = (
+        (ROOT / "README.md").read_text("utf-8").partition("## From an edit to production")[2].partition("\n## ")[0]
+    )
+    listed = [line.partition("#")[0] for line in chapter.splitlines() if line.startswith("    ")]
+    return [shlex.split(line.replace(".venv/bin", str(SCRIPTS))) for line in listed]
+
+
 class Shop:
     """Sends a payment now and then, and keeps every answer."""
 
@@ -94,12 +104,11 @@ class Shop:
 
 
 @contextmanager
-def mlpkg_serve(checkout: Path, env: dict[str, str], log: Path) -> Iterator[int]:
-    """`mlpkg serve fraud` until Ctrl-C; the port it is ready on."""
+def mlpkg_serve(command: list[str], checkout: Path, env: dict[str, str], log: Path) -> Iterator[int]:
+    """`mlpkg serve fraud` until it is told to stop; the port it is ready on."""
     port = free_port()
     with log.open("wb") as out:
-        command = [SCRIPTS / "mlpkg", "serve", "fraud", "--port", str(port)]
-        server = subprocess.Popen(command, cwd=checkout, env=env, stdout=out, stderr=out)
+        server = subprocess.Popen([*command, "--port", str(port)], cwd=checkout, env=env, stdout=out, stderr=out)
     try:
         until = time.monotonic() + 90
         while "is served on" not in log.read_text():
@@ -128,6 +137,8 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
     state = made.state(tmp_path / "state")
     checkout = copy_of_the_checkout(tmp_path / "checkout")
     env = environment(state, PYTHONPATH=str(checkout))
+    export, train, package, serve = commands()
+    assert [Path(command[0]).name for command in commands()] == ["nbdev-export", "mlpkg", "mlpkg", "mlpkg"]
     today = now() // DAY * DAY
     days_ago = {"train_from": 30, "train_to": 22, "test_from": 15, "test_to": 8}
     period = [word for name, ago in days_ago.items() for word in ("-p", name, iso(today - ago * DAY)[:10])]
@@ -138,13 +149,11 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
         closing(Client(old.port)) as ask,
     ):
         edit(checkout)
-        run(SCRIPTS / "nbdev-export", env=env, cwd=checkout)
-        trained = json.loads(
-            run(SCRIPTS / "mlpkg", "train", "fraud", *period, "-p", "quick", "true", "--json", env=env, cwd=checkout)
-        )
-        run(SCRIPTS / "mlpkg", "package", "fraud", env=env, cwd=checkout)
+        run(*export, env=env, cwd=checkout)
+        trained = json.loads(run(*train, *period, "-p", "quick", "true", "--json", env=env, cwd=checkout))
+        run(*package, env=env, cwd=checkout)
         packaged_by_then = len(shop.answers)
-        with mlpkg_serve(checkout, env, tmp_path / "new.log") as port, closing(Client(port)) as ask_new:
+        with mlpkg_serve(serve, checkout, env, tmp_path / "new.log") as port, closing(Client(port)) as ask_new:
             ready = [client.ask("GET", "/v1/ready").json for client in (ask, ask_new)]
             assert [r["model"] for r in ready] == [trained["version"]] * 2
             took_over = len(shop.answers)
@@ -173,7 +182,7 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
     (bento,) = (state / "bentoml" / "bentos" / "fraud").glob("*/")
     assert Bento(bento).model == trained["version"]
     brought = Path(shutil.move(bento, tmp_path / "elsewhere"))
-    assert places_named_in(brought) == set(), "nor does what training left name a place of this machine"
+    assert places_named_in(brought, tmp_path) == set(), "nor does what training left name a place of this machine"
 
 
 def test_the_copy_is_what_is_imported_in_it(tmp_path: Path):

@@ -479,8 +479,7 @@ class SqlitePlatform:
             with self._transaction():
                 position, new = self._append(source, row, arrived, live, {})
         except Rejected as why:
-            if why.status == 422:
-                self.bury(source.name, body, why)
+            self.bury(source.name, body, why)
             raise
         return Receipt(row.id, position, new)
 
@@ -488,10 +487,12 @@ class SqlitePlatform:
         """Accept an outcome; one about an event that is not known yet waits for it."""
         arrived = now() if arrived is None else arrived
         try:
-            row = outcome.parse(body)
+            return self._report(outcome, outcome.parse(body), arrived)
         except Rejected as why:
             self.bury(outcome.stream, body, why)
             raise
+
+    def _report(self, outcome: Outcome, row: Row, arrived: int) -> Receipt:
         with self._transaction():
             event = self._row(outcome.source.name, row.id)
             about = event[0] if event else None
