@@ -366,13 +366,14 @@ def _same(recorded: float | int | None, value: float | int) -> bool:
 # %% ../nbs/decisions.ipynb #replay
 @dataclass
 class Replayed:
-    """What a replay did: how much it was warmed with, and what went through the decision path."""
+    """What a replay did: how much it was warmed with, what went through the decision path, and outcomes that came later."""
 
     warmed: int = 0
     decisions: int = 0
     events: int = 0
     outcomes: int = 0
     refused: int = 0
+    later: int = 0
 
 
 def replay(
@@ -420,12 +421,18 @@ def _send(
         done.warmed += len(page)
         progress(len(page))
     decider = Decider(use_case, fresh)
-    for entry in _until(_chain(first, entries), end, []):
+    after: list[Entry] = []
+    for entry in _until(_chain(first, entries), end, after):
         try:
             done.decisions += _step(use_case, decider, fresh, entry, streams[entry.source], done)
         except Rejected:
             done.refused += 1
         progress(1)
+    for entry in _chain(after, entries):  # what became of it later, so that it can be judged
+        stream = streams[entry.source]
+        if isinstance(stream, Outcome) and fresh.entry(stream.source.stream, entry.id):
+            fresh.report(stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, arrived=entry.arrived)
+            done.later += 1
     return done
 
 

@@ -49,7 +49,7 @@ class Settings(BaseModel):
     durability: Literal["process", "disk"] = "process"
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65535)
-    max_body: int = Field(default=1_000_000, ge=1_000)
+    max_body: int = Field(default=1_048_576, ge=1_000)
     use_cases: dict[str, str] = {"fraud": "mlpkg.fraud.policy:fraud"}
 
     @classmethod
@@ -65,9 +65,11 @@ class Settings(BaseModel):
         """
         here = Path(start or Path.cwd()).resolve()
         path = next((p / _FILE for p in [here, *here.parents] if (p / _FILE).is_file()), None)
-        env = os.environ.get("MLPKG_ENV", "local")
+        env = os.environ.get("MLPKG_ENV") or "local"
         values: dict[str, object] = dict(_section(path, env)) if path else {}
-        values |= {k: os.environ[f"MLPKG_{k.upper()}"] for k in cls.model_fields if f"MLPKG_{k.upper()}" in os.environ}
+        values |= {
+            k: os.environ[f"MLPKG_{k.upper()}"] for k in cls.model_fields if os.environ.get(f"MLPKG_{k.upper()}")
+        }
         values |= {k: v for k, v in overrides.items() if v is not None} | {"env": env}
         if isinstance(values.get("use_cases"), str):
             values["use_cases"] = _pairs(str(values["use_cases"]))
@@ -80,7 +82,7 @@ class Settings(BaseModel):
                 f"settings: {name} = {first['input']!r}: {first['msg'].lower()}",
                 f"see [{env}] in {path or _FILE}, or MLPKG_{name.upper()}",
             ) from None
-        from_file = path is not None and "MLPKG_STATE" not in os.environ and overrides.get("state") is None
+        from_file = path is not None and not os.environ.get("MLPKG_STATE") and overrides.get("state") is None
         root = path.parent if path else here
         state = found.state.expanduser()
         return found.model_copy(update={"root": root, "state": (root if from_file else Path.cwd()) / state})

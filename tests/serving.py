@@ -207,7 +207,7 @@ def places_named_in(bento: Path, *built: Path) -> set[str]:
     """Which folders of this machine a bento names, in whichever of its files, also those inside its wheels."""
     places = [f"{place}/" for place in (ROOT, SCRIPTS.parent, Path.home(), *built) if len(place.parts) > 1]
     places.append(f"{tempfile.gettempdir()}/tmp")  # where it was put together
-    files = [p for p in bento.rglob("*") if p.is_file() and "__pycache__" not in p.parts]  # made where it runs, not built
+    files = [p for p in bento.rglob("*") if p.is_file() and "__pycache__" not in p.parts]  # those come where it runs
     texts = [path.read_bytes() for path in files if path.suffix != ".whl"]
     for wheel in bento.rglob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:

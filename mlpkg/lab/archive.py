@@ -144,7 +144,9 @@ class Archive:
         """The columns of a stream in log order; rows of days outside of `since` to `before` are left out."""
         contents = self._contents()
         if stream not in contents["streams"]:
-            raise MlpkgError(f"the archive {self.folder} has no {stream}", "export it: mlpkg export")
+            raise MlpkgError(
+                f"the archive {self.folder} has no {stream}", "bring it up to date with: mlpkg export USE_CASE"
+            )
         first, last = f"date={iso(since)[:10]}", f"date={iso(before)[:10]}"
         rows = {
             n: k for n, k in contents["files"].items() if n.split("/")[0] == stream and first <= n.split("/")[1] <= last
@@ -172,7 +174,7 @@ class Archive:
         """As `Platform.history`, from the archive."""
         until = self.reaches if until is None else until
         if until == 0:
-            raise MlpkgError(f"there is no archive in {self.folder}", "export it: mlpkg export")
+            raise MlpkgError(f"there is no archive in {self.folder}", "bring it up to date with: mlpkg export USE_CASE")
         events = {s.name: self._events(s, until, since, before) for s in sources}
         return History(events, {o.stream: self._reports(o, events[o.source.name], until) for o in outcomes})
 

@@ -17,6 +17,7 @@ from ..decisions import use_case as find_use_case
 from ..platform import Platform
 from ..platform import open as open_platform
 from ..settings import MlpkgError, Settings
+from ..times import iso
 
 # %% ../../nbs/lab/cli.ipynb #shared
 def _open(name: str) -> tuple[UseCase, Platform]:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..decisions import UseCase
-from .frames import decisions
+from ..events import Outcome
+from .frames import decisions, times
 from ..platform import Platform
+from ..times import now
 
 # %% ../../nbs/lab/report.ipynb #metrics
 def average_precision(label: Any, score: Any) -> float:
@@ -50,7 +52,7 @@ def _cumulated(label: Any, score: Any) -> tuple[np.ndarray, np.ndarray]:
 def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str, Any]:
     """Decisions by action and model, quality on those whose outcome is known, and what waits or was refused, as plain data."""
     frame: Any = decisions(since, of=case, platform=platform)
-    outcomes = {name: _quality(frame, name) for name in case.on.outcomes if len(frame)}
+    outcomes = {name: _quality(frame, outcome) for name, outcome in case.on.outcomes.items() if len(frame)}
     latency = frame["latency_us"]
     return {
         "use_case": case.name,
@@ -67,9 +69,13 @@ def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str,
     }
 
 
-def _quality(frame: Any, name: str) -> dict[str, Any]:
+def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:
+    name = outcome.name
     known = frame[frame[name].notna()]
     found: dict[str, Any] = {"known": len(known), "unknown": len(frame) - len(known)}
+    if outcome.after_us is not None:  # of younger ones only the reported are known, which are not like the others
+        known = known[known["time"] <= times([now() - outcome.after_us])[0]]
+    found["judged"] = len(known)
     if frame[name].dtype != "boolean" or not len(known):
         return found
     truth = known[name].astype(bool)
@@ -92,7 +98,9 @@ def in_words(found: dict[str, Any]) -> str:
             f"  latency in the process  p50 {found['latency_us']['p50']:.0f} µs  p99 {found['latency_us']['p99']:.0f} µs"
         )
     for name, q in found["outcomes"].items():
-        lines.append(f"{name}: known of {q['known']}, not yet of {q['unknown']}")
+        lines.append(
+            f"{name}: known of {q['known']}, not yet of {q['unknown']}; {q['judged']} are old enough to judge by"
+        )
         if "positive" in q:
             quality = "  ".join(f"{k} {q[k]:.3f}" for k in ("average_precision", "auc") if q[k] is not None)
             lines.append(f"  {q['positive']} positive  {quality}")
