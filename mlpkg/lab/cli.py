@@ -132,7 +132,8 @@ def training_set(use_case: str, start: int, end: int, as_of: int | None, source:
     )
     if not len(frame):
         raise MlpkgError(
-            f"there is nothing of {case.on.name!r} from then to then", f"ingest it: mlpkg ingest {use_case} FILE"
+            f"there is nothing of {case.on.name!r} from {iso(start)} to {iso(end)}",
+            f"name other days, or ingest some: mlpkg ingest {use_case} FILE",
         )
     _write_frame(frame, out)
     click.echo(f"{len(frame)} rows, {len(case.features.names)} features written to {out}")

@@ -74,7 +74,7 @@ def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:
     known = frame[frame[name].notna()]
     found: dict[str, Any] = {"known": len(known), "unknown": len(frame) - len(known)}
     if outcome.after_us is not None:  # of younger ones only the reported are known, which are not like the others
-        known = known[known["time"] <= times([now() - outcome.after_us])[0]]
+        known = known[known["time"] <= times(np.array([now() - outcome.after_us]))[0]]
     found["judged"] = len(known)
     if frame[name].dtype != "boolean" or not len(known):
         return found
