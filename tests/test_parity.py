@@ -396,8 +396,14 @@ def test_threads_and_connections_decide_side_by_side(tmp_path):
         h.row["id"] = h.body["id"] = f"p{k}"
     guard = threading.Lock()
 
+    todo = iter(sorted(stream, key=lambda h: h.arrived))  # a store lets go of what arrived long before its latest
+
     def work(k: int) -> None:
-        for h in stream[k::4]:
+        while True:
+            with guard:
+                h = next(todo, None)
+            if h is None:
+                return
             row = payments.parse(h.body)
             with run.platforms[k % 2].decision("parity", payments, row, h.arrived) as unit:
                 read = partial(lambda u, at, s, k, v: u.read(s, k, v, at - FEATURES.reach[s, k]), unit, row.time)
