@@ -13,6 +13,7 @@ TIDY := $(PY) .ci/tidy.py
 DEMO_ARGS ?=
 LAB_ARGS ?=
 NBTEST_ARGS ?= --n-workers 2 --do-print --timing
+BENCH_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadscope -v --durations 10
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -22,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-python check lab export format lock clean
+.PHONY: help install demo test test-notebooks test-python test-long check bench-feature lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -42,8 +43,8 @@ test: test-notebooks test-python ## run every notebook, then tests/
 
 # With no settings from outside, a model store of their own, and OpenMP threads that do not spin while they wait.
 UNSET := env $(addprefix -u ,$(filter MLPKG_%,$(.VARIABLES)))
-test-notebooks test-python: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
-test-notebooks test-python: export OMP_WAIT_POLICY = passive
+test-notebooks test-python test-long: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
+test-notebooks test-python test-long: export OMP_WAIT_POLICY = passive
 
 test-notebooks: install
 	@rm -rf build/$@ && mkdir -p build/$@
@@ -55,8 +56,17 @@ test-python: install
 	@echo "test: tests/"
 	@$(TIDY) $(UNSET) $(PY) -m pytest $(PYTEST_ARGS)
 
+test-long: install ## the long forms of what is tested on random streams: thousands of them
+	@rm -rf build/$@ && mkdir -p build/$@
+	@echo "test: tests/, the long forms"
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/test_conformance.py tests/test_streams.py
+
 check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
+
+bench-feature: export OMP_WAIT_POLICY = passive
+bench-feature: install ## time the features beside their peers, in ten minutes at most, into build/bench.json
+	@$(TIDY) $(UNSET) $(PY) benchmarks/features/run.py $(BENCH_ARGS)
 
 lab: install ## JupyterLab on the state that settings.ini names
 	@$(TIDY) $(PY) .ci/lab.py $(LAB_ARGS)

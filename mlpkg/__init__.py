@@ -4,25 +4,57 @@
 
 # %% auto #0
 __all__ = ['Decision', 'Event', 'FeatureSet', 'MlpkgError', 'Money', 'Outcome', 'Rejected', 'Resolution', 'Settings', 'Source',
-           'UseCase', 'count', 'field', 'last', 'max', 'mean', 'min', 'nunique', 'open', 'request', 'sum',
-           'time_since_last', 'use_case']
+           'Table', 'UseCase', 'change', 'count', 'decayed_mean', 'decayed_sum', 'feature', 'field', 'first', 'first_k',
+           'fold', 'histogram', 'kurt', 'last', 'last_k', 'max', 'max_by', 'max_gap', 'mean', 'mean_gap', 'median',
+           'min', 'min_by', 'mode', 'nunique', 'open', 'quantile', 'rank', 'rate', 'ratio', 'request', 'seen', 'share',
+           'skew', 'std', 'streak', 'sum', 'time_since_first', 'time_since_last', 'top_k', 'trend', 'use_case', 'var']
 
 # %% ../nbs/init.ipynb #public
 from importlib.metadata import version as _version
 
-from .aggregates import Count as count
-from .aggregates import Last as last
-from .aggregates import Max as max
-from .aggregates import Mean as mean
-from .aggregates import Min as min
-from .aggregates import Nunique as nunique
-from .aggregates import Sum as sum
-from .aggregates import TimeSinceLast as time_since_last
+from .columns import Resolution
 from .decisions import Decision, UseCase, use_case
-from .events import Event, Money, Outcome, Rejected, Resolution, Source
-from .features import FeatureSet, field, request
+from .events import Event, Money, Outcome, Rejected, Source, Table
+from .features import FeatureSet
 from .platform import open
 from .settings import MlpkgError, Settings
+from .terms import feature, field, request
+from .vocabulary import Change as change
+from .vocabulary import Count as count
+from .vocabulary import DecayedMean as decayed_mean
+from .vocabulary import DecayedSum as decayed_sum
+from .vocabulary import First as first
+from .vocabulary import FirstK as first_k
+from .vocabulary import Fold as fold
+from .vocabulary import Histogram as histogram
+from .vocabulary import Kurt as kurt
+from .vocabulary import Last as last
+from .vocabulary import LastK as last_k
+from .vocabulary import Max as max
+from .vocabulary import MaxBy as max_by
+from .vocabulary import MaxGap as max_gap
+from .vocabulary import Mean as mean
+from .vocabulary import MeanGap as mean_gap
+from .vocabulary import Median as median
+from .vocabulary import Min as min
+from .vocabulary import MinBy as min_by
+from .vocabulary import Mode as mode
+from .vocabulary import Nunique as nunique
+from .vocabulary import Quantile as quantile
+from .vocabulary import Rank as rank
+from .vocabulary import Rate as rate
+from .vocabulary import Ratio as ratio
+from .vocabulary import Seen as seen
+from .vocabulary import Share as share
+from .vocabulary import Skew as skew
+from .vocabulary import Std as std
+from .vocabulary import Streak as streak
+from .vocabulary import Sum as sum
+from .vocabulary import TimeSinceFirst as time_since_first
+from .vocabulary import TimeSinceLast as time_since_last
+from .vocabulary import TopK as top_k
+from .vocabulary import Trend as trend
+from .vocabulary import Var as var
 
 # %% ../nbs/init.ipynb #version
 __version__ = _version("mlpkg")
@@ -39,17 +71,47 @@ _all_ = [
     "Resolution",
     "Settings",
     "Source",
+    "Table",
     "UseCase",
+    "change",
     "count",
+    "decayed_mean",
+    "decayed_sum",
+    "feature",
     "field",
+    "first",
+    "first_k",
+    "fold",
+    "histogram",
+    "kurt",
     "last",
+    "last_k",
     "max",
+    "max_by",
+    "max_gap",
     "mean",
+    "mean_gap",
+    "median",
     "min",
+    "min_by",
+    "mode",
     "nunique",
     "open",
+    "quantile",
+    "rank",
+    "rate",
+    "ratio",
     "request",
+    "seen",
+    "share",
+    "skew",
+    "std",
+    "streak",
     "sum",
+    "time_since_first",
     "time_since_last",
+    "top_k",
+    "trend",
     "use_case",
+    "var",
 ]

@@ -22,8 +22,10 @@ import msgspec
 import numpy as np
 
 from . import models
+from .code import code_hash
+from .columns import NULL
 from .events import Event, Outcome, Rejected, Row, Source
-from .features import FeatureSet, code_hash, compute, evaluate
+from .features import FeatureSet, compute, evaluate
 from .models import Model
 from .platform import Batch, Entry, Platform, decisions_of
 from .platform import open as open_platform
@@ -209,11 +211,9 @@ class Decider:
             model = self.model
             if model is None:
                 raise self._no_model()
-            features, reach = model.features, model.features.reach
+            features = model.features
             at, codes = row.time, row.codes if self._pick is None else [row.codes[i] for i in self._pick]
-            values = evaluate(
-                features, codes, at, unit.position, unit.own, lambda s, k, v: unit.read(s, k, v, at - reach[s, k])
-            )
+            values = evaluate(features, codes, at, unit.position, unit.own, unit.read)
             score = model.predictor.score(values)
             action = self.use_case.policy(score, SimpleNamespace(id=row.id, time=at, **row.values))
             if not isinstance(action, str) or not action:
@@ -226,7 +226,9 @@ class Decider:
                 moment=(at, unit.position),
                 model={"name": model.use_case, "version": model.version},
                 keys={key: row.values[key] for key in features.keys},
-                features={name: v if v == v else None for name, v in zip(features.names, values, strict=True)},
+                features={
+                    name: v if v == v and v != NULL else None for name, v in zip(features.names, values, strict=True)
+                },
                 score=score,
                 action=action,
                 policy=self._policy_version,
@@ -359,8 +361,8 @@ def _compare(
 
 def _same(recorded: float | int | None, value: float | int) -> bool:
     """Whether two numbers have the same type and bits; a missing one is recorded as null."""
-    if recorded is None or value != value:
-        return recorded is None and value != value
+    if recorded is None or value != value or value == NULL:
+        return recorded is None and (value != value or value == NULL)
     return type(recorded) is type(value) and recorded == value and math.copysign(1, recorded) == math.copysign(1, value)
 
 # %% ../nbs/decisions.ipynb #replay

@@ -63,10 +63,12 @@ class Wide:
 
     def __mul__(self, other: "Wide | Array | int") -> "Wide":
         other = Wide.of(other)
-        a, b, c, d = self.low & _HALF, self.low >> 32, other.low & _HALF, other.low >> 32
+        a, b, d = self.low & _HALF, self.low >> 32, other.low >> 32
+        long = d.any()  # the factor is negative or has more than 32 bits
+        c = other.low & _HALF if long else other.low
         middle = b * c + (a * c >> 32)
         high = self.high * other.low.view(np.int64) + (middle >> 32).view(np.int64)
-        if d.any():  # the factor is negative or has more than 32 bits
+        if long:
             upper = a * d + (middle & _HALF)
             high += (b * d + (upper >> 32)).view(np.int64) + self.low.view(np.int64) * other.high
         return Wide(self.low * other.low, high)

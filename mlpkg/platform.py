@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .events import Outcome, Rejected, Row, Source
+from .cells import Cells
+from .events import Fact, Outcome, Rejected, Row, Source
+from .history import Events, History
 from .settings import MlpkgError, Settings
-from .timeline import Array, History, Timeline
+from .timeline import Array, Timeline
 from .times import LATEST
 
 # %% ../nbs/platform.ipynb #entries
@@ -89,8 +91,12 @@ class Unit(Protocol):
     position: int  # the position up to which the decision sees the log
     known: str | None  # the recorded decision, when there is one
 
-    def read(self, stream: str, key: str, value: int, since: int) -> Timeline:
-        """The timeline of one entity with all rows later than `since`."""
+    def read(self, stream: str, key: str, value: int, since: int, edges: Array | None = None) -> Timeline | Cells:
+        """The timeline of one entity with all rows later than `since`.
+
+        Where the `edges` of windows are given, ascending times, a long one may come as cells, none of which straddles an edge; what is
+        not later than the first edge may be left out.
+        """
         ...
 
     def live(self) -> str | None:
@@ -145,13 +151,27 @@ class Platform(Protocol):
     def history(
         self,
         sources: Sequence[Source],
-        outcomes: Sequence[Outcome],
+        facts: Sequence[Fact],
         *,
         until: int | None = None,
         since: int = 0,
         before: int = LATEST,
     ) -> History:
-        """Sources and outcomes as columns: events up to the position `until` with a time from `since` to just before `before`."""
+        """Events as columns, and what was said about them: up to the position `until`, with a time from `since` to just before `before`."""
+        ...
+
+    def pages(
+        self, source: Source, *, after: int = 0, until: int | None = None, since: int = 0, before: int = LATEST
+    ) -> Iterator[Events]:
+        """The events of a source as columns, in the order of the log, a page at a time."""
+        ...
+
+    def timeline(self, stream: str, key: str, value: int) -> Timeline:
+        """What is held of one entity."""
+        ...
+
+    def contracts(self, stream: str) -> list[dict[str, Any]]:
+        """Every version of what a source or outcome said of itself, oldest first: version, at, spec, and what changed in words."""
         ...
 
     def entry(self, stream: str, id: str) -> Entry | None:
@@ -205,17 +225,19 @@ def promotions_of(use_case: str) -> str:
     return f"promotions.{use_case}"
 
 # %% ../nbs/platform.ipynb #open
-def open(settings: Settings | None = None) -> Platform:
+def open(settings: Settings | None = None, create: bool = True) -> Platform:
     """The platform of an environment: the embedded store under its `state` folder.
+
+    Without `create`, as for what only reads, a store has to be there.
 
     Raises
     ------
     MlpkgError
-        When the store is damaged, cannot be written, or was made by a newer version.
+        When there is no store and none is to be made, or it is damaged, cannot be written, or was made by a newer version.
     """
     settings = settings or Settings.load()
     try:
-        return import_module("mlpkg.backends.sqlite").SqlitePlatform(settings)
+        return import_module("mlpkg.backends.sqlite").SqlitePlatform(settings, create)
     except OSError as error:
         raise MlpkgError(
             f"the store {settings.store} cannot be opened: {error.strerror}", "check MLPKG_STATE and its permissions"

@@ -117,7 +117,12 @@ def test_a_stored_timeline_is_the_sorted_list_of_its_rows(store: Store, sizes: s
 
 def brute(rows: list[tuple[int, ...]], column: int) -> list[int]:
     values = [r[2 + column] for r in rows if r[2 + column] != NULL]
-    return [len(values), sum(values) % 2**64, sum(v * v for v in values) % 2**128, *(f(values) for f in (min, max) if values)]
+    return [
+        len(values),
+        sum(values) % 2**64,
+        sum(v * v for v in values) % 2**128,
+        *(f(values) for f in (min, max) if values),
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -135,7 +140,7 @@ def test_cells_between_edges_say_what_the_rows_say(store: Store, sizes: str, see
             assert found.time[0] <= edges[0] or len(found) < 5000
             continue
         gap = edges.searchsorted(found.time)
-        assert (np.diff(found.time) >= 0).all() and sizes != "as it is" or len(found) < 400
+        assert ((np.diff(found.time) >= 0).all() and sizes != "as it is") or len(found) < 400
         for g in range(1, len(edges) + 1):
             inside = [r for r in rows if edges[g - 1] < r[0] and (g == len(edges) or r[0] <= edges[g])]
             mine = gap == g
@@ -157,7 +162,9 @@ def test_what_nobody_needs_any_more_is_let_go(store: Store, sizes: str):
         store.append(1, (position, position, position, 1), held)
         if position % 3000 == 0:
             assert store.rows(1, position - held) == store.expected(1, position - held)
-            sizes_seen.append(store.db.execute("select (select count(*) from chunk), (select count(*) from node)").fetchone())
+            sizes_seen.append(
+                store.db.execute("select (select count(*) from chunk), (select count(*) from node)").fetchone()
+            )
     (chunks, nodes), (more_chunks, more_nodes) = sizes_seen[1:]
     assert more_chunks <= chunks + 2 and more_nodes <= nodes + 2
 

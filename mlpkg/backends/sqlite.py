@@ -8,234 +8,37 @@ __all__ = ['SqlitePlatform']
 # %% ../../nbs/backends/sqlite.ipynb #imports
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import apsw
-import msgspec
 import numpy as np
 
-from ..events import Outcome, Rejected, Row, Source, event_id
+from . import past
+from .building import Building, Wanted, in_order, key_json
+from .file import connect, store_error
+from .timelines import Bulk, Head, Timelines
+from ..cells import Cells
+from ..events import NULL, Decisions, Fact, Outcome, Rejected, Row, Source, compare_contracts, event_id, source_of
+from ..history import Events, History
+from ..keys import Key, key_of
 from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
-from ..timeline import Array, Events, History, Reports, Timeline, decode, insert, pack, stable_order, unpack
+from ..timeline import Array, Timeline, decode, pack
 from ..times import LATEST, now
-
-# %% ../../nbs/backends/sqlite.ipynb #schema
-_VERSION = 1
-_SCHEMA = """
-create table if not exists control(id integer primary key check (id = 1), generation integer not null);
-insert or ignore into control values (1, 0);
-create table if not exists source(id integer primary key, name text not null unique, spec text not null);
-create table if not exists log(
-    position integer primary key, source integer not null, id text not null, time integer not null, arrived integer not null,
-    about integer, body text not null);
-create unique index if not exists log_id on log(source, id);
-create table if not exists stream(id integer primary key, name text not null, key text not null, columns text not null,
-    unique (name, key));
-create table if not exists timeline(entity integer primary key, stream integer not null, key integer not null,
-    closed integer not null, head blob not null);
-create unique index if not exists timeline_key on timeline(stream, key);
-create table if not exists chunk(id integer primary key, latest integer not null, rows blob not null);
-create table if not exists waiting(source integer not null, id text not null, position integer not null,
-    primary key (source, id));
-create table if not exists dead_letter(id integer primary key, source text not null, at integer not null, row integer, event text,
-    field text not null, value text not null, reason text not null, body text not null);
-create table if not exists live(use_case text primary key, version text not null);
-"""
-_HEAD = 128  # rows at which a head is closed
-_CHUNK = 64  # rows of a closed chunk
-_SEQ = 24  # bits of a chunk's number within its timeline
-
-
-def _connect(settings: Settings) -> apsw.Connection:
-    settings.state.mkdir(parents=True, exist_ok=True)
-    path = settings.store
-    try:
-        db = apsw.Connection(str(path))
-        db.set_busy_handler(_Patience())
-        db.execute("pragma journal_mode=wal")
-        db.execute(f"pragma synchronous={'full' if settings.durability == 'disk' else 'normal'}")
-        for pragma in (
-            "secure_delete=on",
-            "wal_autocheckpoint=10000",
-            "cache_size=-65536",
-            "mmap_size=1073741824",
-            "temp_store=memory",
-        ):
-            db.execute(f"pragma {pragma}")
-        version = db.pragma("user_version")
-        if version > _VERSION:
-            raise MlpkgError(
-                f"{path} was made by a newer mlpkg (store version {version}, this one knows {_VERSION})",
-                "upgrade mlpkg",
-            )
-        if version < _VERSION:
-            with db:
-                db.execute(_SCHEMA)
-                db.pragma("user_version", _VERSION)
-    except apsw.Error as error:
-        raise _store_error(path, error) from None
-    return db
-
-
-def _store_error(path: Any, error: apsw.Error) -> MlpkgError:
-    if isinstance(error, apsw.NotADBError | apsw.CorruptError):
-        return MlpkgError(
-            f"the store {path} is damaged: {error}", "restore it from a copy, or move it away and ingest again"
-        )
-    if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError | apsw.PermissionsError):
-        return MlpkgError(f"the store {path} cannot be written: {error}", "check MLPKG_STATE and its permissions")
-    if isinstance(error, apsw.FullError):
-        return MlpkgError(f"the disk of {path} is full", "make room; nothing that was acknowledged is lost")
-    if isinstance(error, apsw.BusyError | apsw.LockedError):
-        return MlpkgError(f"the store {path} is locked by another process", "try again when it has finished")
-    return MlpkgError(f"the store {path} failed: {error}")
-
-
-class _Patience:
-    """A busy handler that yields at first and then sleeps a little longer each time, for ten seconds at most."""
-
-    def __init__(self) -> None:
-        self.began = 0.0
-
-    def __call__(self, tries: int) -> bool:
-        if tries == 0:
-            self.began = time.monotonic()
-        time.sleep(0 if tries < 10 else min(0.0002 * tries, 0.01))
-        return time.monotonic() - self.began < 10
-
-# %% ../../nbs/backends/sqlite.ipynb #timelines
-class _Timelines:
-    """The timelines of one stream and key."""
-
-    def __init__(self, db: Any, run: Any, id: int, name: str, key: str, columns: tuple[str, ...]):
-        self.db, self._run, self.id, self.name, self.key, self.columns = db, run, id, name, key, columns
-        self.width = 8 * (2 + len(columns))
-
-    def head(self, key: int) -> "_Head":
-        """The head of one timeline."""
-        found = self._run(
-            "select entity, closed, head from timeline where stream=? and key=?", (self.id, key)
-        ).fetchone()
-        return found or _NO_HEAD
-
-    def rows(self, head: "_Head", since: int) -> bytes:
-        """All rows later than `since`, and maybe some before."""
-        entity, closed, data = head
-        if not closed or _first_time(data) <= since:
-            return data
-        parts = [data]
-        first = entity << _SEQ
-        for latest, rows in self.db.execute(
-            "select latest, rows from chunk where id between ? and ? order by id desc", (first, first + closed)
-        ):
-            if latest <= since:
-                break
-            parts.append(rows)
-        return b"".join(reversed(parts))
-
-    def append(self, key: int, row: bytes, arrived: int, held: int) -> "_Head":
-        """Put one row in its place and return the head; rows more than `held` microseconds before `arrived` may be let go."""
-        entity, closed, data = self.head(key)
-        if not entity:
-            self._run("insert into timeline(stream, key, closed, head) values (?, ?, 0, ?)", (self.id, key, row))
-            return self.db.last_insert_rowid(), 0, row
-        if closed and _first_time(row) < _first_time(data) and self._into_chunk(entity, closed, row):
-            return entity, closed, data
-        data = insert(data, row)
-        if len(data) >= _HEAD * self.width:
-            closed, data = self._close(entity, closed, data, arrived, held)
-        self._run("update timeline set head=?, closed=? where entity=?", (data, closed, entity))
-        return entity, closed, data
-
-    def _into_chunk(self, entity: int, closed: int, row: bytes) -> bool:
-        first = entity << _SEQ
-        at = _first_time(row)
-        found = self.db.execute(
-            "select id, latest, rows from chunk where id between ? and ? and latest > ? order by id limit 1",
-            (first, first + closed, at),
-        ).fetchone()
-        if found is None:
-            return False
-        self.db.execute("update chunk set rows=? where id=?", (insert(found[2], row), found[0]))
-        return True
-
-    def _close(self, entity: int, closed: int, data: bytes, arrived: int, held: int) -> tuple[int, bytes]:
-        size = _CHUNK * self.width
-        first = entity << _SEQ
-        clock = min(arrived, _first_time(data[-size:]))  # so that a few events far in the future trim nothing
-        while len(data) > size:
-            rows, data = data[:size], data[size:]
-            self.db.execute(
-                "insert into chunk values (?, ?, ?)", (first + closed, _first_time(rows[-self.width :]), rows)
-            )
-            closed += 1
-        self.db.execute(
-            "delete from chunk where id between ? and ? and latest < ?", (first, first + closed - 1, clock - held)
-        )
-        return closed, data
-
-    def extend(self, keys: Array, rows: Array, arrived: int, held: int) -> None:
-        """Put many rows in their places: int64 of shape (rows, 2 + columns), in the order of the log."""
-        unique, entity = np.unique(keys, return_inverse=True)
-        order = stable_order(entity)
-        data = np.ascontiguousarray(rows[order]).tobytes()
-        ends = np.cumsum(np.bincount(entity, minlength=len(unique))) * self.width
-        heads, fresh, begin = [], [], 0
-        for key, end in zip(unique.tolist(), ends.tolist(), strict=True):
-            more, begin = data[begin:end], end
-            known, closed, old = self.head(key)
-            both = old + more
-            times = unpack(both, self.width // 8)[:, 0]
-            if len(times) > 1 and (times[1:] < times[:-1]).any():
-                if closed:
-                    for k in range(0, len(more), self.width):
-                        self.append(key, more[k : k + self.width], arrived, held)
-                    continue
-                table = unpack(both, self.width // 8)
-                both = table[np.lexsort((table[:, 1], table[:, 0]))].tobytes()
-            if len(both) >= _HEAD * self.width:
-                if not known:
-                    self.db.execute(
-                        "insert into timeline(stream, key, closed, head) values (?, ?, 0, x'')", (self.id, key)
-                    )
-                    known = self.db.last_insert_rowid()
-                closed, both = self._close(known, closed, both, arrived, held)
-            if known:
-                heads.append((both, closed, known))
-            else:
-                fresh.append((self.id, key, both))
-        self.db.executemany("update timeline set head=?, closed=? where entity=?", heads)
-        self.db.executemany("insert into timeline(stream, key, closed, head) values (?, ?, 0, ?)", fresh)
-
-    def clear(self) -> None:
-        """Forget all rows."""
-        for (entity,) in self.db.execute("select entity from timeline where stream=?", (self.id,)).fetchall():
-            self.db.execute("delete from chunk where id >= ? and id < ?", (entity << _SEQ, (entity + 1) << _SEQ))
-        self.db.execute("delete from timeline where stream=?", (self.id,))
-
-
-_Head = tuple[int, int, bytes]  # entity (0: none yet), number of closed chunks, rows
-_NO_HEAD: _Head = (0, 0, b"")
-
-
-def _first_time(rows: bytes) -> int:
-    return int.from_bytes(rows[:8], "little", signed=True)
 
 # %% ../../nbs/backends/sqlite.ipynb #unit
 class _Unit:
-    """A decision inside its transaction: entering it begins and accepts the event, leaving it commits or rolls back."""
+    """A decision inside its transaction."""
 
     __slots__ = ("_arrived", "_heads", "_live", "_platform", "_row", "_source", "_use_case", "known", "own", "position")
 
     def __init__(self, platform: "SqlitePlatform", use_case: str, source: Source, row: Row, arrived: int, live: bool):
         self._platform, self._use_case, self._source, self._row = platform, use_case, source, row
         self._arrived, self._live = arrived, live
-        self._heads: dict[tuple[str, str, int], _Head] = {}
+        self._heads: dict[tuple[str, str, int], Head] = {}
         self.own = self.position = 0
         self.known: str | None = None
 
@@ -258,31 +61,55 @@ class _Unit:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._platform._end(error)
 
-    def read(self, stream: str, key: str, value: int, since: int) -> Timeline:
-        timelines = self._platform._timelines[stream, key]
+    def read(self, stream: str, key: str, value: int, since: int, edges: Array | None = None) -> Timeline | Cells:
+        timelines = self._platform._stored(stream, key)
+        if value == NULL:
+            return decode(b"", timelines.columns)
         head = self._heads.get((stream, key, value)) or timelines.head(value)
-        return decode(timelines.rows(head, since), timelines.columns)
+        return timelines.read(head, since, edges)
 
     def live(self) -> str | None:
         return self._platform._live.get(self._use_case)
 
     def record(self, body: str) -> int:
-        platform = self._platform
-        stream = platform._sources[decisions_of(self._use_case)]
+        platform, name = self._platform, decisions_of(self._use_case)
         platform._run(
             "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?)",
-            (stream, self._row.id, self._row.time, self._arrived, self.own, body),
+            (platform._sources[name], self._row.id, self._row.time, self._arrived, self.own, body),
         )
-        return platform.db.last_insert_rowid()
+        position = platform.db.last_insert_rowid()
+        if name in platform._by_stream:
+            fact = Decisions(self._use_case, self._source)
+            event = (self.own, self._row.time, self._row.codes)
+            platform._settle(fact, event, position, fact.codes_of(body), self._arrived)
+        return position
 
-# %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
+# %% ../../nbs/backends/sqlite.ipynb #stored
+class _Stored(Timelines):
+    """The timelines of one stream and key as the file has them; without the code of its key, `by` is None."""
+
+    def __init__(self, platform: "SqlitePlatform", row: tuple[Any, ...]):
+        id, self.name, base, self.key, spec, columns = row
+        super().__init__(platform.db, platform._run, id, tuple(json.loads(columns)))
+        self.spec, parts = spec, json.loads(spec)
+        self.by: Key | None = None
+        try:
+            self.by = Key((parts,)) if isinstance(parts, str) else key_of(parts, platform._known(base).seen)
+        except (MlpkgError, ValueError):
+            return
+
+
+def _id_range(id: str) -> tuple[str, str, str]:
+    """A report's id, and the bounds of those of its later versions."""
+    return id, f"{id}\x1f", f"{id}\x20"
+
+
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
-
-
+_VERSIONS = "source=? and (id=? or id>? and id<?)"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-
+# %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
 def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
     """A method of the platform whose errors of SQLite become what a person can read."""
 
@@ -294,7 +121,7 @@ def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
             platform: Any = args[0]
             if platform.db.in_transaction:  # which will say so itself
                 raise
-            raise _store_error(platform.settings.store, error) from error
+            raise store_error(platform.settings.store, error) from error
 
     return read
 
@@ -302,16 +129,16 @@ def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
 class SqlitePlatform:
     """The platform in one SQLite file; safe to share between threads, and between processes that each open their own."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, create: bool = True):
         self.settings = settings
-        self.db: Any = _connect(settings)  # whose rows may hold anything
+        self.db: Any = connect(settings, create)
         self._lock = threading.RLock()
         self._run = self.db.cursor().execute  # for all of a transaction; each call ends the one before it
         self._generation = -1
         self._sources: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        self._timelines: dict[tuple[str, str], _Timelines] = {}
-        self._by_stream: dict[str, list[_Timelines]] = {}
+        self._timelines: dict[tuple[str, str], _Stored] = {}
+        self._by_stream: dict[str, list[_Stored]] = {}
         self._live: dict[str, str] = {}
         self._waiting = False  # whether any outcome waits for its event
 
@@ -360,16 +187,18 @@ class SqlitePlatform:
         finally:
             self._lock.release()
         if isinstance(error, apsw.Error):
-            raise _store_error(self.settings.store, error) from error
+            raise store_error(self.settings.store, error) from error
 
     def _refresh(self, generation: int) -> None:
         self._sources = dict(self.db.execute("select name, id from source"))
         self._names = {v: k for k, v in self._sources.items()}
         found = [
-            _Timelines(self.db, self._run, i, n, k, tuple(json.loads(c)))
-            for i, n, k, c in self.db.execute("select id, name, key, columns from stream")
+            _Stored(self, row)
+            for row in self.db.execute(
+                "select id, name, base, key, spec, columns from stream where state='live'"
+            ).fetchall()
         ]
-        self._timelines = {(t.name, t.key): t for t in found}
+        self._timelines = {(t.name, t.key): t for t in found if t.by is not None}
         self._by_stream = {name: [t for t in found if t.name == name] for name in {t.name for t in found}}
         self._live = dict(self.db.execute("select use_case, version from live"))
         self._waiting = bool(self.db.execute("select exists(select 1 from waiting)").fetchone()[0])
@@ -387,7 +216,7 @@ class SqlitePlatform:
     # -- what is known -----------------------------------------------------------------------------------------------
 
     def register(self, use_case: str, features: Any) -> None:
-        """Make the sources and timelines of a feature set known; timelines that are missing are built from the log.
+        """Make the sources and timelines of a feature set known; timelines that are missing are built from the log, live.
 
         Raises
         ------
@@ -395,49 +224,55 @@ class SqlitePlatform:
             When a source is known with another type, resolution or outcome than the feature set says.
         """
         with self._transaction():
-            before = (dict(self._sources), dict(self._timelines))
+            before = dict(self._sources)
             for source in features.sources:
                 self._know(source)
             for name in (decisions_of(use_case), promotions_of(use_case)):
                 self._name(name, "{}")
-            missing = []
-            for stream in features.streams:
-                there = self._timelines.get((stream.stream, stream.key))
-                if there is None or not set(stream.columns) <= set(there.columns):
-                    columns = tuple(sorted({*stream.columns, *(there.columns if there else ())}))
-                    missing.append((stream, columns, there))
-            for stream, columns, there in missing:
-                if there:
-                    there.clear()
-                self.db.execute(
-                    "insert into stream(name, key, columns) values (?, ?, ?) "
-                    "on conflict (name, key) do update set columns=excluded.columns",
-                    (stream.stream, stream.key, json.dumps(columns)),
-                )
-            if missing or before[0] != dict(self.db.execute("select name, id from source")):
+            if before != dict(self.db.execute("select name, id from source")):
                 self._changed()
-            for stream, _, _ in missing:
-                self._build(features, self._timelines[stream.stream, stream.key])
+            missing = self.missing(features)
+        if missing:
+            Building(self, features).run()
+
+    def missing(self, features: Any) -> list[Wanted]:
+        """The timelines that a feature set needs and the file does not hold."""
+        self._look()
+        streams = {s.stream: s for s in features.sources}
+        facts = {f.stream: f for s in features.sources for f in s.facts.values()}
+        found = []
+        for asked in features.streams:
+            there = self._timelines.get((asked.stream, asked.key))
+            stream = streams.get(asked.stream) or facts[asked.stream]
+            columns = {*asked.columns, "about"} if isinstance(stream, Fact) else set(asked.columns)
+            if there is None or there.spec != key_json(asked.by) or not columns <= set(there.columns):
+                found.append(Wanted(stream, asked.by, in_order(columns.union(there.columns if there else ()))))
+        return found
 
     def _know(self, source: Source) -> None:
-        for stream, spec in [(source.name, source.spec()), *((o.stream, o.spec()) for o in source.outcomes.values())]:
+        facts = [(f.stream, f.spec()) for f in source.outcomes.values()]
+        for stream, spec in [(source.name, source.spec()), *facts]:
             found = self.db.execute("select spec from source where name=?", (stream,)).fetchone()
-            old = {c["name"]: c for c in json.loads(found[0]).get("columns", [])} if found else {}
-            for column in spec.get("columns", []) if old else []:  # type: ignore[union-attr]
-                was = old.pop(column["name"], None)
-                same = was is not None and all(was[k] == column[k] for k in ("kind", "scale"))
-                if not same and not (was is None and column["nullable"]):
-                    now_is = f"{column['kind']} in steps of 1/{column['scale']}"
-                    raise MlpkgError(
-                        f"source {stream!r}: field {column['name']!r} is now {now_is}, "
-                        f"its events in {self.settings.store} were not",
-                        "a new field has to be optional; for another type or resolution, name a new source",
-                    )
-            if old:
-                raise MlpkgError(
-                    f"source {stream!r} has lost its field {sorted(old)[0]!r}", "keep it, or name a new source"
-                )
-            self._name(stream, json.dumps(spec), known=found is not None)
+            old = json.loads(found[0]) if found else {}
+            text = json.dumps(spec)
+            if old == json.loads(text):
+                continue
+            changes = compare_contracts(old, spec, stream) if old else []
+            self._name(stream, text, known=found is not None)
+            version = self.db.execute("select count(*) from contract where source=?", (stream,)).fetchone()[0] + 1
+            row = (stream, version, now(), text, json.dumps(changes))
+            self.db.execute("insert into contract values (?, ?, ?, ?, ?)", row)
+
+    @_readable
+    def contracts(self, stream: str) -> list[dict[str, Any]]:
+        """Every version of what a source or outcome said of itself, oldest first: version, at, spec, and what changed in words."""
+        rows = self.db.execute(
+            "select version, at, spec, changes from contract where source=? order by version", (stream,)
+        )
+        return [
+            {"version": version, "at": at, "spec": json.loads(spec), "changes": json.loads(changes)}
+            for version, at, spec, changes in rows
+        ]
 
     def _name(self, name: str, spec: str, known: bool = False) -> None:
         if known:
@@ -445,25 +280,28 @@ class SqlitePlatform:
         else:
             self.db.execute("insert or ignore into source(name, spec) values (?, ?)", (name, spec))
 
-    def _build(self, features: Any, timelines: _Timelines) -> None:
-        outcome = next((o for o in features.outcomes if o.stream == timelines.name), None)
-        source = outcome.source if outcome else next(s for s in features.sources if s.name == timelines.name)
-        history = self._history([source], [outcome] if outcome else [], None, 0, LATEST)
-        events = history.events[source.name]
-        if not len(events):
-            return
-        if outcome:
-            reports = history.reports[outcome.stream]
-            at = np.searchsorted(events.position, reports.about)
-            rows = np.column_stack([events.time[at], reports.known, reports.about, reports.truth])
-            keys = events.columns[timelines.key][at]
-            order = np.argsort(reports.known, kind="stable")
-            keys, rows = keys[order], rows[order]
-        else:
-            rows = np.column_stack([events.time, events.position, *(events.columns[c] for c in timelines.columns)])
-            keys = events.columns[timelines.key]
-        if len(rows):
-            timelines.extend(keys, rows, int(events.arrived.max()), source.held_us)
+    def _known(self, name: str) -> Source:
+        """A source as its contract in the file says."""
+        spec = self.db.execute("select spec from source where name=?", (name,)).fetchone()
+        return source_of(json.loads(spec[0]))
+
+    def _stored(self, stream: str, key: str) -> _Stored:
+        found = self._timelines.get((stream, key))
+        if found is None:
+            raise MlpkgError(
+                f"the timelines of {stream} by {key} are not built, or need code that is missing here",
+                "register the feature set again where its code is",
+            )
+        return found
+
+    def _writable(self, stream: str) -> list[_Stored]:
+        """The timelines of a stream, to be extended; those whose key cannot be computed here are given up, to be built again."""
+        found = self._by_stream.get(stream, [])
+        if any(t.by is None for t in found):
+            self.db.executemany("update stream set state='gone' where id=?", [(t.id,) for t in found if t.by is None])
+            self._changed()
+            found = self._by_stream.get(stream, [])
+        return found
 
     # -- one at a time -----------------------------------------------------------------------------------------------
 
@@ -494,27 +332,35 @@ class SqlitePlatform:
 
     def _report(self, outcome: Outcome, row: Row, arrived: int) -> Receipt:
         with self._transaction():
-            event = self._row(outcome.source.name, row.id)
-            about = event[0] if event else None
-            self.db.execute(_INSERT, (self._source(outcome.stream), row.id, arrived, arrived, about, row.body))
-            if not self.db.changes():
-                known = self._row(outcome.stream, row.id)
-                assert known is not None
-                if known[-1] != row.body:
-                    raise _reused(outcome.stream, row)
-                return Receipt(row.id, known[0], False, event is None)
-            position = self.db.last_insert_rowid()
-            if event:
-                self._settle(outcome, event, position, row.codes[0], arrived)
-            else:
-                self.db.execute(
-                    "insert into waiting values (?, ?, ?)", (self._source(outcome.stream), row.id, position)
-                )
-                self._waits()
+            receipt = self._hear(outcome, row, arrived)
+            self._waits()
+        return receipt
+
+    def _hear(self, outcome: Outcome, row: Row, arrived: int) -> Receipt:
+        """Take in one report, within a transaction."""
+        event = self._row(outcome.source.name, row.id)
+        about, stream = event[0] if event else None, self._source(outcome.stream)
+        said = self.db.execute(
+            f"select position, body from log where {_VERSIONS} order by position", (stream, *_id_range(row.id))
+        ).fetchall()
+        id = row.id
+        if said:
+            last = said[-1]
+            if (outcome.codes_of(last[1]) == row.codes) if row.corrects else (said[0][1] == row.body):
+                return Receipt(id, (last if row.corrects else said[0])[0], False, event is None)
+            if not row.corrects:
+                raise _reused(outcome.stream, row)
+            id = f"{row.id}\x1f{len(said):04}"
+        self.db.execute(_INSERT, (stream, id, arrived, arrived, about, row.body))
+        position = self.db.last_insert_rowid()
+        if event:
+            self._settle_event(outcome, event, position, row.codes, arrived, bool(said))
+        else:
+            self.db.execute("insert into waiting values (?, ?, ?)", (stream, id, position))
         return Receipt(row.id, position, True, event is None)
 
     def _append(
-        self, source: Source, row: Row, arrived: int, live: bool, heads: dict[tuple[str, str, int], _Head]
+        self, source: Source, row: Row, arrived: int, live: bool, heads: dict[tuple[str, str, int], Head]
     ) -> tuple[int, bool]:
         """Append an event to the log and its timelines; its position, and whether it is new.
 
@@ -529,32 +375,53 @@ class SqlitePlatform:
             return known[0], False
         source.check_arrival(row, arrived, live)
         position = self.db.last_insert_rowid()
-        codes = dict(zip(source.seen, row.codes, strict=True))
-        for timelines in self._by_stream.get(source.name, ()):
-            key = codes[timelines.key]
-            packed = pack(row.time, position, *[codes[c] for c in timelines.columns])
-            heads[source.name, timelines.key, key] = timelines.append(key, packed, arrived, source.held_us)
-        for outcome in source.outcomes.values():
-            stream = self._sources.get(outcome.stream) if self._waiting else None
-            found = (
-                stream
-                and self._run("select position from waiting where source=? and id=?", (stream, row.id)).fetchone()
-            )
-            if found:
-                body = self._run("select body from log where position=?", (found[0],)).fetchone()[0]
-                self._run("delete from waiting where source=? and id=?", (stream, row.id))
-                self._waits()
-                truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
-                self._settle(outcome, (position, row.time, arrived, row.body), position + 1, truth, arrived)
+        codes = past.Codes(zip(source.seen, row.codes, strict=True))
+        for timelines in self._writable(source.name):
+            assert timelines.by is not None
+            if (key := timelines.by.of(codes, row.time)) != NULL:
+                packed = pack(row.time, position, *[codes[c] for c in timelines.columns])
+                heads[source.name, timelines.key, key] = timelines.append(key, packed, arrived, source.held_us)
+        if self._waiting:
+            for outcome in source.outcomes.values():
+                self._awaited(outcome, row.id, (position, row.time, arrived, row.body), arrived)
+            self._waits()
         return position, True
 
-    def _settle(self, outcome: Outcome, event: tuple[int, int, int, str], known: int, truth: int, arrived: int) -> None:
-        """Put the truth about an event into the timelines of the outcome."""
-        position, at, _, body = event
-        source = outcome.source
-        codes = dict(zip(source.seen, source.codes_of(body), strict=True))
-        for timelines in self._by_stream.get(outcome.stream, ()):
-            timelines.append(codes[timelines.key], pack(at, known, position, truth), arrived, source.held_us)
+    def _awaited(self, outcome: Outcome, id: str, event: tuple[int, int, int, str], arrived: int) -> None:
+        """What was reported about an event before it came."""
+        stream = self._sources.get(outcome.stream)
+        found = self.db.execute(
+            f"select position from waiting where {_VERSIONS} order by position", (stream, *_id_range(id))
+        ).fetchall()
+        for (position,) in found:
+            self.db.execute("update log set about=? where position=?", (event[0], position))
+        if found:
+            self.db.execute(f"delete from waiting where {_VERSIONS}", (stream, *_id_range(id)))
+            body = self.db.execute("select body from log where position=?", found[-1]).fetchone()[0]
+            self._settle_event(outcome, event, event[0] + 1, outcome.codes_of(body), arrived)
+
+    def _settle_event(
+        self, fact: Fact, event: tuple[int, int, int, str], known: int, said: Any, arrived: int, corrects: bool = False
+    ) -> None:
+        if fact.stream in self._by_stream:
+            codes = fact.source.codes_of(event[3])
+            self._settle(fact, (event[0], event[1], codes), known, said, arrived, corrects)
+
+    def _settle(
+        self, fact: Fact, event: tuple[int, int, Any], known: int, said: Any, arrived: int, corrects: bool = False
+    ) -> None:
+        """Put what was said about an event, (position, time, codes), into the timelines of the stream."""
+        about, at, codes = event
+        row = past.Codes(zip(fact.source.seen, codes, strict=True)) | past.said(fact, about, said)
+        whole, held = past.Codes(row), fact.source.held_us
+        for timelines in self._writable(fact.stream):
+            assert timelines.by is not None
+            if (key := timelines.by.of(whole, at)) != NULL:
+                packed = pack(at, known, *[whole[c] for c in timelines.columns])
+                if corrects:
+                    timelines.replace(key, about, packed, arrived, held)
+                else:
+                    timelines.append(key, packed, arrived, held)
 
     def _source(self, name: str) -> int:
         if name not in self._sources:
@@ -590,10 +457,37 @@ class SqlitePlatform:
         result = Loaded()
         with self._transaction():
             streams = np.array([self._source(s.stream) for s in batch.streams])[batch.stream].tolist()
-            keep = self._unknown(batch, streams, result)
-            self._insert(batch, streams, keep, result)
+            for part in self._parts(batch):
+                if isinstance(part, int):
+                    self._correct(batch, part, result)
+                    continue
+                piece, numbers = _slice(batch, part), streams[part]
+                keep = self._unknown(piece, numbers, result)
+                self._insert(piece, numbers, keep, result)
             self._waits()
         return result
+
+    @staticmethod
+    def _parts(batch: Batch) -> Iterator[slice | int]:
+        """Stretches of a batch without corrections, and the places of the corrections between them."""
+        begin = 0
+        for i in _corrections(batch):
+            if begin < i:
+                yield slice(begin, i)
+            yield i
+            begin = i + 1
+        if begin < len(batch.ids):
+            yield slice(begin, len(batch.ids))
+
+    def _correct(self, batch: Batch, i: int, result: Loaded) -> None:
+        outcome = batch.streams[batch.stream[i]]
+        assert isinstance(outcome, Outcome)
+        codes = outcome.codes_of(batch.bodies[i])
+        row = Row(batch.ids[i], 0, batch.bodies[i], codes, {}, True)
+        receipt = self._hear(outcome, row, int(batch.arrived[i]))
+        result.new[outcome.stream] = result.new.get(outcome.stream, 0) + receipt.new
+        result.known += not receipt.new
+        result.waiting += receipt.new and receipt.waiting
 
     def _unknown(self, batch: Batch, streams: list[int], result: Loaded) -> Array:
         """The places of the rows that are new; the first of a repeated id wins."""
@@ -640,45 +534,44 @@ class SqlitePlatform:
         for s, stream in enumerate(batch.streams):
             mine = np.flatnonzero(batch.stream == s)
             at = np.flatnonzero(fresh[mine])
-            result.new[stream.stream] = len(at)
+            result.new[stream.stream] = result.new.get(stream.stream, 0) + len(at)
             if isinstance(stream, Source) and len(at):
                 self._extend(stream, batch, mine[at], batch.codes[stream.stream][at], position)
         for s, stream in enumerate(batch.streams):
             mine = np.flatnonzero(batch.stream == s)
             at = np.flatnonzero(fresh[mine])
             if isinstance(stream, Outcome) and len(at):
-                self._settle_many(stream, batch, mine[at], batch.codes[stream.stream][at, 0], position, result)
+                self._settle_many(stream, batch, mine[at], batch.codes[stream.stream][at], position, result)
+
+    def extend(
+        self, stream: Source | Fact, time: Array, position: Array, columns: Mapping[str, Array], arrived: int
+    ) -> None:
+        """Put rows of a stream, as int64 columns, into its timelines, within a transaction."""
+        for timelines in self._writable(stream.stream):
+            assert timelines.by is not None
+            keys = timelines.by.of_many(_Columns(columns, len(time)), time)
+            rows = past.table(time, position, columns, timelines.columns)
+            if (kept := keys != NULL).all():
+                kept = slice(None)  # type: ignore[assignment]
+            if len(keys[kept]):
+                Bulk(timelines, arrived, stream.base.held_us).extend(keys[kept], rows[kept])
 
     def _extend(self, source: Source, batch: Batch, at: Array, codes: Array, position: Array) -> None:
         columns = {c.name: codes[:, i] for i, c in enumerate(source.columns)}
-        arrived = int(batch.arrived[at].max())
-        for timelines in self._by_stream.get(source.name, ()):
-            rows = np.column_stack([batch.time[at], position[at], *(columns[c] for c in timelines.columns)])
-            timelines.extend(columns[timelines.key], rows, arrived, source.held_us)
+        self.extend(source, batch.time[at], position[at], columns, int(batch.arrived[at].max()))
         for outcome in source.outcomes.values():
-            stream = self._sources.get(outcome.stream)
-            if (
-                stream is None
-                or not self.db.execute("select 1 from waiting where source=? limit 1", (stream,)).fetchone()
-            ):
+            stream = self._sources.get(outcome.stream, -1)
+            if not self.db.execute("select 1 from waiting where source=? limit 1", (stream,)).fetchone():
                 continue
             for i in at.tolist():
-                found = self.db.execute(
-                    "select position from waiting where source=? and id=?", (stream, batch.ids[i])
-                ).fetchone()
-                if found:
-                    body = self.db.execute("select body from log where position=?", (found[0],)).fetchone()[0]
-                    self.db.execute("delete from waiting where source=? and id=?", (stream, batch.ids[i]))
-                    truth = outcome.column.encode(msgspec.json.decode(body)[outcome.name])
-                    event = (int(position[i]), int(batch.time[i]), int(batch.arrived[i]), batch.bodies[i])
-                    self._settle(outcome, event, event[0] + 1, truth, event[2])
+                event = (int(position[i]), int(batch.time[i]), int(batch.arrived[i]), batch.bodies[i])
+                self._awaited(outcome, batch.ids[i], event, event[2])
 
     def _settle_many(
-        self, outcome: Outcome, batch: Batch, at: Array, truth: Array, position: Array, result: Loaded
+        self, outcome: Outcome, batch: Batch, at: Array, codes: Array, position: Array, result: Loaded
     ) -> None:
-        names = [c.name for c in outcome.source.columns]
-        rows, codes = [], []
-        for i, value in zip(at.tolist(), truth.tolist(), strict=True):
+        rows, events, kept = [], [], []
+        for n, i in enumerate(at.tolist()):
             event = self._row(outcome.source.name, batch.ids[i])
             if event is None:
                 self.db.execute(
@@ -687,15 +580,16 @@ class SqlitePlatform:
                 )
                 result.waiting += 1
                 continue
-            known = int(position[i]) if position[i] > event[0] else event[0] + 1
             self.db.execute("update log set about=? where position=?", (event[0], int(position[i])))
-            rows.append((event[1], known, event[0], value))
-            codes.append(outcome.source.codes_of(event[3]))
-        if rows:
-            table, keys = np.array(rows, np.int64), np.array(codes, np.int64)
-            arrived = int(batch.arrived[at].max())
-            for timelines in self._by_stream.get(outcome.stream, ()):
-                timelines.extend(keys[:, names.index(timelines.key)], table, arrived, outcome.source.held_us)
+            rows.append((event[1], max(int(position[i]), event[0] + 1), event[0]))
+            events.append(event[3])
+            kept.append(n)
+        if rows and outcome.stream in self._by_stream:
+            time, known, about = np.array(rows, np.int64).T
+            columns = past.decoder(outcome.source)(",".join(events))
+            columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.facts)}
+            columns |= {"about": about, "truth": codes[kept, 0]}
+            self.extend(outcome, time, known, columns, int(batch.arrived[at].max()))
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -714,7 +608,7 @@ class SqlitePlatform:
         while after < until and (page := self._page(after, until)):
             for row in page:
                 if wanted is None or row[1] in wanted:
-                    yield Entry(row[0], self._names[row[1]], *row[2:])
+                    yield Entry(row[0], self._names[row[1]], _plain(row[2]), *row[3:])
             after = page[-1][0]
 
     @_readable
@@ -749,72 +643,55 @@ class SqlitePlatform:
     def history(
         self,
         sources: Sequence[Source],
-        outcomes: Sequence[Outcome],
+        facts: Sequence[Fact],
         *,
         until: int | None = None,
         since: int = 0,
         before: int = LATEST,
     ) -> History:
-        """Sources and outcomes as columns, all as of one moment: events up to a position, with a time in ``[since, before)``."""
+        """Sources and facts as columns, all as of one moment: events up to a position, with a time in ``[since, before)``."""
         self._look()
         with self._lock:
             self.db.execute("begin")
             try:
-                return self._history(sources, outcomes, until, since, before)
+                return self._history(sources, facts, until, since, before)
             finally:
                 self.db.execute("rollback")
 
     def _history(
-        self, sources: Sequence[Source], outcomes: Sequence[Outcome], until: int | None, since: int, before: int
+        self, sources: Sequence[Source], facts: Sequence[Fact], until: int | None, since: int, before: int
     ) -> History:
+        span = (self.last_position() if until is None else until, since, before)
+        number = self._sources.get
+        return History(
+            {s.name: past.events(self.db, s, number(s.name, -1), *span) for s in sources},
+            {f.stream: past.reports(self.db, f, number(f.stream, -1), *span) for f in facts},
+        )
+
+    def pages(
+        self, source: Source, *, after: int = 0, until: int | None = None, since: int = 0, before: int = LATEST
+    ) -> Iterator[Events]:
+        """The events of a source as columns, in the order of the log, a page at a time; each page is a read of its own."""
+        self._look()
         until = self.last_position() if until is None else until
-        events = {s.name: self._events(s, until, since, before) for s in sources}
-        return History(events, {o.stream: self._reports(o, until, since, before) for o in outcomes})
+        found = past.pages(
+            self.db, source, self._sources.get(source.name, -1), after=after, until=until, since=since, before=before
+        )
+        while True:
+            with self._lock:
+                page = next(found, None)
+            if page is None:
+                return
+            yield page
 
-    def _events(self, source: Source, until: int, since: int, before: int) -> Events:
-        types: dict[str, Any] = {"int": int, "bool": bool, "number": float, "text": str}
-        fields = [
-            (c.name, types[c.kind] | None if c.nullable else types[c.kind], *([None] if c.nullable else []))
-            for c in source.columns
-        ]
-        decoder = msgspec.json.Decoder(list[msgspec.defstruct("Body", fields, kw_only=True)])  # type: ignore[misc]
-        parts: list[tuple[Array, ...]] = []
-        ids: list[str] = []
-        cursor = self.db.execute(
-            "select position, time, arrived, id, body from log "
-            "where position <= ? and source=? and time >= ? and time < ? order by position",
-            (until, self._sources.get(source.name, -1), since, before),
-        )
-        while page := list(_take(cursor, 50_000)):
-            positions, times, arrived, names, bodies = zip(*page, strict=True)
-            decoded = decoder.decode(f"[{','.join(bodies)}]")
-            ids.extend(names)
-            columns = (c.encode_many(_column(decoded, c.name, c.nullable)) for c in source.columns)
-            parts.append((np.array(positions), np.array(times), np.array(arrived), *columns))
-        whole = [np.concatenate(p) for p in zip(*parts, strict=True)] or [np.zeros(0, np.int64)] * (
-            3 + len(source.columns)
-        )
-        return Events(
-            whole[0], whole[1], whole[2], dict(zip((c.name for c in source.columns), whole[3:], strict=True)), ids
-        )
-
-    def _reports(self, outcome: Outcome, until: int, since: int, before: int) -> Reports:
-        found = self.db.execute(
-            "select l.position, e.position, l.arrived, l.body from log l join log e on e.source=? and e.id=l.id "
-            "where l.source=? and l.position <= ? and e.position <= ? and e.time >= ? and e.time < ?",
-            (
-                self._sources.get(outcome.source.name, -1),
-                self._sources.get(outcome.stream, -1),
-                until,
-                until,
-                since,
-                before,
-            ),
-        ).fetchall()
-        truth = [outcome.column.encode(msgspec.json.decode(body)[outcome.name]) for *_, body in found]
-        rows = np.array([(e, p if p > e else e + 1, a) for p, e, a, _ in found], np.int64).reshape(-1, 3)
-        order = np.argsort(rows[:, 0], kind="stable")
-        return Reports(rows[order, 0], rows[order, 1], np.array(truth, np.int64)[order], rows[order, 2])
+    @_readable
+    def timeline(self, stream: str, key: str, value: int) -> Timeline:
+        """What the store holds of one entity."""
+        with self._transaction():
+            timelines = self._stored(stream, key)
+            found = timelines.read(timelines.head(value), -LATEST)
+        assert isinstance(found, Timeline)
+        return found
 
     @_readable
     def decided(self, use_case: str) -> tuple[Array, Array]:
@@ -844,7 +721,7 @@ class SqlitePlatform:
             "select l.position, l.source, l.id, l.time, l.arrived, l.about, l.body "
             "from waiting w join log l on l.position=w.position order by 1"
         )
-        return [Entry(row[0], self._names[row[1]], *row[2:]) for row in rows]
+        return [Entry(row[0], self._names[row[1]], _plain(row[2]), *row[3:]) for row in rows]
 
     # -- which model is live -----------------------------------------------------------------------------------------
 
@@ -880,11 +757,42 @@ def _reused(source: str, row: Row) -> Rejected:
     return Rejected("id", row.id, "was used before for other content", event=row.id, source=source, status=409)
 
 
-def _take(cursor: Any, most: int) -> Iterator[Any]:
-    for _, row in zip(range(most), cursor, strict=False):
-        yield row
+def _plain(id: str) -> str:
+    return id.split("\x1f")[0] if "\x1f" in id else id
 
 
-def _column(decoded: list[Any], name: str, nullable: bool) -> Array:
-    values = [getattr(d, name) for d in decoded]
-    return np.array(values, object) if nullable or (values and isinstance(values[0], str)) else np.array(values)
+def _corrections(batch: Batch) -> list[int]:
+    """The places of reports that correct an earlier one."""
+    said = [i for i, stream in enumerate(batch.streams) if isinstance(stream, Outcome)]
+    return [i for i in np.flatnonzero(np.isin(batch.stream, said)).tolist() if '"corrects":true' in batch.bodies[i]]
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
+    """Some rows of a batch."""
+    if part == slice(0, len(batch.ids)):
+        return batch
+    codes = {}
+    for s, stream in enumerate(batch.streams):
+        mine = np.flatnonzero(batch.stream == s)
+        codes[stream.stream] = batch.codes[stream.stream][(mine >= part.start) & (mine < part.stop)]
+    return Batch(
+        batch.streams,
+        batch.stream[part],
+        batch.ids[part],
+        batch.time[part],
+        batch.arrived[part],
+        batch.bodies[part],
+        codes,
+        batch.rows[part],
+    )
+
+
+class _Columns(dict[str, Array]):
+    """Columns by name, NULL throughout where there is none."""
+
+    def __init__(self, columns: Mapping[str, Array], rows: int):
+        super().__init__(columns)
+        self._rows = rows
+
+    def __missing__(self, name: str) -> Array:
+        return np.full(self._rows, NULL, np.int64)

@@ -9,11 +9,12 @@ __all__ = ['SCHEMA', 'HEAD', 'CHUNK', 'FEW', 'WIDE', 'Head', 'NO_HEAD', 'first_t
 # %% ../../nbs/backends/timelines.ipynb #imports
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ..cells import Cells, each, merge, summarise
+from ..cells import Cells, merge, summarise
 from ..timeline import Array, Timeline, decode, stable_order, unpack
 
 # %% ../../nbs/backends/timelines.ipynb #schema
@@ -47,12 +48,17 @@ _two = struct.Struct("<2q").unpack_from
 
 def insert(data: bytes, row: bytes) -> bytes:
     """The rows with one more at its place."""
-    width = len(row)
-    key_of = _three if width >= 24 else _two
-    key, end = key_of(row), len(data)
-    while end and key_of(data, end - width) > key:
-        end -= width
-    return data[:end] + row + data[end:]
+    width, key_of = len(row), _three if len(row) >= 24 else _two
+    key, low, high = key_of(row), 0, len(data) // len(row)
+    if high and key_of(data, len(data) - width) > key:
+        while low < high:
+            middle = (low + high) // 2
+            if key_of(data, middle * width) > key:
+                high = middle
+            else:
+                low = middle + 1
+    at = high * width
+    return data[:at] + row + data[at:]
 
 
 def ordered(rows: Array, group: Array | None = None) -> Array:
@@ -159,7 +165,7 @@ class _Tree:
             child = np.minimum(child, len(entries) - 1)
         starts = np.concatenate([[0], np.flatnonzero(np.diff(child)) + 1, [len(rows)]]).tolist()
         parts, done = [], 0
-        for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        for begin, end in pairwise(starts):
             c = int(child[begin])
             parts.append(entries[done:c])
             if c < len(entries):
@@ -174,9 +180,14 @@ class _Tree:
         if level > 1:
             below, entries = self.node(number)
             return self._write_nodes(number, below, self._into(below, entries, rows))
-        table = np.concatenate([unpack(self.chunk(number), self.width), rows])
-        if tuple(table[-len(rows) - 1, :2]) > tuple(rows[0, :2]):
-            table = table[ordered(table)]
+        table = unpack(self.chunk(number), self.width)
+        if len(rows) == 1:
+            table = unpack(insert(table.tobytes(), rows.tobytes()), self.width)
+        else:
+            last = table[-1:, :2].tolist()
+            table = np.concatenate([table, rows])
+            if last > rows[:1, :2].tolist():
+                table = table[ordered(table)]
         return self._write_chunks(number, table, level > 0)
 
     def take(self, time: int, column: int, value: int) -> bytes | None:
@@ -254,38 +265,42 @@ class _Tree:
             else:
                 yield self.chunk(number)
 
-    def cells(self, edges: Array) -> list[tuple[Array, Array, Array]] | None:
-        """What is later than the first edge, in order, as (time, rows, cells); `None` where there are only a few chunks."""
+    def cells(self, edges: Array) -> tuple[list[Array], list[Array]] | None:
+        """What is later than the first edge: entries that lie between edges, and the rows of chunks that do not.
+
+        `None` where there are only a few chunks.
+        """
         level, entries = self.node()
-        return list(self._cells(level, entries, edges)) if level else None
+        if level == 0:
+            return None
+        whole: list[Array] = []
+        torn: list[Array] = []
+        self._cells(level, entries, edges, whole, torn)
+        return whole, torn
 
-    def _cells(self, level: int, entries: Array, edges: Array) -> Iterator[tuple[Array, Array, Array]]:
+    def _cells(self, level: int, entries: Array, edges: Array, whole: list[Array], torn: list[Array]) -> None:
         entries = entries[entries[:, _LAST].searchsorted(edges[0], "right") :]
-        gap = edges.searchsorted(entries[:, _LAST])
-        torn = np.flatnonzero(edges.searchsorted(entries[:, _FIRST]) != gap)
-        done = 0
-        for c in torn.tolist():
-            if done < c:
-                yield self._whole(entries[done:c])
-            number = int(entries[c, _NUMBER])
+        between = edges.searchsorted(entries[:, _FIRST]) == edges.searchsorted(entries[:, _LAST])
+        whole.append(entries[between])
+        for number in entries[~between, _NUMBER].tolist():
             if level > 1:
-                yield from self._cells(*self.node(number), edges)
+                self._cells(*self.node(number), edges, whole, torn)
             else:
-                yield as_cells(unpack(self.chunk(number), self.width), edges)
-            done = c + 1
-        if done < len(entries):
-            yield self._whole(entries[done:])
-
-    def _whole(self, entries: Array) -> tuple[Array, Array, Array]:
-        return entries[:, _LAST], entries[:, _ROWS], entries[:, _ENTRY:].reshape(len(entries), -1, 6)
+                torn.append(unpack(self.chunk(number), self.width))
 
 
-def as_cells(table: Array, edges: Array) -> tuple[Array, Array, Array]:
-    """Rows as one cell for each gap between edges that has any: (time, rows, cells)."""
+def as_cells(tables: list[Array], edges: Array) -> tuple[Array, Array, Array]:
+    """Each table of rows as one cell for each gap between edges: (time, rows, cells)."""
+    table = np.concatenate(tables)
     gap = edges.searchsorted(table[:, 0])
-    starts = np.concatenate([[0], np.flatnonzero(gap[1:] != gap[:-1]) + 1])
+    change = gap[1:] != gap[:-1]
+    change[np.cumsum([len(t) for t in tables[:-1]], dtype=np.int64) - 1] = True
+    starts = np.concatenate([_ZERO, np.flatnonzero(change) + 1])
     ends = np.append(starts[1:], len(table))
     return table[ends - 1, 0], ends - starts, summarise(table[:, 2:], starts)
+
+
+_ZERO = np.zeros(1, np.int64)
 
 # %% ../../nbs/backends/timelines.ipynb #timelines
 class Timelines:
@@ -309,15 +324,23 @@ class Timelines:
         if not used or (data and first_time(data) <= since):
             return decode(data, self.columns)
         tree = self._tree(entity, used)
-        if edges is not None and (parts := tree.cells(edges)) is not None:
-            if data:
-                parts.append(as_cells(unpack(data, self.width // 8), edges))
-            return self._cells(parts)
+        if edges is not None and (found := tree.cells(edges)) is not None:
+            return self._cells(*found, unpack(data, self.width // 8), edges)
         return decode(b"".join([*tree.rows(since), data]), self.columns)
 
-    def _cells(self, parts: list[tuple[Array, Array, Array]]) -> Cells:
-        time, rows, cells = (np.concatenate(p) for p in zip(*parts, strict=True))
-        return Cells(time, rows, {name: cells[:, c] for c, name in enumerate(self.columns)})
+    def _cells(self, whole: list[Array], torn: list[Array], head: Array, edges: Array) -> Cells:
+        entries = np.concatenate(whole)
+        time, rows, cells = (
+            entries[:, _LAST],
+            entries[:, _ROWS],
+            entries[:, _ENTRY:].reshape(len(entries), len(self.columns), 6),
+        )
+        if torn or len(head):
+            more = as_cells([*torn, head] if len(head) else torn, edges)
+            time, rows, cells = (np.concatenate(pair) for pair in zip((time, rows, cells), more, strict=True))
+        order = time.argsort(kind="stable")
+        cells = cells[order]
+        return Cells(time[order], rows[order], {name: cells[:, c] for c, name in enumerate(self.columns)})
 
     def append(self, key: int, row: bytes, arrived: int, held: int) -> Head:
         """Put one row in its place; the head. Rows more than `held` microseconds before `arrived` may be let go."""
@@ -363,6 +386,17 @@ class Timelines:
             self._run("update timeline set used=? where entity=?", (tree.used, entity))
         return self.append(key, row, arrived, held)
 
+    def clear(self, most: int) -> int:
+        """Forget some timelines; how many they were."""
+        found = [
+            e for (e,) in self._run("select entity from timeline where stream=? limit ?", (self.id, most)).fetchall()
+        ]
+        spans = [(entity << _NUMBERS, (entity + 1) << _NUMBERS) for entity in found]
+        for table in ("chunk", "node"):
+            self.db.executemany(f"delete from {table} where id >= ? and id < ?", spans)
+        self.db.executemany("delete from timeline where entity=?", [(entity,) for entity in found])
+        return len(found)
+
 # %% ../../nbs/backends/timelines.ipynb #extend
 class Bulk:
     """Many rows for timelines of one stream and key."""
@@ -374,15 +408,17 @@ class Bulk:
 
     def extend(self, keys: Array, rows: Array) -> None:
         """Put rows in their places: int64 of shape (rows, 2 + columns)."""
-        data, keys, ends = self._by_key(keys, rows)
-        found = self._found(keys)
+        data, names, ends = self._by_key(keys, rows)
+        found, full = self._found(names), HEAD * self.timelines.width
         width, begin = self.timelines.width, 0
         mixed = []
-        for key, end in zip(keys, ends, strict=True):
+        for key, end in zip(names, ends, strict=True):
             more, begin = data[begin:end], end
             entity, used, old = found.get(key, NO_HEAD)
             if old and _two(more) < _two(old, len(old) - width):
                 mixed.append((key, entity, used, old, more))
+            elif entity and len(old) + len(more) < full:
+                self.heads.append((old + more, used, entity))
             else:
                 self._put(key, entity, used, old + more)
         if mixed:
@@ -402,10 +438,10 @@ class Bulk:
 
     def _found(self, keys: list[int]) -> dict[int, Head]:
         own = self.timelines
-        rows = own.db.executemany(
+        found = own.db.executemany(
             "select key, entity, used, head from timeline where stream=? and key=?", [(own.id, key) for key in keys]
         )
-        return {key: (entity, used, head) for key, entity, used, head in rows}
+        return {row[0]: row[1:] for row in found}
 
     def _mix(self, mixed: list[tuple[int, int, int, bytes, bytes]]) -> None:
         """Merge heads and rows that came out of order; what is older than a head goes to its tree."""

@@ -6,25 +6,17 @@
 __all__ = ['ingest', 'simulate', 'export', 'training_set', 'train', 'report']
 
 # %% ../../nbs/lab/cli.ipynb #imports
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..cli import Instant, as_json, progress, say, use_case_argument
-from ..decisions import UseCase
-from ..decisions import use_case as find_use_case
-from ..platform import Platform
-from ..platform import open as open_platform
-from ..settings import MlpkgError, Settings
+from ..cli import Instant, as_json, opened, progress, say, use_case_argument
+from ..settings import MlpkgError
 from ..times import iso
 
 # %% ../../nbs/lab/cli.ipynb #shared
-def _open(name: str) -> tuple[UseCase, Platform]:
-    settings = Settings.load()
-    return find_use_case(name, settings), open_platform(settings)
-
-
 def _write_frame(frame: Any, path: Path) -> None:
     writers = {".parquet": frame.to_parquet, ".csv": frame.to_csv}
     if path.suffix not in writers:
@@ -42,7 +34,7 @@ def ingest(use_case: str, file: Path, as_json: bool) -> None:
     """Put the events of FILE into the log; what is refused is listed and goes to the dead letters."""
     from mlpkg.lab.ingest import ingest_file
 
-    case, platform = _open(use_case)
+    case, platform = opened(use_case, create=True)
     with progress("ingesting") as bar:
         done = ingest_file(case, file, platform, bar.update)
     if as_json:
@@ -96,7 +88,7 @@ def export(use_case: str, as_json: bool) -> None:
     """Bring the archive (partitioned Parquet under the state) up to date with the log."""
     from mlpkg.lab.archive import Archive
 
-    case, platform = _open(use_case)
+    case, platform = opened(use_case)
     platform.register(case.name, case.features)
     archive = Archive(platform.settings.state)
     outcomes = [o for s in case.sources.values() for o in s.outcomes.values()]
@@ -120,15 +112,52 @@ def export(use_case: str, as_json: bool) -> None:
     help="Where from; the result is the same.",
 )
 @click.option(
-    "-o", "out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A .parquet or .csv file."
+    "--history",
+    type=click.Choice(["as_recorded", "as_known"]),
+    default="as_recorded",
+    show_default=True,
+    help="as_known: by arrival, for a history that was loaded after the fact.",
 )
-def training_set(use_case: str, start: int, end: int, as_of: int | None, source: str, out: Path) -> None:
-    """Write the features of every event at its own moment, with its label."""
-    from mlpkg.lab import training
+@click.option("-o", "out", type=click.Path(path_type=Path, dir_okay=False), help="A .parquet or .csv file.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder of Parquet files instead, for what is larger than memory.",
+)
+def training_set(
+    use_case: str,
+    start: int,
+    end: int,
+    as_of: int | None,
+    source: str,
+    history: Any,
+    out: Path | None,
+    into: Path | None,
+) -> None:
+    """Write the features of every event at its own moment, with its label, to a file or a folder."""
+    from mlpkg.lab import streaming, training
 
-    case, platform = _open(use_case)
+    if (out is None) == (into is None):
+        raise click.UsageError("say where to: either -o FILE or --into FOLDER")
+    case, platform = opened(use_case)
+    if into is not None:
+        rows = streaming.stream_training_set(
+            case.features,
+            start,
+            end,
+            into=into,
+            as_of=as_of,
+            use_case=case,
+            source=source,
+            history=history,
+            platform=platform,
+            progress=sys.stderr.isatty(),
+        )
+        click.echo(f"{rows.count_rows()} rows, {len(case.features.names)} features written to {into}")
+        return
+    assert out is not None
     frame = training.training_set(
-        case.features, start, end, as_of=as_of, use_case=case, source=source, platform=platform
+        case.features, start, end, as_of=as_of, use_case=case, source=source, history=history, platform=platform
     )
     if not len(frame):
         raise MlpkgError(
@@ -149,7 +178,7 @@ def train(use_case: str, parameters: tuple[tuple[str, str], ...], why: str, log:
     """Run the training notebook with checked parameters and make a model of what it hands over."""
     from mlpkg.lab.runs import train as run
 
-    case, platform = _open(use_case)
+    case, platform = opened(use_case)
     model = run(case, platform, dict(parameters), why=why, log_output=log)
     metrics = model.read("metrics")
     live = platform.live(case.name) == model.version
@@ -172,7 +201,7 @@ def report(use_case: str, since: int, as_json: bool) -> None:
     from mlpkg.lab.report import in_words
     from mlpkg.lab.report import report as make
 
-    case, platform = _open(use_case)
+    case, platform = opened(use_case)
     platform.register(case.name, case.features)
     found = make(case, platform, since)
     say(found) if as_json else click.echo(in_words(found))

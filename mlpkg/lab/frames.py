@@ -16,10 +16,11 @@ import pandas as pd
 from ..decisions import UseCase, use_case
 from ..events import NULL, Column, Outcome, Source
 from ..features import FeatureSet, compute
+from ..history import Events
 from ..platform import Platform, decisions_of
 from ..platform import open as open_platform
 from ..settings import MlpkgError, Settings
-from ..timeline import Array, Events
+from ..timeline import Array
 from ..times import LATEST, instant
 
 When = str | int
@@ -116,7 +117,7 @@ def events(
 def _reported(outcome: Outcome, events: Events, reports: Any) -> Any:
     values = np.full(len(events), NULL)
     at = np.searchsorted(events.position, reports.about)
-    values[at] = reports.truth
+    values[at] = reports.columns[outcome.name]
     known = pd.array([outcome.column.decode(v) for v in values.tolist()], dtype=object)
     return (
         pd.array(known, dtype="boolean")
@@ -153,7 +154,16 @@ def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Pla
 
 # %% ../../nbs/lab/frames.ipynb #preview
 def preview(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | None = None) -> pd.DataFrame:
-    """The features of the given rows of `events`, next to them, as they would have been served at each row's moment."""
+    """The features of the given rows of `events`, next to them, as they would have been served at each row's moment.
+
+    Raises
+    ------
+    MlpkgError
+        When the rows are not such: `position` or `time` is missing, or names no event of ``features.on``.
+    """
+    hint = f"give rows of lab.events({features.on.name!r}), with all their columns"
+    if missing := [name for name in ("position", "time") if name not in rows]:
+        raise MlpkgError(f"preview: the rows have no column {missing[0]!r}", hint)
     platform = platform or the_platform()
     if not len(rows):
         return rows.assign(**{name: [] for name in features.names})
@@ -161,7 +171,11 @@ def preview(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | No
     before = rows["time"].max().value // 1000 + 1
     history = platform.history(features.sources, features.outcomes, since=since, before=before)
     found = history.events[features.on.name]
-    at = np.searchsorted(found.position, rows["position"].to_numpy())
+    asked = rows["position"].to_numpy()
+    at = np.searchsorted(found.position, asked)
+    strange = ~np.isin(asked, found.position)
+    if strange.any():
+        raise MlpkgError(f"preview: there is no event of {features.on.name!r} at position {asked[strange][0]}", hint)
     order = np.argsort(at, kind="stable")
     values = compute(features, history, at[order])
     back = np.argsort(order, kind="stable")

@@ -26,8 +26,9 @@ import pandas as pd
 
 from .. import decisions as _decisions
 from .. import models
+from ..code import code_hash
 from ..decisions import UseCase
-from ..features import code_hash, from_json, to_json, version_of
+from ..features import from_json, to_json, version_of
 from .training import fingerprint
 from ..platform import Platform
 from ..settings import MlpkgError, Settings

@@ -1,0 +1,379 @@
+"""What the benchmarks of the features share: rows, contenders in processes of their own, comparisons and the table.
+
+A contender is a child process that prepares once and then works as often as it is told to, so that contenders take turns
+on the same rows, each in the Python environment it needs, and each with a peak memory of its own. This module runs in
+every one of these environments: it imports the standard library and NumPy alone.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+REAL = ROOT.parent / "shared" / "data" / "card_transactions.parquet"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DAY = 86_400_000_000  # microseconds
+US = {"h": DAY // 24, "d": DAY}
+PEERS = {  # each line is an environment of its own
+    "tables": ["polars==2.1.0", "duckdb==2.0.0", "numpy", "pyarrow"],
+    "streams": ["river==0.26.1", "bytewax==0.21.1", "numpy"],
+    "feast": ["feast[duckdb]==0.67.0", "numpy"],
+}
+sys.path.insert(0, str(HERE.parent))  # for what decision.py and over_http.py have already
+
+Row = dict[str, Any]
+Columns = dict[str, np.ndarray]
+Work = Callable[[], Any]
+Role = Callable[[argparse.Namespace], tuple[Work, Callable[[Any], Columns]]]
+
+
+class Missing(Exception):
+    """A peer that cannot be had here, and why."""
+
+
+def microseconds(window: str) -> int:
+    """The width of a window such as ``"6h"`` or ``"30d"``."""
+    return int(window[:-1]) * US[window[-1]]
+
+
+# -- the rows of the table --------------------------------------------------------------------------------------------
+
+
+def row(
+    work: str, ours: float | None, peer: str, theirs: float | None, must: str, unit: str = "s", note: str = ""
+) -> Row:
+    """One row of the table.
+
+    `must` is what is demanded, read as it stands: ``"theirs / ours >= 5"``, ``"ours / theirs <= 1.5"`` or ``"ours <= 45"``;
+    several are joined by " and ", and ``"stated"`` demands no more than both figures. What is not there makes the row hold
+    neither way.
+    """
+    given = {"ours": ours, "theirs": theirs}
+    demands = must.split(" and ")
+    upside_down = any(demand.startswith("theirs / ours") for demand in demands)
+    above, below = (theirs, ours) if upside_down else (ours, theirs)
+    ratio = above / below if above is not None and below else None
+    sides = {"ours / theirs": ratio, "theirs / ours": ratio, **given}
+    held: bool | None = True
+    for demand in demands:
+        if demand == "stated":
+            held = None if ours is None or theirs is None else True
+            continue
+        left, sign, right = demand.rpartition(" <= ") if " <= " in demand else demand.rpartition(" >= ")
+        value = sides[left]
+        if value is None:
+            held = None
+        elif held is not None:
+            held &= value <= float(right) if sign == " <= " else value >= float(right)
+    shown = {
+        k: v if v is None else float(f"{v:.4g}") for k, v in (("ours", ours), ("theirs", theirs), ("ratio", ratio))
+    }
+    return {
+        "work": work,
+        "ours": shown["ours"],
+        "peer": peer,
+        "theirs": shown["theirs"],
+        "ratio": shown["ratio"],
+        "must": must,
+        "holds": held,
+        "unit": unit,
+        "note": note,
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for a person."""
+    lines = []
+    for r in rows:
+        holds = {True: "yes", False: "NO", None: "?"}[r["holds"]]
+        ours, theirs = (f"{r[k]:g} {r['unit']}" if r[k] is not None else "-" for k in ("ours", "theirs"))
+        ratio = f"{r['ratio']:.3g}" if r["ratio"] is not None else "-"
+        lines.append(f"{holds:4}{r['work']}: {ours}; {r['peer'] or 'no peer'} {theirs}; ratio {ratio}; {r['must']}")
+        lines += [f"      {r['note']}"] if r["note"] else []
+    return "\n".join(lines)
+
+
+# -- contenders -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def environment(name: str) -> str:
+    """The Python of an environment with the peers of that name, made with uv where it is not there yet."""
+    packages = PEERS[name]
+    made_of = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:8]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpkg-bench" / f"{name}-{made_of}"
+    python = folder / "bin" / "python"
+    if (folder / ".ready").exists():
+        return str(python)
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        raise Missing("uv is not installed: make install brings it")
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in (
+        [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+        [uv, "pip", "install", "--quiet", "--python", str(python), *packages],
+    ):
+        done = subprocess.run(command, env=os.environ | _index_of_pip(), capture_output=True, text=True)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise Missing(
+                f"{', '.join(packages)} cannot be installed: {said[-1].strip() if said else 'no reason given'}"
+            )
+    (folder / ".ready").touch()
+    return str(python)
+
+
+def _index_of_pip() -> dict[str, str]:
+    """Where pip finds packages, as uv does not read pip's files."""
+    if {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & os.environ.keys():
+        return {}
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
+    )
+    url = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip()
+    return {"UV_DEFAULT_INDEX": url} if url else {}
+
+
+class Contender:
+    """A process of its own in one role of this script, told over a pipe what to do."""
+
+    def __init__(self, role: str, given: argparse.Namespace, peers: str | None = None, **options: object):
+        self.role, self.megabytes = role, 0.0
+        self.seconds: list[float] = []
+        python = sys.executable if peers is None else environment(peers)
+        said = json.dumps(vars(given) | options | {"role": role}, default=str)
+        cores = {name: str(given.threads) for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS")}
+        self.process = subprocess.Popen(
+            [python, sys.argv[0], "--child", said],
+            env=os.environ | cores | {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def __enter__(self) -> "Contender":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.role} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def run(self) -> float:
+        """Work once; the seconds it took. The peak memory is that of the first time, as nobody does it twice."""
+        said = self._ask("run")
+        self.megabytes = self.megabytes or said["megabytes"]
+        self.seconds.append(said["seconds"])
+        return said["seconds"]
+
+    def result(self) -> Columns:
+        """What the last run found."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "result.npz")
+            self._ask(str(file))
+            with np.load(file) as found:
+                return {name: found[name] for name in found.files}
+
+    @property
+    def best(self) -> float:
+        """The least of its times."""
+        return min(self.seconds)
+
+
+def take_turns(contenders: Sequence[Contender], times: int) -> None:
+    """Let each work in its turn, `times` times."""
+    for _ in range(times):
+        for contender in contenders:
+            contender.run()
+
+
+def fastest(forms: Sequence[Contender]) -> Contender:
+    """The form that took the least time."""
+    return min(forms, key=lambda c: c.best)
+
+
+def serve(role: Role, given: argparse.Namespace) -> None:
+    """The life of a contender: prepare, then work when told to until the pipe is closed."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as channel:
+        os.dup2(2, 1)  # whatever prints does not print into the pipe
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
+        work, columns = role(given)
+        out: Any = None
+        channel.write("{}\n")
+        for line in sys.stdin:
+            if line.strip() == "run":
+                out = None
+                _forget_peak()
+                began = time.perf_counter()
+                out = work()
+                seconds = time.perf_counter() - began
+                channel.write(json.dumps({"seconds": seconds, "megabytes": peak()}) + "\n")
+            else:
+                np.savez(line.strip(), **columns(out))
+                channel.write("{}\n")
+
+
+def _forget_peak() -> None:
+    """Begin the high-water mark of this process anew, where the system can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> float:
+    """The most memory that this process had, in megabytes."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 1024
+
+
+# -- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], within: float = 1e-9) -> list[str]:
+    """In words, the columns that differ: counts at all, floats by more than `within` of the value (or of one)."""
+    found = []
+    for name in ours:
+        a, b = ours[name], theirs[name]
+        if np.issubdtype(a.dtype, np.integer):
+            wrong = a != b
+        else:
+            b = b.astype(np.float64)
+            apart = np.abs(a - b) > within * np.maximum(1, np.abs(b))
+            wrong = apart | (np.isnan(a) != np.isnan(b))
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            found.append(f"{name}: {int(wrong.sum())} of {len(a)} differ, first row {k}: {a[k]!r} and {b[k]!r}")
+    return found
+
+
+def agree(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], whose: str, within: float = 1e-9) -> None:
+    """End the benchmark where two that ought to agree do not: their times would say nothing."""
+    if found := differences(ours, theirs, within):
+        raise SystemExit(f"{whose} finds something else:\n  " + "\n  ".join(found))
+
+
+# -- payments ---------------------------------------------------------------------------------------------------------
+
+
+def save_payments(folder: Path, rows: int) -> int:
+    """Save about `rows` card payments in the order of the log; how many they are.
+
+    The handbook's file if it is beside the checkout, else simulated ones; fewer rows are those of fewer customers. Whole
+    seconds are spread by the order of arrival within each, a microsecond apart, so that there are no ties: of those, each
+    engine has a notion of its own.
+    """
+    import pandas as pd
+
+    from mlpkg.lab.fraud import simulate
+
+    if REAL.exists():
+        names = ["TX_DATETIME", "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT"]
+        read = pd.read_parquet(REAL, columns=names).set_axis(["time", "customer_id", "terminal_id", "amount"], axis=1)
+        read = read[read.customer_id.to_numpy(np.int64) < math.ceil(5000 * rows / len(read))]
+    else:
+        customers = max(20, math.ceil(5000 * rows / 1_754_155))
+        read = simulate(customers, 2 * customers)
+    second = read.time.dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
+    first = np.flatnonzero(np.r_[True, second[1:] != second[:-1]])
+    within = np.arange(len(second)) - np.repeat(first, np.diff(np.r_[first, len(second)]))
+    saved = {
+        "time": second * 1_000_000 + within,
+        "customer_id": read.customer_id.to_numpy(np.int64),
+        "terminal_id": read.terminal_id.to_numpy(np.int64),
+        "cents": np.rint(read.amount.to_numpy(np.float64) * 100).astype(np.int64),
+    }
+    assert (np.diff(saved["time"]) > 0).all()
+    for name, values in saved.items():
+        np.save(folder / f"{name}.npy", values)
+    return len(second)
+
+
+def load_payments(folder: Path) -> Columns:
+    """The payments that `save_payments` saved: time, customer_id, terminal_id, cents."""
+    return {name: np.load(folder / f"{name}.npy") for name in ("time", "customer_id", "terminal_id", "cents")}
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def main(
+    doc: str,
+    measure: Callable[[argparse.Namespace], Iterator[Row]],
+    roles: Mapping[str, Role] | None = None,
+    *,
+    rows: tuple[int, int],
+    best: int = 3,
+) -> None:
+    """Run a benchmark as a script: `rows` are the reduced and the full number of its events.
+
+    In a child that this very script started, play a role instead.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help=f"the full size, {rows[1]:,} events; else {rows[0]:,}")
+    parser.add_argument("--rows", type=int, help="another number of events")
+    parser.add_argument("--best", type=int, default=best, help="best of how many turns (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=CORES, help="for everyone (default: the cores, %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, help="a file for the rows of the table, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        told = argparse.Namespace(**json.loads(given.child))
+        told.folder = Path(told.folder)
+        serve((roles or {})[told.role], told)
+        return
+    given.rows = given.rows or rows[given.full]
+    with tempfile.TemporaryDirectory(prefix="mlpkg-bench-") as folder:
+        given.folder = Path(folder)
+        found = list(measure(given))
+    print(table(found))
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def beside(
+    stack: contextlib.ExitStack, roles: Sequence[str], given: argparse.Namespace, peers: str, **options: object
+) -> tuple[list[Contender], str]:
+    """The contenders of an environment of peers; none, and why, where it cannot be made."""
+    try:
+        return [stack.enter_context(Contender(role, given, peers, **options)) for role in roles], ""
+    except Missing as why:
+        return [], str(why)

@@ -1,0 +1,133 @@
+"""A hot key: what a long window, an append and a late outcome cost where a key has a million events instead of a thousand.
+
+    python benchmarks/features/hot_key.py [--full] [--rows N] [-o FILE]
+
+Two customers with events spread evenly over 30 days: one has all the rows, the other a thousand. Reads are count, sum,
+mean, std, min and max over a window of the hot customer that holds all, against one that holds a thousand. Appends and
+reports of outcomes, about payments seven days back with reports before and after them, are of the one customer and of
+the other. All of them take turns on one store; the figures are medians in microseconds.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from harness import DAY, Row, main, row
+from stores import batches, evaluated, new_store, reports, taken
+from tables import source as payments
+
+import mlpkg as ml
+from mlpkg.times import SECOND, iso
+
+FEW, ROUNDS = 1000, 60
+START = 20_000 * DAY
+AGGREGATES = ["count", "sum", "mean", "std", "min", "max"]
+
+
+def set_over(source: Any, name: str, window: str) -> ml.FeatureSet:
+    columns = {verb: () if verb == "count" else ("amount",) for verb in AGGREGATES}
+    aggregates = {verb: getattr(ml, verb)(*column, over=window) for verb, column in columns.items()}
+    return ml.FeatureSet(name, on=source, c=source.by("customer_id").agg(**aggregates))
+
+
+def spread(customer: int, events: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "time": START + (np.arange(1, events + 1) * (30 * DAY)) // events,
+        "customer_id": np.full(events, customer),
+        "terminal_id": rng.integers(0, 1000, events),
+        "cents": rng.integers(1, 50_000, events),
+    }
+
+
+def fill(platform: Any, source: Any, frauds: Any, rows: dict[str, np.ndarray], prefix: str) -> list[str]:
+    """Load the payments and the reports of all but some of seven days ago; the ids of those."""
+    for batch in batches(source, rows, 50_000, prefix):
+        platform.load(batch)
+    age = START + 30 * DAY - rows["time"]
+    open_ones = np.flatnonzero(np.abs(age - 7 * DAY) < DAY)
+    step = max(1, len(open_ones) // (ROUNDS + 6))
+    left = open_ones[::step][: ROUNDS + 6]
+    said = np.setdiff1d(np.arange(len(age)), left)
+    for begin in range(0, len(said), 50_000):
+        at = said[begin : begin + 50_000]
+        arrived = np.full(len(at), START + 30 * DAY)
+        platform.load(reports(frauds, [f"{prefix}{i}" for i in at.tolist()], at % 100 == 0, arrived))
+    return [f"{prefix}{i}" for i in left.tolist()]
+
+
+def check(found: dict[str, Any], cents: np.ndarray, extra: int) -> None:
+    """The window against plain NumPy; the payments that were added are all of 12.34."""
+    values = np.r_[cents, np.full(extra, 1234)]
+    expected = {
+        "count": len(values),
+        "sum": values.sum() / 100,
+        "mean": values.sum() / (len(values) * 100),
+        "min": values.min() / 100,
+        "max": values.max() / 100,
+    }
+    for verb, value in expected.items():
+        if found[verb] != value:
+            raise SystemExit(f"{verb} is {found[verb]}, should be {value}")
+    if "std" in found and abs(found["std"] / (np.std(values, ddof=1) / 100) - 1) > 1e-9:
+        raise SystemExit(f"std is {found['std']}, should be {np.std(values, ddof=1) / 100}")
+
+
+def measure(given: argparse.Namespace) -> Iterator[Row]:
+    source = payments()
+    frauds = source.outcome("fraud", bool, presume=False, after="7d")
+    platform: Any = new_store(given.folder)
+    short = 30 * DAY * FEW // given.rows // SECOND  # seconds in which the hot customer has a thousand events
+    wide, narrow = set_over(source, "wide", "30d"), set_over(source, "narrow", f"{short}s")
+    told = frauds.by("customer_id").agg(n=ml.count(over="30d"))
+    for features in (wide, narrow, ml.FeatureSet("told", on=source, c=told)):
+        platform.register(features.name, features)
+    hot, cold = spread(1, given.rows, 1), spread(2, FEW, 2)
+    waiting = {1: fill(platform, source, frauds, hot, "h"), 2: fill(platform, source, frauds, cold, "c")}
+    rounds = min(ROUNDS, *(len(ids) for ids in waiting.values()))
+    took: dict[str, list[float]] = {}
+    now = START + 30 * DAY
+    added = 0
+
+    def payment(customer: int, at: int) -> dict[str, Any]:
+        return {"id": f"n{customer}-{at}", "time": iso(at), "customer_id": customer, "terminal_id": 0, "amount": 12.34}
+
+    for k in range(rounds):
+        for name, features in (("wide", wide), ("narrow", narrow)):
+            event = source.parse(payment(1, now + 1 + added))  # all within a gap, so that no payment leaves the window
+            with platform.decision(name, source, event, event.time) as unit:
+                out: list[Any] = []
+                took.setdefault(name, []).append(
+                    taken(lambda f=features, e=event, u=unit, v=out: v.extend(evaluated(f, u, e)))
+                )
+                unit.record("{}")
+            added += 1
+            values = {n.split("_")[1]: v for n, v in zip(features.names, out, strict=True)}
+            if k == 0:
+                start = event.time - (30 * DAY if name == "wide" else short * SECOND)
+                check(values, hot["cents"][hot["time"] > start], added)
+        for customer in (1, 2):
+            body = payment(customer, now + 1 + added)
+            took.setdefault(f"append {customer}", []).append(
+                taken(lambda b=body, at=now + added: platform.accept(source, b, arrived=at))
+            )
+            added += customer == 1
+            body = {"id": waiting[customer][k], "fraud": True}
+            took.setdefault(f"report {customer}", []).append(
+                taken(lambda b=body: platform.report(frauds, b, arrived=now))
+            )
+    p50 = {name: float(np.median(times[3:])) for name, times in took.items()}
+    what = f"on a key with {given.rows:,} events"
+    less = f"{FEW:,} events"
+    must = "ours / theirs <= 2"
+    yield row(
+        f"read a window of {given.rows:,} events {what}", p50["wide"], f"a window of {less}", p50["narrow"], must, "µs"
+    )
+    yield row(f"append {what}", p50["append 1"], f"ours, {less}", p50["append 2"], must, "µs")
+    yield row(f"an outcome 7 days back {what}", p50["report 1"], f"ours, {less}", p50["report 2"], must, "µs")
+    platform.close()
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, rows=(200_000, 1_000_000), best=1)

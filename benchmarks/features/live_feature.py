@@ -1,0 +1,148 @@
+"""A new feature over a column that no timeline kept so far goes live while the service decides.
+
+    python benchmarks/features/live_feature.py [--full] [--rows N] [-o FILE]
+
+A service in processes of its own decides payments that a client sends without a pause. Another process registers a
+feature set with one more feature, the number of distinct terminals of a customer, by promoting a model that was trained
+before. The time is that from the start of this process until the first decision with the new feature. No request may
+fail, and afterwards every decision of the service is computed again from the log and has to be the same to the bit.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import HERE, Row, main, row
+
+NEW = "shops_n_terminals_30d"
+PATIENCE = 75  # seconds until the new feature is given up
+
+
+class Load(threading.Thread):
+    """A client that sends one payment after the other and keeps what became of each."""
+
+    def __init__(self, port: int):
+        super().__init__(daemon=True)
+        self.port, self.over = port, threading.Event()
+        self.failed: list[str] = []
+        self.seconds: list[float] = []
+        self.news: float | None = None  # when the new feature was first there
+
+    def run(self) -> None:
+        from over_http import payment
+
+        rng, count = random.Random(3), 0
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        while not self.over.is_set():
+            count += 1
+            began = time.perf_counter()
+            try:
+                connection.request("POST", "/v1/decide", payment(count, rng), {"content-type": "application/json"})
+                answer = connection.getresponse()
+                body = answer.read()
+                if answer.status != 200:
+                    self.failed.append(f"{answer.status} {body[:200]!r}")
+                elif self.news is None and NEW in json.loads(body)["features"]:
+                    self.news = time.perf_counter()
+            except (OSError, HTTPException) as error:
+                self.failed.append(repr(error))
+                connection.close()
+            self.seconds.append(time.perf_counter() - began)
+
+
+def grown(case: Any) -> Any:
+    """The fourteen features, and one over a column that was not kept."""
+    from over_http import handbook
+
+    import mlpkg as ml
+
+    features = handbook(case)
+    shops = case.on.by("customer_id").agg(n_terminals=ml.nunique("terminal_id", over="30d"))
+    return ml.FeatureSet(case.name, on=case.on, **features.members, shops=shops)
+
+
+def go_live(state: Path, version: str) -> None:
+    """What a person does who has a model of the new feature set: promote it."""
+    from mlpkg import decisions, models
+    from mlpkg.platform import open as open_platform
+    from mlpkg.settings import Settings
+
+    settings = Settings.load(state=state)
+    platform = open_platform(settings)
+    decisions.promote(platform, models.find(state, "fraud", version), by="benchmark", why="one more feature")
+    platform.close()
+
+
+def measure(given: argparse.Namespace) -> Iterator[Row]:
+    import over_http
+    from over_http import handbook, load_history, make_model
+
+    from mlpkg import decisions
+    from mlpkg.platform import open as open_platform
+    from mlpkg.serve.package import build
+    from mlpkg.serve.run import start_server, stop_server, wait_until_up
+    from mlpkg.settings import Settings
+
+    port = 3310
+    settings = Settings.load(state=given.folder / "state", port=port)
+    case = decisions.use_case("fraud", settings)
+    over_http.EVENTS, over_http.CUSTOMERS, over_http.TERMINALS = given.rows, given.rows // 350, given.rows // 175
+    platform = open_platform(settings)
+    features = handbook(case)
+    platform.register(case.name, features)
+    load_history(case, platform)
+    model = make_model(case, features, settings)
+    decisions.promote(platform, model, by="benchmark", why="a model of the usual size")
+    better = make_model(case, grown(case), settings)
+    kept = platform._timelines["transactions", "customer_id"].columns if hasattr(platform, "_timelines") else ()
+    assert "terminal_id" not in kept, "the column is there already: nothing would be measured"
+    platform.close()
+    server = start_server(build(case.name, settings, model.version), settings)
+    load = Load(port)
+    try:
+        wait_until_up(server, f"http://127.0.0.1:{port}")
+        load.start()
+        time.sleep(3)
+        before = len(load.seconds)
+        began = time.perf_counter()
+        command = [sys.executable, __file__, "--go-live", str(settings.state), better.version]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        while load.news is None and time.perf_counter() - began < PATIENCE:
+            time.sleep(0.05)
+        during = load.seconds[before:]
+        time.sleep(2)
+        load.over.set()
+        load.join()
+    finally:
+        stop_server(server)
+    platform = open_platform(settings)
+    verified = decisions.verify(case, platform)
+    platform.close()
+    if verified.mismatches or (load.news and len(verified.models) < 2):
+        raise SystemExit(f"decided differently: {verified}")
+    p50, p99 = np.percentile(np.array(during) * 1e3, [50, 99])
+    said = f"meanwhile {len(during):,} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {max(during) * 1e3:.0f} ms"
+    said += f"; {verified.decisions:,} decisions recomputed the same; first failure: {load.failed[:1] or 'none'}"
+    work = f"a new feature over a column not kept, {given.rows:,} events in the log, service under load"
+    live = PATIENCE if load.news is None else load.news - began
+    if load.news is None:
+        said += f"; not live after {PATIENCE} s, when it was given up"
+    yield row(f"{work}: live after", live, "", None, "ours <= 60", "s", said)
+    yield row(f"{work}: failed requests", len(load.failed), "", None, "ours <= 0", "requests", said)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent))
+    if sys.argv[1:2] == ["--go-live"]:
+        go_live(Path(sys.argv[2]), sys.argv[3])
+    else:
+        main(__doc__, measure, rows=(100_000, 1_754_155), best=1)
