@@ -352,10 +352,10 @@ class Windows:
         whose each row is; what is found is int64 of shape (parts, windows). Of shape (parts, widths, moments).
         """
         out = np.zeros((parts, *self.lo.shape), np.int64)
-        for first, result in zip(self.lo, out.swapaxes(0, 1), strict=True):
+        for width, first in enumerate(self.lo):
             filled = np.flatnonzero(self.hi > first)
             for block in blocks((self.hi - first)[filled]):
                 at = filled[block]
                 rows, starts = ragged(first[at], self.hi[at])
-                result[:, at] = found(rows, starts, np.repeat(at, np.diff(starts)))
+                out[:, width, at] = found(rows, starts, np.repeat(at, np.diff(starts)))
         return out
