@@ -1,5 +1,6 @@
 """What `make check` is there for: what was changed by hand, and what was imported where it must not be, is named."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from mlpkg.aggregates import REGISTRY
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
 
@@ -72,3 +75,9 @@ def test_a_random_id_of_a_cell_fails_with_the_name_of_its_notebook(copy: Path):
 def test_a_check_that_is_not_known_is_refused(copy: Path):
     done = check(copy, "spelling")
     assert done.returncode == 1 and "no check is called spelling" in done.stderr
+
+
+def test_the_page_of_features_says_what_each_aggregate_is():
+    page = (ROOT / "docs" / "features.md").read_text()
+    first = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(REGISTRY) <= set(re.findall(r"[a-z_]+", first))
