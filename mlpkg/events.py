@@ -209,6 +209,11 @@ class Source:
         return self
 
     @property
+    def forms(self) -> tuple[type[BaseModel], ...]:
+        """The contracts of which an event keeps one."""
+        return (self.contract,)
+
+    @property
     def stream(self) -> str:
         """The name of this stream in the log."""
         return self.name
@@ -485,6 +490,11 @@ class Table(Source):
         fields: Any = {name: (info.annotation, info) for name, info in self.contract.model_fields.items()}
         mine: Any = {name: fields[name] for name in self.keys} | {"deleted": (bool, ...)}
         return Source(self.name, create_model(self.contract.__name__, __base__=Event, **mine))
+
+    @property
+    def forms(self) -> tuple[type[BaseModel], ...]:
+        """That of a row, and that of a deletion."""
+        return self._present.contract, self._gone.contract
 
     def spec(self) -> dict[str, object]:
         """The table as plain data."""

@@ -41,6 +41,8 @@ habits = ml.FeatureSet(
         coupons=ml.nunique("coupon", over="7d"),
         spent=ml.sum("amount", over="7d", where="amount > 10", empty=0.0),
         gap=ml.time_since_last(over="7d"),
+        dear=ml.ratio(ml.count(where="amount > 20"), ml.count(), over="7d"),
+        lately=ml.change(ml.mean("amount"), over="1d", against="7d"),
     ),
     returns=returned.by("customer").agg(n=ml.count(over="7d"), dear=ml.max("amount", over="7d")),
     amount=ml.field("amount"),
@@ -323,6 +325,15 @@ def test_an_explanation_says_why_an_event_does_not_count(shop_platform: Any) -> 
             reasons |= set(found["why"])
             assert found["counts"].eq(found["why"].isin(["", "reported", "presumed"])).all()
     assert reasons >= {"", "came later", "not where amount > 10", "coupon is missing", "is the event itself"}
+
+
+def test_an_aggregate_of_aggregates_is_explained_by_its_parts(shop_platform: Any) -> None:
+    found = lab.explain(habits, "customer_lately_1d", "o80", platform=shop_platform)
+    day, week = found.parts.values()
+    assert found.value == day.value / week.value - 1
+    assert day.rows["counts"].sum() < week.rows["counts"].sum()
+    shares = lab.explain(habits, "customer_dear_7d", "o80", platform=shop_platform)
+    assert "not where amount > 20" in set(next(iter(shares.parts.values())).rows["why"])
 
 
 def test_an_explanation_follows_a_key_of_several_parts(shop_platform: Any) -> None:

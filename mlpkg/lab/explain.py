@@ -287,7 +287,7 @@ class Explanation:
     words
         The formula with the numbers put in.
     parts
-        Of an expression: the features and fields it is made of, by name.
+        Of an expression: the features and fields it is made of, by name. Of a ratio or a change: the explanations of its two, by meaning.
     """
 
     feature: str
@@ -388,6 +388,8 @@ def explain(
     if not origin.label:
         return _explain_present(features, origin, made, platform, on, row, at)
     group, aggregate = origin.what, origin.what.aggregates[origin.label]
+    if aggregate.inner:
+        return _explain_inner(features, origin, made, platform, at)
     late = group.delay + duration(aggregate.delay)
     found = _candidates(group, history, on, row, origin.window, late, at)
     _apply(aggregate, group.source, origin.window, found, at.own)
@@ -512,6 +514,19 @@ def _explain_present(
         words = f"{made['meaning']} = {_shown(made['value'])}"
         return Explanation(**made, words=words, rows=pd.DataFrame(), parts=explained)
     return Explanation(**made, words=words, rows=pd.DataFrame([asked]), parts={})
+
+
+def _explain_inner(
+    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, at: _Moment
+) -> Explanation:
+    """An aggregate of aggregates, each of which has rows of its own."""
+    whole, parts = replace(origin.what.aggregates[origin.label], over=origin.window), {}
+    for inner in whole.inner:
+        group = replace(origin.what, aggregates={origin.label: replace(inner, delay=whole.delay)})
+        alone = FeatureSet(features.name, on=features.on, **{origin.member: group})
+        of = explain(alone, alone.names[0], made["event"], seen=at.position, platform=platform)
+        parts[of.meaning] = of
+    return Explanation(**made, words=f"{whole.words()} = {_shown(made['value'])}", rows=pd.DataFrame(), parts=parts)
 
 
 def _parts_of(features: FeatureSet, member: str, feature: str) -> list[str]:

@@ -54,16 +54,17 @@ def _numbers(column: Column, values: pd.Series) -> np.ndarray:
     return np.fromiter((float(v) if type(v) in right else np.nan for v in values), np.float64, len(values))
 
 
-def _fine(source: Source, column: Column, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def _fine(source: Source, column: Column, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Which values are fine for certain, and the values as numbers."""
-    info = source.contract.model_fields[column.name]
+    info = source.contract.model_fields.get(column.name)  # none: `deleted` of a table, whose rows have two forms
     if (
-        any(not isinstance(m, Ge | Gt | Le | Lt | Resolution) for m in info.metadata)
+        info is None
+        or any(not isinstance(m, Ge | Gt | Le | Lt | Resolution) for m in info.metadata)
         or column.nullable
         or column.kind == "text"
     ):
-        return np.zeros(len(values), bool), np.zeros(len(values))
-    numbers = _numbers(column, values)
+        return np.zeros(len(frame), bool), np.zeros(len(frame))
+    numbers = _numbers(column, frame[column.name])
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = np.rint(numbers * float(column.scale))
         fine = np.abs(scaled) <= (_SUMMABLE if column.kind == "number" else _SAFE)
@@ -88,12 +89,14 @@ def _plain(value: Any) -> Any:
 
 
 def _event(stream: Source | Outcome, frame: pd.DataFrame, i: int) -> dict[str, Any]:
-    """Row `i` as the JSON object it would have been; a whole number in a column with gaps is a whole number again."""
-    kinds = {c.name: c.kind for c in (stream.columns if isinstance(stream, Source) else [stream.column])}
+    """Row `i` as the JSON object it would have been: in a column with gaps a whole number is one again, and a gap is nothing."""
+    columns = stream.columns if isinstance(stream, Source) else (stream.column,)
+    kinds = {c.name: c.kind for c in columns}
     names = ["id", "time", *kinds] if isinstance(stream, Source) else ["id", *kinds]
     found = {name: _plain(frame[name].iloc[i]) for name in names if name in frame}
     whole = {k: int(v) for k, v in found.items() if kinds.get(k) == "int" and isinstance(v, float) and v.is_integer()}
-    return {k: v for k, v in (found | whole).items() if v is not None}
+    gaps = {c.name for c in columns if (c.nullable or c.name == "deleted") and found.get(c.name) != found.get(c.name)}
+    return {k: v for k, v in (found | whole).items() if v is not None and k not in gaps}
 
 
 def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Columns", refused: Refusals) -> None:
@@ -102,7 +105,7 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
     fine = _plain_ids(mine["id"]) & (time >= EARLIEST) & (time < LATEST) & (arrived - time <= source.lateness_us)
     numbers = []
     for column in source.columns:
-        vouched, found = _fine(source, column, mine[column.name])
+        vouched, found = _fine(source, column, mine)
         fine &= vouched
         numbers.append(found)
     good = np.flatnonzero(fine)

@@ -40,11 +40,12 @@ def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[s
 
     _, made = msgspec.json.schema_components([Decision, Receipt], ref_template=_REF + "{name}")
     schemas: dict[str, Any] = {"Problem": _PROBLEM, **made}
-    contracts = {name: s.contract for name, s in sources.items()} | {name: o._contract for name, o in outcomes.items()}
-    for name, contract in contracts.items():
-        schema = contract.model_json_schema(ref_template=_REF + "{model}")
-        schemas |= schema.pop("$defs", {})
-        schemas[name] = schema
+    contracts = {name: s.forms for name, s in sources.items()} | {name: (o._contract,) for name, o in outcomes.items()}
+    for name, forms in contracts.items():
+        some = [form.model_json_schema(ref_template=_REF + "{model}") for form in forms]
+        for schema in some:
+            schemas |= schema.pop("$defs", {})
+        schemas[name] = some[0] if len(some) == 1 else {"anyOf": some}
     for name in sources:
         entry: dict[str, Any] = {"source": {"const": name}, "id": {"type": "string"}, "position": {"type": "integer"}}
         entry |= {"arrived": {"type": "string", "format": "date-time"}, "event": {"$ref": _REF + name}}

@@ -1,0 +1,83 @@
+"""What is loaded from DataFrames and files is what the same events would be if they had been sent one by one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import mlpkg as ml
+from mlpkg import lab
+from mlpkg.settings import Settings
+from mlpkg.times import iso
+
+
+class Order(ml.Event):
+    customer: str
+    amount: ml.Money | None = None
+    items: int | None = None
+
+
+class Profile(ml.Event):
+    customer: str
+    limit: int
+    segment: str | None = None
+
+
+orders = ml.Source("orders", Order, keep="30d", lateness="365d")
+profiles = ml.Table("profiles", Profile, key="customer", lateness="365d")
+features = ml.FeatureSet(
+    "orders",
+    on=orders,
+    customer=orders.by("customer").agg(spent=ml.sum("amount", over="7d"), n=ml.count(over="7d")),
+    profile=profiles.latest("limit", "segment"),
+)
+case = ml.UseCase("orders", features, policy=lambda score, event: "send")
+
+
+def frame() -> pd.DataFrame:
+    """Orders with gaps, and a table that deletes a row; gaps are NaN, as pandas has them."""
+    at = pd.Timestamp("2020-01-01", tz="UTC") + pd.to_timedelta(np.arange(6), unit="h")
+    return pd.DataFrame(
+        {
+            "source": ["profiles", "orders", "orders", "profiles", "orders", "orders"],
+            "row": range(6),
+            "id": list("abcdef"),
+            "time": at,
+            "arrived": at,
+            "customer": ["an"] * 6,
+            "limit": [500, np.nan, np.nan, np.nan, np.nan, np.nan],
+            "segment": ["new", *[None] * 5],
+            "deleted": [None, None, None, True, None, None],
+            "amount": [np.nan, 1.5, np.nan, np.nan, 2.25, np.nan],
+            "items": [np.nan, 2.0, np.nan, np.nan, np.nan, 7.0],
+        }
+    )
+
+
+def entries(platform: Any) -> list[tuple[Any, ...]]:
+    return [(e.position, e.source, e.id, e.time, e.arrived, e.body) for e in platform.read()]
+
+
+def test_gaps_and_tables_are_loaded_as_they_would_have_been_sent(tmp_path: Path):
+    loaded: Any = ml.open(Settings(state=tmp_path / "loaded"))
+    done = lab.ingest(case, [frame()], loaded)
+    assert done.refused == []
+
+    sent: Any = ml.open(Settings(state=tmp_path / "sent"))
+    sent.register(case.name, features)
+    for _, row in frame().iterrows():
+        source = case.sources[row["source"]]
+        known = {
+            k: v for k, v in row.items() if k in {"id", "deleted", *source.contract.model_fields} and not pd.isna(v)
+        }
+        whole = {k: int(v) for k, v in known.items() if k in ("limit", "items")}
+        at = row["time"].value // 1000
+        sent.accept(source, known | whole | {"time": iso(at)}, arrived=at)
+    assert entries(loaded) == entries(sent)
+
+    rows = lab.training_set(features, "2020-01-01", "2020-01-02", platform=loaded)
+    np.testing.assert_array_equal(rows["profile_limit"], [500, 500, np.nan, np.nan])
+    np.testing.assert_array_equal(rows["customer_spent_7d"], [1.5, 1.5, 3.75, 3.75])
+    loaded.close()
+    sent.close()
