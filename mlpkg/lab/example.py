@@ -82,9 +82,9 @@ def _has(case: UseCase, decided: bool) -> bool:
 
 def _train(case: UseCase, platform: Platform, until: int) -> None:
     """A quick model of what was known at `until`, live at once."""
-    rows = training_set(case.features, 0, until, as_of=until, platform=platform)
-    rows = rows.dropna(subset="label")
     features = case.features
+    rows: Any = training_set(features, 0, until, as_of=until, platform=platform)
+    rows = rows.dropna(subset="label")
     categories = categories_of(features, rows)
     data = lgb.Dataset(
         matrix(rows[features.names], categories),

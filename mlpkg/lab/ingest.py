@@ -88,12 +88,16 @@ def _plain(value: Any) -> Any:
 
 
 def _event(stream: Source | Outcome, frame: pd.DataFrame, i: int) -> dict[str, Any]:
-    """Row `i` as the JSON object it would have been; a whole number in a column with gaps is a whole number again."""
-    kinds = {c.name: c.kind for c in (stream.columns if isinstance(stream, Source) else [stream.column])}
+    """Row `i` as the JSON object it would have been.
+
+    A whole number in a column with gaps is a whole number again, and pandas' NaN is a null where there may be one.
+    """
+    columns = stream.columns if isinstance(stream, Source) else [stream.column]
+    kinds, nullable = {c.name: c.kind for c in columns}, {c.name for c in columns if c.nullable}
     names = ["id", "time", *kinds] if isinstance(stream, Source) else ["id", *kinds]
     found = {name: _plain(frame[name].iloc[i]) for name in names if name in frame}
     whole = {k: int(v) for k, v in found.items() if kinds.get(k) == "int" and isinstance(v, float) and v.is_integer()}
-    return {k: v for k, v in (found | whole).items() if v is not None}
+    return {k: v for k, v in (found | whole).items() if v is not None and (v == v or k not in nullable)}
 
 
 def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Columns", refused: Refusals) -> None:

@@ -304,5 +304,5 @@ def matrix(rows: pd.DataFrame, categories: Categories | None = None) -> Array:
     return frozen.matrix({n: _codes(rows[n]) if n in frozen.tables else rows[n].to_numpy() for n in rows.columns})
 
 
-def _codes(column: pd.Series) -> Array:
+def _codes(column: Any) -> Array:
     return column.to_numpy(np.int64, na_value=NULL)
