@@ -253,5 +253,6 @@ def test_training_sets_have_nullable_codes_and_people_read_texts(shop: Any, tmp_
     assert shown["kind"].fillna("?").tolist() == said and set(shown["buyer_usual_7d"].dropna()) <= set(KINDS)
     assert lab.decisions(of=shopping, platform=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]
     assert lab.explain(features, "kind", "n1", platform=shop).value == "never seen"
+    lab.plot_timeline(features, "buyer_usual_7d", buyer=1, platform=shop)
     usual = lab.explain(features, "buyer_usual_7d", "n1", platform=shop)
     assert usual.value in KINDS and repr(usual.value) in usual.words

@@ -589,7 +589,8 @@ def plot_timeline(
     line = ax if all(_same_unit(features, name, column) for name in names) else ax.twinx()
     _draw_events(ax, drawn, column, outcome or _yes_or_no(features.on))
     for name, colour in zip(names, itertools.cycle(_COLOURS)):
-        line.step(drawn["time"], drawn[name], where="post", color=colour, linewidth=1.5, label=name, zorder=2)
+        values = drawn[name].fillna("") if name in features.categories else drawn[name]
+        line.step(drawn["time"], values, where="post", color=colour, linewidth=1.5, label=name, zorder=2)
     _dress(ax, line, column, names)
     ax.set_title(", ".join(f"{k} {v}" for k, v in entity.items()), loc="left", pad=28, fontsize="medium")
     return ax

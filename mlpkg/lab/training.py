@@ -210,7 +210,8 @@ def training_set(
     Returns
     -------
     A row per event in the order of the log: ``id``, ``time``, the keys, the features (int64 or float64; a category is an Int64,
-    the code of its text, which `lab.readable` shows), ``label`` (null where it is not known). `lab.stream_training_set` writes the same rows to files where they do not fit into memory.
+    the code of its text, which `lab.readable` shows), ``label`` (null where it is not known). `lab.stream_training_set` writes
+    the same rows to files where they do not fit into memory.
     """
     platform = platform or the_platform()
     plan = Plan.of(features, start, end, as_of, outcome, use_case, history)
