@@ -1,0 +1,327 @@
+"""The engine beyond payments: a shop's clicks are decided one by one, recomputed by `mlpkg verify`, and by an oracle that knows
+only what was sent.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import clicks as shop
+import oracle
+import pandas as pd
+import pytest
+from clicks import Sent
+from conftest import ROOT, Project, put_live
+from oracle import UNITS, Ask, Event, Moment, Near, Said, Stream, Twice, World, agrees, bits, text_code
+
+import mlpkg as ml
+from mlpkg import lab
+from mlpkg.decisions import Decider, Decision
+from mlpkg.settings import Settings
+
+REAL = ROOT.parent / "shared" / "data" / "clicks_train.parquet"
+DAY = UNITS["d"]
+
+# -- what the oracle is asked, written down without a look at the definitions ---------------------------------------
+
+
+def hour(time: int) -> int:
+    return datetime.fromtimestamp(time // 1_000_000, UTC).hour
+
+
+def evening(click: Event) -> float:
+    return float(hour(click.time) in range(18, 24))
+
+
+def band(cents: int) -> int:
+    return cents // 2000
+
+
+def fall(prices: list[float]) -> float:
+    return sorted(prices)[-1] - prices[-1]
+
+
+PRICE, CATEGORY = ("price",), ("category",)
+SESSION, USER, ITEM = ("session",), ("user",), ("item",)
+COUPON = Said("", lambda r: r["action"] == "coupon")
+SHOWN: dict[str, Any] = {"stream": "exposures"}
+BOUGHT: dict[str, Any] = {"stream": "bought"}
+ACTION: dict[str, Any] = {"stream": "actions", "by": SESSION}
+PAIR: dict[str, Any] = {"by": ("session", "category")}
+HOURLY: dict[str, Any] = {"by": (Twice(shop.hour_of_day, hour), "category")}
+BAND: dict[str, Any] = {"by": ("user", Twice(shop.price_band, band))}
+OFFER: dict[str, Any] = {"stream": "items", "by": ITEM, "over": ("all",)}
+
+ASKS = {
+    "session_n": Ask("count", over=("10m", "1h", "all"), by=SESSION),
+    "session_price": Ask("mean", PRICE, over=("1h", "last 5", "all"), by=SESSION),
+    "session_dearest": Ask("max", PRICE, over=("last 5",), by=SESSION),
+    "session_median": Ask("median", PRICE, over=("last 5", "all"), by=SESSION),
+    "session_items": Ask("nunique", ("item",), over=("last 5", "all"), by=SESSION),
+    "session_category": Ask("mode", CATEGORY, over=("last 5", "all"), by=SESSION),
+    "session_entered": Ask("first", CATEGORY, over=("all",), by=SESSION),
+    "session_came": Ask("last", CATEGORY, over=("10m", "last 5"), delay="5m", by=SESSION),
+    "session_before": Ask("last_k", CATEGORY, {"k": 3}, over=("all",), by=SESSION),
+    "session_often": Ask("top_k", CATEGORY, {"k": 2}, over=("1h",), by=SESSION),
+    "session_toys": Ask("share", ("category", "toys"), over=("last 5", "1h"), by=SESSION),
+    "session_idle": Ask("time_since_last", over=("all",), by=SESSION),
+    "session_gap": Ask("max_gap", over=("all",), by=SESSION),
+    "session_rank": Ask("rank", PRICE, over=("last 10", "all"), by=SESSION),
+    "session_again": Ask("seen", ("item",), over=("all",), by=SESSION),
+    "session_cheap": Ask("streak", (Said("", lambda r: r["price"] < 2000),), over=("all",), by=SESSION),
+    "session_fall": Ask("fold", (Twice(shop.fall, fall), "price"), over=("last 5",), by=SESSION),
+    "pair_n": Ask("count", over=("1h", "last 5", "all"), **PAIR),
+    "pair_spent": Ask("sum", PRICE, over=("1h", "last 5"), **PAIR),
+    "pair_cheapest": Ask("min_by", PRICE, {"by": "item"}, over=("all",), **PAIR),
+    "pair_items": Ask("nunique", ("item",), over=("last 5",), **PAIR),
+    "hourly_n": Ask("count", over=("3d", "7d"), **HOURLY),
+    "hourly_users": Ask("nunique", ("user",), over=("3d",), **HOURLY),
+    "band_n": Ask("count", over=("1d", "all"), **BAND),
+    "band_category": Ask("mode", CATEGORY, over=("last 5",), **BAND),
+    "category__n": Ask("count", over=("6h", "1d", "7d"), by=CATEGORY),
+    "category__price": Ask("mean", PRICE, over=("6h", "7d"), by=CATEGORY),
+    "category__recent": Ask("decayed_mean", PRICE, {"half_life": "6h"}, over=("1d",), by=CATEGORY),
+    "category__busy": Ask("change", (Ask("count"),), {"against": "1d"}, over=("1h",), by=CATEGORY),
+    "category__dear": Ask(
+        "ratio",
+        (Ask("count", where=Said("", lambda r: r["price"] > 5000)), Ask("count")),
+        over=("1d", "last 50"),
+        by=CATEGORY,
+    ),
+    "item_n": Ask("count", over=("6h", "7d", "all"), by=ITEM),
+    "item_users": Ask("nunique", ("user",), over=("7d", "last 20"), by=ITEM),
+    "item_trend": Ask("trend", PRICE, over=("7d",), by=ITEM),
+    "item_low": Ask("min", PRICE, over=("3d",), empty=0.0, by=ITEM),
+    "item_per_hour": Ask("rate", over=("1d",), by=ITEM),
+    "offer_category": Ask("latest", CATEGORY, **OFFER),
+    "offer_price": Ask("latest", PRICE, **OFFER),
+    "offered_price": Ask("latest", PRICE, late="12h", **OFFER),
+    "shown_n": Ask("count", over=("7d",), by=("session", "item"), **SHOWN),
+    "shown_place": Ask("min", ("place",), over=("7d",), by=("session", "item"), **SHOWN),
+    "shown_user_n": Ask("count", over=("1h", "7d"), by=("user", "item"), **SHOWN),
+    "shown_user_since": Ask("time_since_last", over=("7d",), by=("user", "item"), **SHOWN),
+    "shown_user_places": Ask("histogram", ("place",), {"edges": (1, 3)}, over=("7d",), by=("user", "item"), **SHOWN),
+    "shown_session_item": Ask("seen", ("item",), over=("7d",), by=SESSION, **SHOWN),
+    "shown_session_n": Ask("count", over=("10m", "last 5"), by=SESSION, **SHOWN),
+    "sold_n": Ask("count", over=("7d",), late="1d", by=ITEM, **BOUGHT),
+    "sold_rate": Ask("mean", ("bought",), over=("3d", "7d"), empty=0.0, late="1d", by=ITEM, **BOUGHT),
+    "buys_rate": Ask("mean", ("bought",), over=("7d", "last 5"), by=USER, **BOUGHT),
+    "buys_category": Ask("last", CATEGORY, where=Said("", lambda r: r["bought"]), over=("all",), by=USER, **BOUGHT),
+    "paid_total": Ask("sum", ("paid",), over=("all",), stream="paid", by=USER),
+    "paid_latest": Ask("last", ("paid",), over=("last 5",), stream="paid", by=USER),
+    "paid_since": Ask("time_since_last", over=("7d",), stream="paid", by=USER),
+    "action_last": Ask("last", ("action",), over=("all",), **ACTION),
+    "action_coupons": Ask("count", over=("all",), where=COUPON, **ACTION),
+    "action_kinds": Ask("nunique", ("action",), over=("last 5",), **ACTION),
+    "action_score": Ask("mean", ("score",), over=("last 5", "all"), **ACTION),
+    "action_item_last": Ask("last", ("action",), over=("7d",), stream="actions", by=("user", "item")),
+    "action_item_coupons": Ask("share", ("action", "coupon"), over=("7d",), stream="actions", by=("user", "item")),
+}  # fmt: skip
+
+
+def without_windows(click: Event, found: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the click itself, and the formulas."""
+    price, mean, offer = click.values["price"] / 100, found["session_price_all"], found["offer_price"]
+    category = click.values["category"]
+    return {
+        "evening": evening(click),
+        "category": None if category is None else text_code(category),
+        "price": price,
+        "dearer": price / mean if mean else None,
+        "off": None if offer is None else offer - price,
+        "pull": (found["item_n_7d"] + 1) / (found["shown_user_n_7d"] + 1),
+    }
+
+
+# -- what was sent, and what was answered ----------------------------------------------------------------------------
+
+INT, TEXT, CENTS = oracle.Field("int"), oracle.Field("text"), oracle.Field("number", 100)
+OF_CLICKS = {"session": INT, "user": TEXT, "item": INT, "category": TEXT, "price": CENTS}
+FACTS = {"bought": oracle.Field("bool"), "paid": CENTS}
+
+
+def steps(body: dict[str, Any]) -> dict[str, Any]:
+    """The values of an event, amounts as whole cents."""
+    values = {k: v for k, v in body.items() if k not in ("id", "time", "corrects")}
+    return values | {k: round(values[k] * 100) for k in ("price", "paid") if values.get(k) is not None}
+
+
+def micros(text: str) -> int:
+    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // pd.Timedelta(microseconds=1).to_pytimedelta()
+
+
+@dataclass
+class Played:
+    """A stream that went through a store, and all that came back: where each entry stands, and each decision."""
+
+    sent: list[Sent]
+    state: Path
+    events: dict[str, dict[str, Event]] = field(default_factory=lambda: {"clicks": {}, "exposures": {}, "items": {}})
+    said: dict[str, dict[str, list[Any]]] = field(default_factory=lambda: {"bought": {}, "paid": {}, "actions": {}})
+    decisions: dict[str, Decision] = field(default_factory=dict)
+
+    def play(self) -> None:
+        """Hear the first tenth, then decide every click."""
+        with closing(ml.open(Settings(state=self.state))) as platform:
+            platform.register("coupons", shop.features)
+            first = len(self.sent) // 10
+            for s in self.sent[:first]:
+                self.hear(platform, s)
+            put_live(shop.coupons, platform)
+            decider = Decider(shop.coupons, platform)
+            for s in self.sent[first:]:
+                if s.decides:
+                    self.decide(decider, s)
+                else:
+                    self.hear(platform, s)
+
+    def hear(self, platform: Any, s: Sent) -> None:
+        name, id, values = s.stream.name, s.body["id"], steps(s.body)
+        if name in self.events:
+            position = platform.accept(s.stream, s.body, arrived=s.arrived).position
+            self.stands(name, s, position)
+            return
+        position = platform.report(s.stream, s.body, arrived=s.arrived).position
+        versions = self.said[name].setdefault(id, [])
+        if not versions or ("corrects" in s.body and versions[-1][1] != values):
+            versions.append((position, values))
+
+    def decide(self, decider: Decider, s: Sent) -> None:
+        decision = decider.decide(s.body, arrived=s.arrived)
+        if s.body["id"] in self.decisions:
+            assert decision == self.decisions[s.body["id"]]
+            return
+        position = decision.moment[1]
+        self.decisions[s.body["id"]] = decision
+        self.stands("clicks", s, position)
+        score = round(decision.score * 1_000_000)
+        self.said["actions"][s.body["id"]] = [(position + 1, {"score": score, "action": decision.action})]
+
+    def stands(self, name: str, s: Sent, position: int) -> None:
+        """An event stands where it stood first."""
+        gone = {"category": None, "price": None, "deleted": False} if name == "items" else {}
+        self.events[name].setdefault(s.body["id"], Event(position, micros(s.body["time"]), gone | steps(s.body)))
+
+    @cached_property
+    def world(self) -> World:
+        """What happened, for the oracle."""
+        keep, position = 10 * DAY, {id: e.position for id, e in self.events["clicks"].items()}
+        streams = {
+            "clicks": Stream(OF_CLICKS, keep),
+            "exposures": Stream({"session": INT, "user": TEXT, "item": INT, "place": INT}, keep),
+            "items": Stream({"item": INT, "category": TEXT, "price": CENTS}, 3650 * DAY),
+            "bought": Stream(OF_CLICKS | FACTS, keep, "clicks", {"bought": False}, DAY),
+            "paid": Stream(OF_CLICKS | FACTS, keep, "clicks"),
+            "actions": Stream(
+                {**OF_CLICKS, "score": oracle.Field("number", 1_000_000), "action": TEXT}, keep, "clicks"
+            ),
+        }
+        for name, events in self.events.items():
+            streams[name].events = sorted(events.values(), key=lambda e: e.position)
+        for name, said in self.said.items():
+            streams[name].said = {position[id]: versions for id, versions in said.items()}
+        return World(streams)
+
+    @cached_property
+    def training_set(self) -> pd.DataFrame:
+        with closing(ml.open(Settings(state=self.state))) as platform:
+            times = [e.time for e in self.events["clicks"].values()]
+            return lab.training_set(
+                shop.features, min(times), max(times) + 1, outcome="bought", use_case=shop.coupons, platform=platform
+            )
+
+    def moment(self, id: str) -> Moment:
+        """An event is seen as its decision saw it, or as of its own position."""
+        event = self.events["clicks"][id]
+        seen = self.decisions[id].moment[1] if id in self.decisions else event.position
+        return Moment(event.time, seen, event.position, event.values)
+
+    def expected(self, id: str) -> dict[str, Any]:
+        """What the oracle says of one click."""
+        moment, found = self.moment(id), {}
+        for name, ask in ASKS.items():
+            for end, value in self.world.answer(ask, moment).items():
+                found[name if ask.verb == "latest" else f"{name}_{end}"] = value
+        return found | without_windows(self.events["clicks"][id], found)
+
+    def label(self, id: str) -> bool:
+        """What is known of a click by now."""
+        return self.said["bought"].get(id, [(0, {"bought": False})])[-1][1]["bought"]
+
+
+@pytest.fixture(scope="module", params=["simulated", "real"])
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Two weeks of simulated clicks; and, where they are, a sixteenth of the real sessions of a week."""
+    if request.param == "real" and not REAL.is_file():
+        pytest.skip(f"the real clicks are not here: {os.path.relpath(REAL, ROOT)}")
+    raw = shop.read(REAL, every=16) if request.param == "real" else shop.simulate()
+    made = Played(shop.stream(raw), tmp_path_factory.mktemp(request.param) / "state")
+    made.play()
+    yield made
+
+
+# -- what has to hold ------------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_no_mismatch_among_the_decisions_of_the_shop(played: Played, project: Project):
+    """As its users would ask: the command, in a process of its own, on a use case that only the settings name."""
+    (project.folder / "settings.ini").write_text("[DEFAULT]\nuse_cases =\n    coupons = clicks:coupons\n")
+    answer = project.run("verify", "coupons", "--json", state=played.state)
+    assert answer.status == 0, answer.out + answer.err
+    assert (answer.json["decisions"], answer.json["mismatches"]) == (len(played.decisions), 0)
+    assert len(played.decisions) > 3_000
+
+
+def test_the_training_set_of_the_shop_is_what_the_oracle_finds(played: Played):
+    """Every feature of every click, to the bit; and the label."""
+    frame = played.training_set
+    assert frame["id"].tolist() == sorted(played.events["clicks"], key=lambda id: played.events["clicks"][id].position)
+    columns = {name: frame[name].tolist() for name in shop.features.names}
+    wrong, exact = [], True
+    for i, id in enumerate(frame["id"]):
+        expected = played.expected(id)
+        assert expected.keys() == columns.keys()
+        exact &= not any(isinstance(value, Near) for value in expected.values())
+        wrong += [
+            f"{id} {name}: {columns[name][i]!r}, the oracle says {value!r}"
+            for name, value in expected.items()
+            if not agrees(columns[name][i], value)
+        ]
+    assert wrong == [] and exact
+    assert frame["label"].tolist() == [played.label(id) for id in frame["id"]]
+
+
+def test_the_features_that_were_served_are_those_of_the_training_set(played: Played):
+    frame = played.training_set.set_index("id").loc[list(played.decisions)]
+    served = pd.DataFrame([d.features for d in played.decisions.values()], dtype=object)
+    assert served.columns.tolist() == shop.features.names
+    wrong = {
+        name: n
+        for name in shop.features.names
+        if (n := sum(bits(a) != bits(b) for a, b in zip(served[name].tolist(), frame[name].tolist(), strict=True)))
+    }
+    assert wrong == {}
+
+
+def test_the_stream_of_the_shop_is_as_hard_as_it_is_meant_to_be(played: Played):
+    """A tenth is late, doubled or out of order; items change and go while clicks are decided; what was said is corrected."""
+    assert 0.08 < shop.disordered(played.sent) < 0.12
+    assert len(played.sent) > len(played.events["clicks"]) + len(played.events["exposures"]) > 6_000
+    late = [id for id, d in played.decisions.items() if d.moment[1] > played.events["clicks"][id].position]
+    assert len(late) > 20, "heard first, decided afterwards"
+    corrected = [id for id, versions in played.said["bought"].items() if len(versions) > 1]
+    assert len(corrected) > 100
+    frame = played.training_set
+    for name in ("session_category_last_5", "offer_category", "offer_price", "action_last_all", "paid_total_all"):
+        found = [bits(value) for value in frame[name].tolist()]
+        assert found.count("null") > 10 and len(set(found)) > 2, name
+    assert (frame["shown_n_7d"] > 1).sum() > 20 and frame["shown_session_item_7d_before"].nunique() == 2
+    of_item = [[e for _, e in g] for _, g in groupby(sorted((e.values["item"], e) for e in ()), key=lambda p: p[0])]
+    assert of_item == []
+    assert len({d.action for d in played.decisions.values()}) == 3
