@@ -64,7 +64,7 @@ def fall(prices):
 
 
 def policy(score, event):
-    return "coupon" if score > 0.5 else "gift" if event.price > 80 else "nothing"
+    return "coupon" if score > 0.5 else "gift" if event.price < 10 else "nothing"
 
 
 features = ml.FeatureSet(
@@ -99,7 +99,7 @@ features = ml.FeatureSet(
     ),
     hourly=clicks.by(hour_of_day, "category").agg(n=ml.count(over=["3d", "7d"]), users=ml.nunique("user", over="3d")),
     band=clicks.by("user", price_band).agg(n=ml.count(over=["1d", "all"]), category=ml.mode("category", over="last 5")),
-    category_=clicks.by("category").agg(
+    aisle=clicks.by("category").agg(
         n=ml.count(over=["6h", "1d", "7d"]),
         price=ml.mean("price", over=["6h", "7d"]),
         recent=ml.decayed_mean("price", half_life="6h", over="1d"),
