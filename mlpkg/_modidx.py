@@ -549,6 +549,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlpkg.exact.Wide.take': ('exact.html#wide.take', 'mlpkg/exact.py'),
                              'mlpkg.exact.Wide.tolist': ('exact.html#wide.tolist', 'mlpkg/exact.py'),
                              'mlpkg.exact._fourth': ('exact.html#_fourth', 'mlpkg/exact.py'),
+                             'mlpkg.exact._magnitude': ('exact.html#_magnitude', 'mlpkg/exact.py'),
                              'mlpkg.exact._not_zero': ('exact.html#_not_zero', 'mlpkg/exact.py'),
                              'mlpkg.exact._rounded': ('exact.html#_rounded', 'mlpkg/exact.py'),
                              'mlpkg.exact._second': ('exact.html#_second', 'mlpkg/exact.py'),

@@ -192,7 +192,13 @@ def stream(raw: list[Raw], seed: int = 0) -> list[Sent]:
             body = {"id": f"s{k}-{j}", "time": iso(before), **who, "item": other, "place": rng.randrange(1, 21)}
             found.append(Sent(before, exposures, body))
         category = None if rng.random() < 0.05 else of_item[item]
-        body = {"id": f"c{k}", "time": iso(time), **who, "category": category, "price": rng.randrange(100, 10_000) / 100}
+        body = {
+            "id": f"c{k}",
+            "time": iso(time),
+            **who,
+            "category": category,
+            "price": rng.randrange(100, 10_000) / 100,
+        }
         found.append(Sent(time, clicks, body, True))
         found += _purchase(body, time, rng)
     return _delivered(found, rng)

@@ -131,8 +131,6 @@ ASKS = {
 }  # fmt: skip
 
 
-
-
 def without_windows(click: Event, found: dict[str, Any]) -> dict[str, Any]:
     """What is said of the click itself, and the formulas."""
     price, mean, offer = click.values["price"] / 100, found["session_price_all"], found["offer_price"]
@@ -161,7 +159,9 @@ def steps(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def micros(text: str) -> int:
-    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // pd.Timedelta(microseconds=1).to_pytimedelta()
+    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // pd.Timedelta(
+        microseconds=1
+    ).to_pytimedelta()
 
 
 @dataclass
