@@ -249,8 +249,10 @@ class Window:
         """The rows that count for an aggregate of these columns, oldest first."""
         start = self.t - self.stream.keep if self.width is None else self.end - self.width
         found = [r for r in self.all if start < r.time <= self.end]
-        found = [r for r in found if all(c.holds(r.values) for c in self.conditions)]
-        found = [r for r in found if all(r.values[c] is not None for c in columns)]
+        for condition in self.conditions:
+            found = [r for r in found if condition.holds(r.values)]
+        for name in columns:
+            found = [r for r in found if r.values[name] is not None]
         if self.last is not None:
             found = found[-self.last :]
         self.nothing = not found
