@@ -1350,6 +1350,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlpkg.vocabulary.sums._check_inner': ( 'vocabulary/sums.html#_check_inner',
                                                                                'mlpkg/vocabulary/sums.py'),
                                        'mlpkg.vocabulary.sums._literal': ('vocabulary/sums.html#_literal', 'mlpkg/vocabulary/sums.py'),
+                                       'mlpkg.vocabulary.sums._said': ('vocabulary/sums.html#_said', 'mlpkg/vocabulary/sums.py'),
                                        'mlpkg.vocabulary.sums._within': ('vocabulary/sums.html#_within', 'mlpkg/vocabulary/sums.py')},
             'mlpkg.windows': { 'mlpkg.windows.Missing': ('windows.html#missing', 'mlpkg/windows.py'),
                                'mlpkg.windows.Missing.__init__': ('windows.html#missing.__init__', 'mlpkg/windows.py'),
