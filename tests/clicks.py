@@ -162,7 +162,7 @@ def read(path: Path, every: int = 1) -> list[Raw]:
     return sorted(found, key=lambda raw: raw[2])
 
 
-def simulate(sessions: int = 500, days: int = 14, seed: int = 0) -> list[Raw]:
+def simulate(sessions: int = 320, days: int = 14, seed: int = 0) -> list[Raw]:
     """Clicks of the same shape on a clock of minutes, over more days than anything is kept."""
     rng = random.Random(seed)
     start, found = 16_161 * DAY, []
