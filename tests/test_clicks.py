@@ -160,9 +160,7 @@ def steps(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def micros(text: str) -> int:
-    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // pd.Timedelta(
-        microseconds=1
-    ).to_pytimedelta()
+    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 @dataclass
