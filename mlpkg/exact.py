@@ -110,20 +110,24 @@ Exact = Wide | Array | int
 
 
 def to_float(x: Exact) -> Any:
-    """Exact integers of less than 128 bits as float64: ``float(high) · 2^64 + float(low)`` of the magnitude."""
+    """Exact integers of less than 128 bits as the nearest float64; of two equally near, the even one."""
     if isinstance(x, int):
-        size = abs(x)
-        value = float(size >> 64) * 2.0**64 + float(size & _WORD)
-        return -value if x < 0 else value
+        return float(x)
     if not isinstance(x, Wide):
         return x.astype(np.float64)
     negative = x.high < 0
-    if not negative.any():
-        return x.high.astype(np.float64) * 2.0**64 + x.low.astype(np.float64)
-    minus = -x
-    high = np.where(negative, minus.high, x.high).view(np.uint64)
-    value = high.astype(np.float64) * 2.0**64 + np.where(negative, minus.low, x.low).astype(np.float64)
-    return np.where(negative, -value, value)
+    if negative.any():
+        minus = -x
+        x = Wide(np.where(negative, minus.low, x.low), np.where(negative, minus.high, x.high))
+    value = _magnitude(x.low, x.high.view(np.uint64)) if x.high.any() else x.low.astype(np.float64)
+    return np.where(negative, -value, value) if negative.any() else value
+
+
+def _magnitude(low: Array, high: Array) -> Array:
+    bits = np.frexp(high.astype(np.float64))[1]
+    out, kept = bits.astype(np.uint64), (64 - bits).astype(np.uint64)
+    upper = (high << kept) | (low >> out) | ((low << kept) != 0)
+    return np.ldexp(upper.astype(np.float64), bits)
 
 # %% ../nbs/exact.ipynb #power-sums
 def power_sums(n: Any, s1: Any, *sums: Any) -> list[Any]:

@@ -173,7 +173,8 @@ def _label(features: FeatureSet, outcome: str | None) -> Outcome | None:
         return next(iter(known.values()), None)
     if outcome not in known:
         raise MlpkgError(
-            f"source {features.on.name!r} has no outcome {outcome!r}", f"say outcome=, one of: {', '.join(known)}"
+            f"source {features.on.name!r} has {f'no outcome {outcome!r}' if outcome else 'several outcomes'}",
+            f"say which is the label, one of: {', '.join(known)}",
         )
     return known[outcome]
 
