@@ -239,9 +239,11 @@ class Played:
     def training_set(self) -> pd.DataFrame:
         with closing(ml.open(Settings(state=self.state))) as platform:
             times = [e.time for e in self.events["clicks"].values()]
-            return lab.training_set(
+            found = lab.training_set(
                 shop.features, min(times), max(times) + 1, outcome="bought", use_case=shop.coupons, platform=platform
             )
+        codes = found[shop.features.categories]
+        return found.assign(**codes.astype(object).where(codes.notna(), None))
 
     def moment(self, id: str) -> Moment:
         """An event is seen as its decision saw it, or as of its own position."""
