@@ -416,28 +416,41 @@ def complete(
 
 def _compute_part(
     part: _Part, history: History, keys: Array, moments: Moments, own_rows: bool, pool: ThreadPoolExecutor
-) -> Array:
-    """The bits of a part's features, a row per feature, computed a piece of entities at a time."""
+) -> list[Array]:
+    """The bits of a part's features, an array per feature, computed a piece of entities at a time."""
     events = part.events(history)
     layout = events.layout(part.key)
     nobody = keys == NULL
-    if own_rows and not nobody.any():  # the moments are the rows, and laid out already
+    if own_rows := own_rows and not nobody.any():  # the moments are the rows, and laid out already
         moments.entity, order = layout.entity, layout.order
     else:
         moments.entity = np.where(nobody, -1, layout.find(keys))
         order = stable_order(moments.entity + 1)
-    out = np.empty((len(part.places), len(keys)), np.int64)
+    out = [np.empty(len(keys), np.int64) for _ in part.places]  # laid out
 
     def piece(entities: slice, mine: slice, asked: slice) -> None:
-        to = order[asked]
         starts = layout.starts[entities.start : entities.stop + 1] - layout.starts[entities.start]
         timeline = events.timeline(layout.order[mine], starts, part.columns, part.truth)
-        those = moments.take(to)
+        to = order[asked]
+        if own_rows:
+            seen = timeline.position if moments.position is moments.own else moments.position[to]
+            present = {k: v[to] for k, v in moments.present.items()}
+            those = Moments(moments.entity[to], timeline.time, seen, timeline.position, present)
+        else:
+            those = moments.take(to)
         those.entity -= entities.start
-        out[:, to] = part.reduction.compute(timeline, those)
+        for column, found in zip(out, part.reduction.compute(timeline, those), strict=True):
+            column[asked] = found
 
     for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, moments.entity[order])]:
         done.result()
+    place = np.empty_like(order)  # of each moment where it is laid out: to gather from there beats to scatter from there
+    place[order] = np.arange(len(order))
+
+    def in_order(i: int) -> None:
+        out[i] = out[i].take(place)
+
+    list(pool.map(in_order, range(len(out))))
     return out
 
 
