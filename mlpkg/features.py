@@ -378,12 +378,13 @@ def compute(
     else:
         present, time, own = events.columns, events.time, events.position
     out: dict[str, Array] = {}
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
         for part in features._parts:
             asked = {name: present[name] for name in part.reduction.present}
             moments = Moments(np.empty(0, np.int64), time, own if seen is None else seen, own, asked)
             own_rows = every and part.fact is None and part.base.name == features.on.name
-            found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool)
+            found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool, threads)
             for place, column in zip(part.places, found, strict=True):
                 feature = features.features[place]
                 out[feature.name] = column if feature.integer else column.view(np.float64)
@@ -415,7 +416,13 @@ def complete(
 
 
 def _compute_part(
-    part: _Part, history: History, keys: Array, moments: Moments, own_rows: bool, pool: ThreadPoolExecutor
+    part: _Part,
+    history: History,
+    keys: Array,
+    moments: Moments,
+    own_rows: bool,
+    pool: ThreadPoolExecutor,
+    threads: int,
 ) -> list[Array]:
     """The bits of a part's features, an array per feature, computed a piece of entities at a time."""
     events = part.events(history)
@@ -447,8 +454,12 @@ def _compute_part(
     place = np.empty_like(order)  # of each moment where it is laid out: to gather from there beats to scatter from there
     place[order] = np.arange(len(order))
 
+    spare = [np.empty_like(place) for _ in range(min(threads, len(out)))]
+
     def in_order(i: int) -> None:
-        out[i] = out[i].take(place)
+        laid, out[i] = out[i], spare.pop()
+        laid.take(place, out=out[i], mode="clip")
+        spare.append(laid)
 
     list(pool.map(in_order, range(len(out))))
     return out

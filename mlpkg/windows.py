@@ -263,9 +263,14 @@ class Windows:
             return self._without(total, np.full(len(values), truth.presumed))
         return self._without(total, values)
 
-    def power_sum(self, column: str, power: int) -> Wide:
-        """The exact sum of a power of a column over each window, modulo 2¹²⁸."""
+    def power_sum(self, column: str, power: int) -> Array | Wide:
+        """The exact sum of a power of a column over each window: int64 where that holds central sums too, else modulo 2¹²⁸."""
         values = self.codes(column)
+        most = max(-int(values.min(initial=0)), int(values.max(initial=0)))
+        if (2 * most) ** power * len(values) < 2**63:
+            raised = values**power
+            prefix = self._prefix(f"{column}^{power}", raised)
+            return self._without(prefix.take(self.hi) - prefix.take(self.lo), raised)
         raised = Wide.of(values)
         for _ in range(power - 1):
             raised = raised * values
