@@ -30,7 +30,7 @@ class Layout:
     keys: Array
     entity: Array
 
-    def pieces(self, time: Array, entity: Array, most: int = 2**14) -> Iterator[tuple[slice, slice, slice]]:
+    def pieces(self, time: Array, entity: Array, most: int = 2**15) -> Iterator[tuple[slice, slice, slice]]:
         """Entities, their rows in `order` and their moments, a piece at a time: as much as a processor's cache holds.
 
         `time` is that of the rows, `entity` that of the moments, ascending. All times of a piece fit into one sorted integer.

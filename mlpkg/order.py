@@ -154,10 +154,10 @@ def _side_by_side(rank: Array, lo: Array, hi: Array, fill: int) -> Iterator[tupl
     at = at[stable_order(length[at])]
     length, first = length[at], lo[at]
     padded = np.concatenate([rank, np.full(length[-1] if len(at) else 0, fill, rank.dtype)])
-    for block in blocks(length, 2**16, 2**11):
+    for block in blocks(length, 2**17, 2**11):
         longest = int(length[block.stop - 1])
         width = longest * rank.itemsize
-        stretches = np.ndarray(len(padded) - longest + 1, f"V{width}", padded, 0, (rank.itemsize,))  # overlapping
+        stretches = np.ndarray(len(padded) - longest + 1, f"S{width}", padded, 0, (rank.itemsize,))  # overlapping
         matrix = stretches[first[block]].view(rank.dtype).reshape(-1, longest)
         if (shortest := int(length[block.start])) < longest:
             matrix[:, shortest:][np.arange(shortest, longest) >= length[block, None]] = fill
