@@ -429,10 +429,11 @@ def _compute_part(
     layout = events.layout(part.key)
     nobody = keys == NULL
     if own_rows := own_rows and not nobody.any():  # the moments are the rows, and laid out already
-        moments.entity, order = layout.entity, layout.order
+        order, first = layout.order, layout.starts
     else:
         moments.entity = np.where(nobody, -1, layout.find(keys))
         order = stable_order(moments.entity + 1)
+        first = moments.entity[order].searchsorted(np.arange(len(layout.starts)))
     out = [np.empty(len(keys), np.int64) for _ in part.places]  # laid out
 
     def piece(entities: slice, mine: slice, asked: slice) -> None:
@@ -442,14 +443,15 @@ def _compute_part(
         if own_rows:
             seen = timeline.position if moments.position is moments.own else moments.position[to]
             present = {k: v[to] for k, v in moments.present.items()}
-            those = Moments(moments.entity[to], timeline.time, seen, timeline.position, present)
+            entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            those = Moments(entity, timeline.time, seen, timeline.position, present)
         else:
             those = moments.take(to)
-        those.entity -= entities.start
+            those.entity -= entities.start
         for column, found in zip(out, part.reduction.compute(timeline, those), strict=True):
             column[asked] = found
 
-    for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, moments.entity[order])]:
+    for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, first)]:
         done.result()
     place = np.empty_like(order)  # of each moment where it is laid out: to gather from there beats to scatter from there
     place[order] = np.arange(len(order))
