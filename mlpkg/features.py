@@ -456,14 +456,16 @@ def _compute_part(
     place = np.empty_like(order)  # of each moment where it is laid out: to gather from there beats to scatter from there
     place[order] = np.arange(len(order))
 
-    spare = [np.empty_like(place) for _ in range(min(threads, len(out)))]
+    spare = np.empty_like(place)
+    shares = [slice(len(place) * i // threads, len(place) * (i + 1) // threads) for i in range(threads)]
 
-    def in_order(i: int) -> None:
-        laid, out[i] = out[i], spare.pop()
-        laid.take(place, out=out[i], mode="clip")
-        spare.append(laid)
+    def gather(laid: Array, to: Array, share: slice) -> None:
+        laid.take(place[share], out=to[share], mode="clip")
 
-    list(pool.map(in_order, range(len(out))))
+    for i, laid in enumerate(out):
+        for done in [pool.submit(gather, laid, spare, share) for share in shares]:
+            done.result()
+        out[i], spare = spare, laid
     return out
 
 
