@@ -453,7 +453,9 @@ def _compute_part(
 
     for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, first)]:
         done.result()
-    place = np.empty_like(order)  # of each moment where it is laid out: to gather from there beats to scatter from there
+    place = np.empty_like(
+        order
+    )  # of each moment where it is laid out: to gather from there beats to scatter from there
     place[order] = np.arange(len(order))
 
     spare = np.empty_like(place)
