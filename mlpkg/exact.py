@@ -133,10 +133,10 @@ def _magnitude(low: Array, high: Array) -> Array:
 def power_sums(n: Any, s1: Any, *sums: Any) -> list[Any]:
     """``[T1, T2, …]``, ``T_k = Σ(x − c)^k`` with ``c = S1 // n``, from ``S1, S2, …`` of n values.
 
-    All are Python integers, or arrays: n and S1 int64, the others wide (or int64 where every T is known to fit).
+    All are Python integers, or arrays: n and S1 int64, the last wide (or int64 where every T is known to fit), those between either.
     """
     c = s1 // (n + (n == 0))
-    line = [n, Wide.of(s1) if isinstance(sums[-1], Wide) else s1, *sums]
+    line = [n, *((Wide.of(s) for s in (s1, *sums)) if isinstance(sums[-1], Wide) else (s1, *sums))]
     for first in range(1, len(line)):
         for k in range(len(line) - 1, first - 1, -1):
             line[k] = line[k] - line[k - 1] * c
