@@ -472,7 +472,7 @@ class _Live:
             for part in features._parts
         ]
         self.offsets = np.array(offsets, np.int64)
-        self.formulas = Formulas([(part.quick, part.places) for part in features._parts])
+        self.formulas = Formulas([(p.quick, p.places) for p in features._parts], len(features.features))
 
 
 def _nothing_of(features: FeatureSet, stream: str) -> Timeline:
@@ -509,7 +509,6 @@ def evaluate(
         else:
             between = edges[within] if within is not None and own == position else None
             timelines.append(read(stream, name, value, time - reach, between))
-    out: list[Any] = [None] * len(features.features)
     found: list[Array] = []
     wide: list[int] = []
     slow: list[Any] = []
@@ -522,7 +521,7 @@ def evaluate(
         else:
             part.quick.skip(found, wide)
             slow.append((part, rows, reports, range(len(part.reduction.plans)), part.reduction))
-    live.formulas.put(found, wide, out)
+    out = live.formulas.numbers(found, wide)
     for each in slow:
         _evaluate_slow(*each, named, Moments.one(time, position, own), out)
     if features._present or features._formulas:

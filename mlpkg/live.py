@@ -7,7 +7,8 @@ __all__ = ['Quick', 'Formulas']
 
 # %% ../nbs/live.ipynb #imports
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,8 @@ _Made = tuple[tuple[str, ...], str, str]  # of the rows that meet which conditio
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """One number: its place among those of the reduction, and where that stands which it is made of, how many rows first."""
+class _Use:
+    """One number and its formula: its place among those of the reduction, and where that stands which it is made of, how many rows first."""
 
     place: int
     aggregate: Any
@@ -138,8 +139,8 @@ class Quick:
         begin = self._plan(
             {m: None for each in made for m in each}, {c.text: c for _, p in plans for c in p.conditions}
         )
-        self.answers = [
-            _Answer(place + k, p.aggregate, self._scale(p), tuple(begin[m] + windows.index(window) for m in each))
+        self.uses = [
+            _Use(place + k, p.aggregate, self._scale(p), tuple(begin[m] + windows.index(window) for m in each))
             for (place, p), each, mine in zip(plans, made, spans, strict=True)
             for k, window in enumerate(mine)
         ]
@@ -229,17 +230,20 @@ class Quick:
 class _Formula:
     """A formula and the numbers it gives: their places, and where that stands which they are made of."""
 
-    def __init__(self, aggregate: Any, uses: list[tuple[int, Any, int, tuple[int, ...]]]):
-        self.finish, self.fewest = aggregate.finish, _fewest(aggregate)
-        self.places = [place for place, *_ in uses]
-        self.empty = np.array([_empty(a) for _, a, _, _ in uses])
-        self.scale = np.array([scale for _, _, scale, _ in uses])
-        self.number, *self.made = np.array([made for *_, made in uses]).T.copy()
+    def __init__(self, uses: Sequence[_Use]):
+        a = uses[0].aggregate
+        self.finish, self.null = a.finish, _fewest(a) > 0
+        self.places = [use.place for use in uses]
+        self.scale, self.fewest, self.empty = (
+            np.array([f(use) for use in uses])
+            for f in (lambda use: use.scale, lambda use: _fewest(use.aggregate), lambda use: _empty(use.aggregate))
+        )
+        self.number, *self.made = np.array([use.made for use in uses]).T.copy()
 
     def numbers(self, found: Array) -> list[Any]:
         """The numbers, in the order of their places."""
         n, made = found.take(self.number), [found.take(at) for at in self.made]
-        if not self.fewest:
+        if not self.null:
             return self.finish(n, self.scale, *made).tolist()
         value = self.finish(np.maximum(n, self.fewest), self.scale, *made)
         return np.where(n < self.fewest, self.empty, value).tolist()
@@ -254,44 +258,50 @@ def _empty(a: Any) -> float:
 
 
 _BESIDE = {"over", "delay", "where", "empty", "column"}  # what a formula does not look at
+_NOTHING = np.zeros(0, np.int64)
 
 
 class Formulas:
-    """The formulas of all answers of some parts, each a `Quick` and the places of its reduction's numbers."""
+    """The formulas of all answers of some parts, each a `Quick` and the places that its reduction's numbers have among `size`."""
 
-    def __init__(self, parts: Sequence[tuple[Quick, Sequence[int]]]):
-        alike: dict[Any, list[Any]] = {}
-        self.singles: list[tuple[int, Any, int, tuple[int, ...]]] = []
-        begin = begin_wide = 0
+    def __init__(self, parts: Sequence[tuple[Quick, Sequence[int]]], size: int):
+        alike: dict[Any, list[_Use]] = {}
+        self.singles: list[_Use] = []
+        begin = wide = 0
         for quick, places in parts:
-            for answer in quick.answers:
-                a, (*narrow, last) = answer.aggregate, answer.made
-                squared = "squares" in a.made_of
-                made = tuple(i + begin for i in narrow) + (last + (begin_wide if squared else begin),)
-                use = (places[answer.place], a, answer.scale, made)
+            for use in quick.uses:
+                a, squared = use.aggregate, "squares" in use.aggregate.made_of
+                *made, last = use.made
+                made = *(i + begin for i in made), last + (wide if squared else begin)
+                use = replace(use, place=places[use.place], made=made)
                 if squared:
                     self.singles.append(use)
                 else:
                     formed = tuple((f.name, getattr(a, f.name)) for f in fields(a) if f.name not in _BESIDE)
                     alike.setdefault((type(a).finish, _fewest(a), formed), []).append(use)
-            begin, begin_wide = begin + quick.size, begin_wide + quick.wide
-        self.formulas = [_Formula(uses[0][1], uses) for uses in alike.values()]
+            begin, wide = begin + quick.size, wide + quick.wide
+        self.formulas = [_Formula(uses) for uses in alike.values()]
+        at = {place: i for i, place in enumerate(p for formula in self.formulas for p in formula.places)}
+        self._in_place = itemgetter(*(at.get(place, -1) for place in range(size)), -1, -1)  # of two or more, a tuple
 
-    def put(self, found: list[Array], wide: list[int], out: list[Any]) -> None:
-        """Put all numbers in their places, given what all parts have found."""
-        if not found:
-            return
-        whole = np.concatenate(found)
+    def numbers(self, found: Sequence[Array], wide: Sequence[int]) -> list[Any]:
+        """All numbers in their places, given what all parts have found; None in places that no answer has."""
+        whole = np.concatenate(found) if found else _NOTHING
+        numbers: list[Any] = []
         for formula in self.formulas:
-            for place, number in zip(formula.places, formula.numbers(whole), strict=True):
-                out[place] = number
+            numbers += formula.numbers(whole)
+        numbers.append(None)
+        out = list(self._in_place(numbers)[:-2])
         if self.singles:
             integers = whole.tolist()
-            for place, a, scale, (number, total, squares) in self.singles:
-                n = integers[number]
-                fewest = _fewest(a)
-                out[place] = (
-                    _empty(a)
-                    if n < fewest
-                    else a.finish(n, scale, *exact.power_sums(n, integers[total], wide[squares]))
-                )
+            for use in self.singles:
+                out[use.place] = _single(use, integers, wide)
+        return out
+
+
+def _single(use: _Use, integers: Sequence[int], wide: Sequence[int]) -> float:
+    n, total, squares = use.made
+    n, a = integers[n], use.aggregate
+    if n < _fewest(a):
+        return _empty(a)
+    return a.finish(n, use.scale, *exact.power_sums(n, integers[total], wide[squares]))
