@@ -33,12 +33,14 @@ class _View:
         self.rows, self.codes, self.columns, self.at = rows, codes, columns, at
         self.cells = type(rows) is Cells
 
-    def keep(self, condition: Condition) -> None:
-        """Keep only the rows that meet a condition."""
-        met = condition.mask(self.codes)
+    def keep(self, conditions: Sequence[Condition], columns: Iterable[str]) -> None:
+        """Keep of some columns only the rows that meet conditions."""
+        met = conditions[0].mask(self.codes)
+        for condition in conditions[1:]:
+            met = met & condition.mask(self.codes)
         count = np.zeros(len(met) + 1, np.int64)
         np.add.accumulate(met, out=count[1:])
-        self.at, self.codes = count.take(self.at), {name: values[met] for name, values in self.codes.items()}
+        self.at, self.codes = count.take(self.at), {name: self.codes[name][met] for name in columns}
 
     def cut(self, latest: Array) -> None:
         """Cut the windows to so many of their latest rows."""
@@ -165,6 +167,7 @@ class Quick:
         self.views = [
             (
                 [conditions[text] for text in view],
+                {name for _, _, name in mine if name},
                 [(getattr(_View, what), name) for _, what, name in mine if what not in ("told", "squares")],
                 [name for _, what, name in mine if what == "squares"],
             )
@@ -176,10 +179,10 @@ class Quick:
         self.told = bool(told)
         self.size, self.wide = len(narrow + told) * self.width, len(wide) * self.width
         self.truth_by_row = any(name == self.truth for _, _, name in narrow + wide) or any(
-            self.truth in c.used for found, _, _ in self.views for c in found
+            self.truth in c.used for found, *_ in self.views for c in found
         )
         single = any(what in ("first", "last") for _, what, _ in narrow)
-        self.by_row = self.truth_by_row or single or self.latest is not None or any(found for found, _, _ in self.views)
+        self.by_row = self.truth_by_row or single or self.latest is not None or any(found for found, *_ in self.views)
         return {m: i * self.width for found in (narrow + told, wide) for i, m in enumerate(found)}
 
     def find(
@@ -199,10 +202,10 @@ class Quick:
             assert isinstance(rows, Timeline) and isinstance(reports, Timeline) and self.truth is not None
             codes = with_truth(rows, self.truth, reports, self.presumed, self.after).columns
         first = len(found)
-        for conditions, made, squared in self.views:
+        for conditions, columns, made, squared in self.views:
             view = _View(rows, codes, self.columns, places)
-            for condition in conditions:
-                view.keep(condition)
+            if conditions:
+                view.keep(conditions, columns)
             if self.latest is not None:
                 view.cut(self.latest)
             for what, name in made:
