@@ -71,7 +71,7 @@ class _Part:
         self.presumes = self.fact is not None and self.fact.presumed is not None
         truth = self.fact.name if self.fact is not None and self.presumes else None
         self.reduction = Reduction(aggregates, group.source.seen, delay, self.base.keep_us, truth)
-        presumed, after = (self.fact.presumed, self.fact.after_us) if self.presumes else (0, 0)
+        presumed, after = (group.source.presumed or 0, group.source.after_us or 0) if truth else (0, 0)  # type: ignore[union-attr]
         self.settled = not self.presumes or 0 < after <= delay  # whether silence has decided all that nobody reported
         self.quick = Quick(self.reduction, presumed, after)
         self.slow = [aggregates[i] for i in self.quick.rest]
@@ -511,7 +511,7 @@ def evaluate(
             timelines.append(read(stream, name, value, time - reach, between))
     found: list[Array] = []
     wide: list[int] = []
-    slow: list[Any] = []
+    slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
     for part, which, within in live.parts:
         rows, reports = timelines[which[0]], timelines[which[-1]]
         if part.is_plain(rows, position, own):

@@ -124,8 +124,8 @@ class _Use:
 class Quick:
     """The aggregates of a reduction that are made of counts, sums and single values, at a live moment.
 
-    The moment sees every row and all that has been said about these. `presumed` is what silence says of the outcome that the reduction
-    calls `truth`, and `after` how late it does.
+    The moment sees every row and all that has been said about these. `presumed` is what silence says of the outcome that the
+    reduction calls `truth`, and `after` how late it does.
     """
 
     def __init__(self, reduction: Reduction, presumed: int = 0, after: int = 0):
@@ -193,7 +193,7 @@ class Quick:
         found: list[Array],
         wide: list[int],
     ) -> None:
-        """Add what the answers are made of to `found` and `wide`, given the times `edges` at which windows begin and, last, end.
+        """Add to `found` and `wide` what the numbers are made of; at the times `edges` windows begin and, last, end.
 
         `reports` say what is known of the outcome.
         """
@@ -265,7 +265,7 @@ _NOTHING = np.zeros(0, np.int64)
 
 
 class Formulas:
-    """The formulas of all answers of some parts, each a `Quick` and the places that its reduction's numbers have among `size`."""
+    """The formulas of some parts, each a `Quick` and the places that its reduction's numbers have among `size`."""
 
     def __init__(self, parts: Sequence[tuple[Quick, Sequence[int]]], size: int):
         alike: dict[Any, list[_Use]] = {}
