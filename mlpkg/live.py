@@ -113,7 +113,7 @@ _Made = tuple[tuple[str, ...], str, str]  # of the rows that meet which conditio
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One number and its formula: its place among those of the reduction, and where that stands which it is made of, how many rows first."""
+    """One number: its place among those of the reduction, and where that stands which it is made of, how many rows first."""
 
     place: int
     aggregate: Any
