@@ -8,7 +8,7 @@ __all__ = ['DRAWS', 'SEED', 'FEW', 'LEVELS', 'LEVEL', 'resamples', 'Asked', 'Mea
 # %% ../../nbs/lab/paired.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
@@ -24,10 +24,9 @@ def resamples(entities: int, draws: int = DRAWS, at_once: int = DRAWS) -> Iterat
     """How often each entity is in each draw: float64 matrices (entities, some of the draws)."""
     rng = np.random.default_rng(SEED)
     for first in range(0, draws, at_once):
-        some = np.empty((entities, min(at_once, draws - first)))
-        for i in range(some.shape[1]):
-            some[:, i] = np.bincount(rng.integers(0, entities, entities), minlength=entities)
-        yield some
+        drawn = (rng.integers(0, entities, entities) for _ in range(min(at_once, draws - first)))
+        some = [np.bincount(those, minlength=entities) for those in drawn]
+        yield np.array(np.transpose(some), np.float64, order="C")
 
 # %% ../../nbs/lab/paired.ipynb #measures
 FEW = 10  # entities; of fewer there is no interval
@@ -44,7 +43,7 @@ class Asked:
     a: float
     b: float
     rows: int
-    sums: csr_matrix  # (sums, entities): what each entity adds
+    sums: Any  # a sparse matrix (sums, entities): what each entity adds
     difference: Callable[[Array], Array]  # (sums, draws) -> (draws,)
     null: str = ""
     wide: str = ""
@@ -98,7 +97,7 @@ class Ranking:
             null = "no negative"
         measure = {"auc": auc, "average_precision": average_precision}[self.by]
         a, b = (np.nan, np.nan) if null else (measure(hit, score[rows]) for score in (self.a, self.b))
-        parts = [part for score in (self.a, self.b) for part in _counted(hit, score[rows], who, entities)]
+        parts: list[Any] = [part for score in (self.a, self.b) for part in _counted(hit, score[rows], who, entities)]
         ends = np.cumsum([part.shape[0] for part in parts])[:-1]
 
         def difference(sums: Array) -> Array:
@@ -190,7 +189,7 @@ def _strays(asked: Sequence[Asked], entities: int, draws: int) -> list[Array]:
     sure = [(one, out) for one, out in zip(asked, strays, strict=True) if not (one.null or one.wide)]
     if not sure:
         return strays
-    sums = vstack([one.sums for one, _ in sure], "csr")
+    sums: Any = vstack([one.sums for one, _ in sure], "csr")
     ends = np.cumsum([one.sums.shape[0] for one, _ in sure])[:-1]
 
     def differences(drawn: Array) -> list[Array]:
