@@ -754,6 +754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.lab.decision.Dossier.reasons': ('lab/decision.html#dossier.reasons', 'mlpkg/lab/decision.py'),
                                     'mlpkg.lab.decision._outcomes': ('lab/decision.html#_outcomes', 'mlpkg/lab/decision.py'),
                                     'mlpkg.lab.decision._silent': ('lab/decision.html#_silent', 'mlpkg/lab/decision.py'),
+                                    'mlpkg.lab.decision._table': ('lab/decision.html#_table', 'mlpkg/lab/decision.py'),
                                     'mlpkg.lab.decision.contributions': ('lab/decision.html#contributions', 'mlpkg/lab/decision.py'),
                                     'mlpkg.lab.decision.decision': ('lab/decision.html#decision', 'mlpkg/lab/decision.py')},
             'mlpkg.lab.demo': { 'mlpkg.lab.demo.Service': ('lab/demo.html#service', 'mlpkg/lab/demo.py'),

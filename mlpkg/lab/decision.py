@@ -38,14 +38,20 @@ def contributions(model: Model, features: Mapping[str, Any]) -> Table:
     predictor: Any = model.predictor
     given = [math.nan if features[n] is None else float(features[n]) for n in model.features.names]
     added = np.asarray(predictor.booster.predict(np.array([given]), pred_contrib=True, num_threads=1))[0]
-    meanings = [f.words for f in model.features.features]
-    found: Table = pd.DataFrame(
-        {"value": [features[n] for n in model.features.names], "contribution": added[:-1], "meaning": meanings},
-        index=pd.Index(model.features.names, name="feature"),
-    )
+    found: Table = _table(features, {f.name: f.words for f in model.features.features})
+    found.insert(1, "contribution", added[:-1])
     found = found.sort_values("contribution", key=np.abs, ascending=False, kind="stable")
     found.loc["(base)"] = [None, added[-1], "the model's answer to a row about which nothing is known"]
     return found
+
+
+def _table(features: Mapping[str, Any], meanings: Mapping[str, str]) -> Table:
+    """Features with their values as they are, whole numbers as such, and what they mean."""
+    columns = {
+        "value": pd.Series([*features.values()], dtype=object),
+        "meaning": [meanings.get(n, "") for n in features],
+    }
+    return pd.DataFrame(columns).set_axis(pd.Index([*features], name="feature"))
 
 # %% ../../nbs/lab/decision.ipynb #dossier
 @dataclass(frozen=True, repr=False)
@@ -74,13 +80,7 @@ class Dossier:
     @property
     def features(self) -> Table:
         """The features as the model was given them: value and meaning."""
-        known = {f.name: f.words for f in self.model.features.features}
-        rows = [(name, value, known.get(name, "")) for name, value in self.record.features.items()]
-        return (
-            pd.DataFrame(rows, columns=pd.Index(["feature", "value", "meaning"]))
-            .astype({"value": object})
-            .set_index("feature")
-        )
+        return _table(self.record.features, {f.name: f.words for f in self.model.features.features})
 
     def explain(self, feature: str) -> Explanation:
         """The rows behind one feature, as the decision saw them."""
