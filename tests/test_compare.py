@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import handbook
+import lightgbm as lgb
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from mlpkg import decisions, lab, models
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.lab.paired import FEW, Mean, Ranking, paired
 from mlpkg.settings import MlpkgError, Settings
-from mlpkg.times import DAY, iso
+from mlpkg.times import DAY, instant, iso
 
 matplotlib.use("Agg")
 
@@ -47,6 +48,12 @@ class Fortnight:
         return lab.compare(a, b, FROM, TO, use_case=handbook.fraud, platform=self.platform, **how)
 
 
+def learned(features: ml.FeatureSet, rows: Any, label: Any) -> lgb.Booster:
+    """A model with leaves enough to tell small payments from others throughout."""
+    data = lgb.Dataset(rows[features.names].to_numpy(float), label.astype(int), feature_name=features.names)
+    return lgb.train({"objective": "binary", "verbose": -1, "num_threads": 1, "seed": 0}, data, 40)
+
+
 @pytest.fixture(scope="module")
 def fortnight(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortnight]:
     folder = tmp_path_factory.mktemp("fortnight")
@@ -54,11 +61,10 @@ def fortnight(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ingest_file(handbook.fraud, simulated, history)
         rows: Any = lab.training_set(handbook.features, "2018-04-01", FROM, platform=history)
         label, small = rows["label"].to_numpy(bool), rows["amount"].to_numpy() <= 30
-        live = put_live(handbook.fraud, history, booster(handbook.features, rows[FEATURES].to_numpy(float), label))
-        decisions.replay(handbook.fraud, history, *map(ml.times.instant, (FROM, TO)), folder / "state")
+        live = put_live(handbook.fraud, history, learned(handbook.features, rows, label))
+        decisions.replay(handbook.fraud, history, instant(FROM), instant(TO), folder / "state")
     with closing(ml.open(Settings(state=folder / "state"))) as platform:
-        blind = booster(handbook.features, rows[FEATURES].to_numpy(float), label ^ small)
-        knows_less = booster(terse, rows[terse.names].to_numpy(float), label)
+        blind, knows_less = learned(handbook.features, rows, label ^ small), learned(terse, rows, label)
         yield Fortnight(platform, live, keep(platform, terse, knows_less), keep(platform, handbook.features, blind))
 
 
@@ -158,9 +164,9 @@ def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
 def test_each_model_has_the_features_of_its_own_definition(fortnight: Fortnight, tmp_path: Path) -> None:
     """They are those that the model would have been served, which `verify` computes again without a difference."""
     found = fortnight.compare(fortnight.live, fortnight.terse)
-    span = [ml.times.instant(t) for t in (FROM, TO)]
-    decisions.replay(handbook.fraud, fortnight.platform, *span, tmp_path / "again", model=fortnight.terse)
-    with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
+    platform, again = fortnight.platform, tmp_path / "again"
+    decisions.replay(handbook.fraud, platform, instant(FROM), instant(TO), again, model=fortnight.terse)
+    with closing(ml.open(Settings(state=again))) as again:
         assert decisions.verify(handbook.fraud, again).models == {fortnight.terse: len(found.rows)}
         assert decisions.verify(handbook.fraud, again).mismatches == 0
         assert (bits(found.features[1]) == bits(recorded(again, terse))).all()
@@ -238,7 +244,8 @@ def test_only_mature_rows_are_judged_and_the_others_counted(bank: Bank) -> None:
     assert judged["id"].tolist() == [f"t{day}" for day in range(14)]
     assert "14 of 20 rows judged" in repr(found) and "6 too young" in found._repr_html_()
     assert found.metrics.loc["brier", "rows"] == 14 and found.metrics.loc["rate of approve", "rows"] == 20
-    both = lab.compare(bank.version, bank.version, *span, **how)
+    both = lab.compare(bank.version, bank.version, *span, **how, costs=lambda p, event: {"approve": 4.0, "decline": p})
+    assert both.metrics.loc["cost", "rows"] == 14  # also where a price does not depend on the truth
     assert len(both.rows) == 21 and both.left_out == {"too young": 6, "not known": 0}
 
 
@@ -393,10 +400,10 @@ def test_a_replay_may_be_decided_by_another_model(stocked: Project, cli: Command
     assert not (stocked.folder / "again").exists()
     done = cli("replay", "fraud", *span, "--model", other, "--json")
     assert done.status == 0 and done.json["decisions"] > 50
+    with closing(ml.open(stocked.settings)) as platform:
+        assert platform.live("fraud") == live
     again = stocked.folder / "again"
     assert cli("verify", "fraud", "--json", state=again).json["models"] == {other: done.json["decisions"]}
     with closing(ml.open(Settings(state=again))) as platform:
         assert platform.live("fraud") == other
         assert platform.promotions("fraud")[-1]["why"].startswith("asked for at")
-    with closing(ml.open(stocked.settings)) as platform:
-        assert platform.live("fraud") == live

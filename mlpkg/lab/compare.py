@@ -70,7 +70,7 @@ def measures_of(
         missing = dict.fromkeys(("log_loss", "brier"), "the scores are no probabilities")
     if costs is not None:
         paid = costs(truth, event)
-        made["cost"] = Mean(_paid(paid, taken[0]), _paid(paid, taken[1]))
+        made["cost"] = Mean(*(np.where(np.isnan(truth), np.nan, _paid(paid, of)) for of in taken))
     for action in sorted({*taken[0], *taken[1]}):
         made[f"rate of {action}"] = Mean(*((of == action).astype(np.float64) for of in taken))
     return made, missing
@@ -197,9 +197,9 @@ class Comparison:
 
     def _findings(self) -> list[str]:
         lines = [f"{len(self.changed):,} decisions would change"]
-        for found in self.stands_out.itertuples():
-            interval = f"{found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g})"
-            lines.append(f"b is {found.verdict} where {found.by} {found.segment}: {found.measure} {interval}")
+        for (verdict, by, segment), found in self.stands_out.groupby(["verdict", "by", "segment"], sort=False):
+            told = ", ".join(f"{r.measure} {r.difference:+.3g}" for r in found.itertuples())
+            lines.append(f"b is {verdict} where {by} {segment}: {told}")
         return lines
 
     def plot(self, measures: Sequence[str] | None = None) -> Any:
@@ -366,7 +366,7 @@ def score_rows(model: Model, rows: Rows) -> tuple[Table, Array]:
 def _served(rows: Rows) -> dict[int, _Served]:
     """What was served, by the position of the event."""
     wanted, found = set(rows.position.tolist()), {}
-    for entry in rows.platform.read(streams=[decisions_of(rows.case.name)]):
+    for entry in rows.platform.read(min(wanted, default=0), streams=[decisions_of(rows.case.name)]):
         if entry.about in wanted:
             found[entry.about] = _served_decoder.decode(entry.body)
     return found
@@ -491,11 +491,11 @@ def rows_of(
         raise MlpkgError(
             f"there is nothing from {iso(first)} to {iso(last)}", "the end is exclusive and comes after the start"
         )
-    sets = [*(m.features for m in sides), case.features]  # the present contract, which has every column, comes last
-    sources = {s.name: s for f in sets for s in f.sources}
-    facts = {o.stream: o for f in sets for o in f.outcomes} | ({told.stream: told} if told else {})
-    reach = max((r for f in sets[:-1] for r in f.reach.values()), default=0)
-    history = platform.history(list(sources.values()), list(facts.values()), since=max(0, first - reach), before=last)
+    needed = [m.features for m in sides]
+    sources = {s.name: case.sources.get(s.name, s) for f in needed for s in f.sources} | {case.on.name: case.on}
+    facts = {o.stream: o for f in needed for o in f.outcomes} | ({told.stream: told} if told else {})
+    since = max(0, first - max((reach for f in needed for reach in f.reach.values()), default=0))
+    history = platform.history(list(sources.values()), list(facts.values()), since=since, before=last)
     events = history.events[case.on.name]
     places = np.flatnonzero((events.time >= first) & (events.time < last))
     about, until = platform.decided(case.name)

@@ -38,7 +38,9 @@ def contributions(model: Model, features: Mapping[str, Any]) -> Table:
     predictor: Any = model.predictor
     given = [math.nan if features[n] is None else float(features[n]) for n in model.features.names]
     added = np.asarray(predictor.booster.predict(np.array([given]), pred_contrib=True, num_threads=1))[0]
-    found: Table = _table(features, {f.name: f.words for f in model.features.features})
+    found: Table = _table(
+        {n: features[n] for n in model.features.names}, {f.name: f.words for f in model.features.features}
+    )
     found.insert(1, "contribution", added[:-1])
     found = found.sort_values("contribution", key=np.abs, ascending=False, kind="stable")
     found.loc["(base)"] = [None, added[-1], "the model's answer to a row about which nothing is known"]
