@@ -245,7 +245,7 @@ def test_only_mature_rows_are_judged_and_the_others_counted(bank: Bank) -> None:
     assert "14 of 20 rows judged" in repr(found) and "6 too young" in found._repr_html_()
     assert found.metrics.loc["brier", "rows"] == 14 and found.metrics.loc["rate of approve", "rows"] == 20
     both = lab.compare(bank.version, bank.version, *span, **how, costs=lambda p, event: {"approve": 4.0, "decline": p})
-    assert both.metrics.loc["cost", "rows"] == 14  # also where a price does not depend on the truth
+    assert both.metrics.loc["cost", "rows"] == 15  # also where a price does not depend on the truth
     assert len(both.rows) == 21 and both.left_out == {"too young": 6, "not known": 0}
 
 
