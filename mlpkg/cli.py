@@ -369,13 +369,16 @@ def _rows(platform: Any, timeline: Timeline, columns: dict[str, Column], most: i
     for i in range(max(0, len(timeline) - most) if most else 0, len(timeline)):
         position = int(timeline.position[i])
         about = int(timeline.columns["about"][i]) if "about" in timeline.columns else position
-        entry = next(platform.read(about - 1, until=about), None)
-        body = msgspec.json.decode(entry.body) if entry else {}
+        entry, said = (next(platform.read(p - 1, until=p), None) for p in (about, position))
+        bodies = [msgspec.json.decode(e.body) for e in (entry, said) if e]
         row: dict[str, Any] = {"time": iso(int(timeline.time[i])), "position": position, "id": entry and entry.id}
         for name, codes in timeline.columns.items():
             column, code = columns.get(name), int(codes[i])
-            known = column is not None and column.kind == "text" and isinstance(body.get(name), str)
-            row[name] = body[name] if known else column.decode(code) if column else code
+            texts = (
+                [b[name] for b in bodies if isinstance(b.get(name), str)] if column and column.kind == "text" else []
+            )
+            word = next((text for text in texts if column and column.encode(text) == code), None)
+            row[name] = word if word is not None else column.decode(code) if column else code
         found.append(row)
     return found
 

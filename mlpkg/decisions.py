@@ -338,7 +338,7 @@ def _compare(
     positions = history.events[model.features.on.name].position
     rows = np.searchsorted(positions, about)
     past = compute(model.features, history, rows, np.array([seen[a] for a in about.tolist()], np.int64))
-    scores = model.predictor.score_many(np.column_stack([v.astype(np.float64) for v in past.values()]))
+    scores = model.predictor.score_many(past)
     columns = [(name, value.tolist()) for name, value in past.items()]
     for i, (entry, decision) in enumerate(mine):
         wrong = [

@@ -378,12 +378,13 @@ def compute(
     else:
         present, time, own = events.columns, events.time, events.position
     out: dict[str, Array] = {}
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
         for part in features._parts:
             asked = {name: present[name] for name in part.reduction.present}
             moments = Moments(np.empty(0, np.int64), time, own if seen is None else seen, own, asked)
             own_rows = every and part.fact is None and part.base.name == features.on.name
-            found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool)
+            found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool, threads)
             for place, column in zip(part.places, found, strict=True):
                 feature = features.features[place]
                 out[feature.name] = column if feature.integer else column.view(np.float64)
@@ -415,29 +416,58 @@ def complete(
 
 
 def _compute_part(
-    part: _Part, history: History, keys: Array, moments: Moments, own_rows: bool, pool: ThreadPoolExecutor
-) -> Array:
-    """The bits of a part's features, a row per feature, computed a piece of entities at a time."""
+    part: _Part,
+    history: History,
+    keys: Array,
+    moments: Moments,
+    own_rows: bool,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> list[Array]:
+    """The bits of a part's features, an array per feature, computed a piece of entities at a time."""
     events = part.events(history)
     layout = events.layout(part.key)
     nobody = keys == NULL
-    if own_rows and not nobody.any():  # the moments are the rows, and laid out already
-        moments.entity, order = layout.entity, layout.order
+    if own_rows := own_rows and not nobody.any():  # the moments are the rows, and laid out already
+        order, first = layout.order, layout.starts
     else:
         moments.entity = np.where(nobody, -1, layout.find(keys))
         order = stable_order(moments.entity + 1)
-    out = np.empty((len(part.places), len(keys)), np.int64)
+        first = moments.entity[order].searchsorted(np.arange(len(layout.starts)))
+    out = [np.empty(len(keys), np.int64) for _ in part.places]  # laid out
 
     def piece(entities: slice, mine: slice, asked: slice) -> None:
-        to = order[asked]
         starts = layout.starts[entities.start : entities.stop + 1] - layout.starts[entities.start]
         timeline = events.timeline(layout.order[mine], starts, part.columns, part.truth)
-        those = moments.take(to)
-        those.entity -= entities.start
-        out[:, to] = part.reduction.compute(timeline, those)
+        to = order[asked]
+        if own_rows:
+            seen = timeline.position if moments.position is moments.own else moments.position[to]
+            present = {k: v[to] for k, v in moments.present.items()}
+            entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            those = Moments(entity, timeline.time, seen, timeline.position, present)
+        else:
+            those = moments.take(to)
+            those.entity -= entities.start
+        for column, found in zip(out, part.reduction.compute(timeline, those), strict=True):
+            column[asked] = found
 
-    for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, moments.entity[order])]:
+    for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, first)]:
         done.result()
+    place = np.empty_like(
+        order
+    )  # of each moment where it is laid out: to gather from there beats to scatter from there
+    place[order] = np.arange(len(order))
+
+    spare = np.empty_like(place)
+    shares = [slice(len(place) * i // threads, len(place) * (i + 1) // threads) for i in range(threads)]
+
+    def gather(laid: Array, to: Array, share: slice) -> None:
+        laid.take(place[share], out=to[share], mode="clip")
+
+    for i, laid in enumerate(out):
+        for done in [pool.submit(gather, laid, spare, share) for share in shares]:
+            done.result()
+        out[i], spare = spare, laid
     return out
 
 

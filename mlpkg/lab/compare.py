@@ -25,7 +25,7 @@ from ..decisions import UseCase
 from ..events import Outcome
 from ..features import compute
 from ..history import Events, History
-from .frames import find_use_case, series, texts_of_events, the_platform, times
+from .frames import find_use_case, nullable, readable, series, texts_of_events, the_platform, times
 from .paired import LEVEL, Mean, Measure, Paired, Ranking, paired
 from .training import label_of, seen_of
 from ..models import Model
@@ -356,11 +356,11 @@ class Rows:
 
 
 def score_rows(model: Model, rows: Rows) -> tuple[Table, Array]:
-    """The features of rows by a model's own definition, and its scores."""
+    """The features of rows by a model's own definition, categories as their texts, and its scores."""
     past = compute(model.features, rows.history, rows.places, rows.seen)
-    matrix = np.column_stack([v.astype(np.float64) for v in past.values()])
-    scores = model.predictor.score_many(matrix) if len(matrix) else np.empty(0)
-    return pd.DataFrame(past), scores
+    scores = model.predictor.score_many(past) if len(rows.places) else np.empty(0)
+    shown = pd.DataFrame(past).assign(**{name: nullable(past[name]) for name in model.features.categories})
+    return readable(model.features, shown, platform=rows.platform), scores
 
 
 def _served(rows: Rows) -> dict[int, _Served]:

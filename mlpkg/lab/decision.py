@@ -23,7 +23,7 @@ from ..decisions import Decision, UseCase
 from ..events import Outcome
 from .compare import Rows, Table, actions_of, rows_of, score_rows, side_of
 from .explain import Explanation, explain
-from .frames import find_use_case, the_platform, times
+from .frames import find_use_case, texts_of, the_platform, times
 from ..models import Model
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
@@ -36,8 +36,10 @@ def contributions(model: Model, features: Mapping[str, Any]) -> Table:
     For a model of probabilities the raw score is the log-odds: the contributions add up to log(p / (1 − p)).
     """
     predictor: Any = model.predictor
-    given = [math.nan if features[n] is None else float(features[n]) for n in model.features.names]
-    added = np.asarray(predictor.booster.predict(np.array([given]), pred_contrib=True, num_threads=1))[0]
+    null = {n: NULL if n in model.features.categories else math.nan for n in model.features.names}
+    given = {n: np.array([missing if features[n] is None else features[n]]) for n, missing in null.items()}
+    row = predictor.categories.matrix(given)
+    added = np.asarray(predictor.booster.predict(row, pred_contrib=True, num_threads=1))[0]
     found: Table = _table(
         {n: features[n] for n in model.features.names}, {f.name: f.words for f in model.features.features}
     )
@@ -82,7 +84,11 @@ class Dossier:
     @property
     def features(self) -> Table:
         """The features as the model was given them: value and meaning."""
-        return _table(self.record.features, {f.name: f.words for f in self.model.features.features})
+        values: dict[str, Any] = dict(self.record.features)
+        mine = self.model.features
+        codes = {n: values[n] for n in mine.categories if values[n] is not None}
+        texts = texts_of([*mine.sources, *mine.outcomes], codes.values(), self.platform)
+        return _table(values | {n: texts.get(c, c) for n, c in codes.items()}, {f.name: f.words for f in mine.features})
 
     def explain(self, feature: str) -> Explanation:
         """The rows behind one feature, as the decision saw them."""
@@ -92,7 +98,7 @@ class Dossier:
     @cached_property
     def reasons(self) -> Table:
         """What each feature added to the score, the largest first; see `contributions`."""
-        return contributions(self.model, self.record.features)
+        return contributions(self.model, self.record.features).assign(value=self.features["value"])
 
     def by(self, *others: str | Model) -> Table:
         """What other models say of the same moment, by default all that are there: ``score`` and ``action`` by today's policy."""

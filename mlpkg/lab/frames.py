@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['When', 'the_platform', 'find_source', 'find_use_case', 'times', 'series', 'frame_of', 'events', 'texts_of_events',
-           'decisions', 'preview']
+           'nullable', 'texts_of', 'readable', 'decisions', 'preview']
 
 # %% ../../nbs/lab/frames.ipynb #imports
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import pandas as pd
 
+from ..columns import NULL, Column, text_code
 from ..decisions import UseCase, use_case
-from ..events import NULL, Column, Outcome, Source
+from ..events import Fact, Outcome, Source
 from ..features import FeatureSet, compute
 from ..history import Events
 from ..platform import Platform, decisions_of
@@ -128,6 +130,46 @@ def _reported(outcome: Outcome, events: Events, reports: Any) -> Any:
         else pd.array(known.to_numpy(np.float64, na_value=np.nan))
     )
 
+# %% ../../nbs/lab/frames.ipynb #readable
+def nullable(codes: Array) -> Any:
+    """A column of int64 whose nulls are pandas' own."""
+    unknown = codes == NULL
+    return pd.arrays.IntegerArray(np.where(unknown, 0, codes), unknown)
+
+
+def texts_of(streams: Sequence[Source | Fact], codes: Iterable[int], platform: Platform) -> dict[int, str]:
+    """The texts behind codes, as far as the log of these streams has them."""
+    fields = {s.stream: [c.name for c in _columns(s) if c.kind == "text"] for s in streams}
+    wanted = {*codes} - {NULL}
+    found: dict[int, str] = {}
+    if not wanted or not any(fields.values()):
+        return found
+    for entry in platform.read(streams=[stream for stream, names in fields.items() if names]):
+        body = msgspec.json.decode(entry.body)
+        for text in (body.get(name) for name in fields[entry.source]):
+            if isinstance(text, str) and (code := text_code(text)) in wanted:
+                found[code] = text
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _columns(stream: Source | Fact) -> Sequence[Column]:
+    return stream.columns if isinstance(stream, Source) else stream.facts
+
+
+def readable(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | None = None) -> pd.DataFrame:
+    """The rows of a training set with the texts of their categories and keys instead of the codes, as far as the log has them."""
+    texts = {*features.categories, *(key for key in features.keys if features.on.seen[key].kind == "text")}
+    columns = {n: rows[n] for n in rows.columns if n in texts and isinstance(rows[n].dtype, pd.Int64Dtype)}
+    codes = {code for column in columns.values() for code in column.dropna().unique().tolist()}
+    known = texts_of([*features.sources, *features.outcomes], codes, platform or the_platform())
+    return rows.assign(**{name: _as_text(column, known) for name, column in columns.items()})
+
+
+def _as_text(column: Any, known: dict[int, str]) -> Any:
+    return pd.array([None if c is pd.NA else known.get(c, f"#{c % 2**64:016x}") for c in column.tolist()], dtype="str")
+
 # %% ../../nbs/lab/frames.ipynb #decisions
 def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Platform | None = None) -> pd.DataFrame:
     """The decisions on events from `since` on: features as served, score, action, and the outcome as far as it is known.
@@ -153,11 +195,15 @@ def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Pla
     for outcome in case.on.outcomes.values():
         labels = pd.Series(label_of(outcome, history, as_of=None), index=history.events[case.on.name].position)
         frame[outcome.name] = labels.reindex(frame["position"]).array
-    return frame.drop(columns="position")
+    for name in set(case.features.categories) & set(frame.columns):
+        frame[name] = nullable(np.array([NULL if (c := row.get(name)) is None else c for row in rows], np.int64))
+    return readable(case.features, frame.drop(columns="position"), platform=platform)
 
 # %% ../../nbs/lab/frames.ipynb #preview
 def preview(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | None = None) -> pd.DataFrame:
     """The features of the given rows of `events`, next to them, as they would have been served at each row's moment.
+
+    A category is shown as its text.
 
     Raises
     ------
@@ -182,7 +228,9 @@ def preview(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | No
     order = np.argsort(at, kind="stable")
     values = compute(features, history, at[order])
     back = np.argsort(order, kind="stable")
-    return rows.assign(**{name: value[back] for name, value in values.items()})
+    shown = {f.name: values[f.name][back] for f in features.features}
+    shown |= {name: nullable(shown[name]) for name in features.categories}
+    return readable(features, rows.assign(**shown), platform=platform)
 
 
 FeatureSet.preview = preview  # type: ignore[attr-defined]  # so that a notebook reads features.preview(rows)

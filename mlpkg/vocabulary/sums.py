@@ -250,7 +250,7 @@ class Ratio(Aggregate):
 
     def words(self) -> str:
         """Which two."""
-        return f"{self.a.words()} over {self.b.words()}"
+        return f"{_said(self.a)} over {_said(self.b)}"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a / b``."""
@@ -279,11 +279,15 @@ class Change(Aggregate):
 
     def words(self) -> str:
         """What changed."""
-        return f"change of {self.a.words()} against {self.against}"
+        return f"change of {_said(self.a)} against {self.against}"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a / b − 1``."""
         return quotient(inner[0].astype(np.float64), inner[1]) - 1.0
+
+
+def _said(a: Aggregate) -> str:
+    return a.words() + (f" where {a.where}" if a.where else "")
 
 
 def _within(a: Aggregate, over: Any, where: str | None) -> Aggregate:
