@@ -295,12 +295,13 @@ def verify(use_case: str, as_json: bool) -> None:
 @click.option(
     "--into", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder for the fresh store."
 )
+@click.option("--model", metavar="VERSION", help="Decide by this model; by default by the one that is live.")
 @as_json
-def replay(use_case: str, start: int, end: int, into: Path, as_json: bool) -> None:
+def replay(use_case: str, start: int, end: int, into: Path, model: str | None, as_json: bool) -> None:
     """Send a stretch of the log through the decision path into a fresh store."""
     case, platform = opened(use_case)
     with progress("replaying") as bar:
-        done = _decisions.replay(case, platform, start, end, into.resolve(), progress=bar.update)
+        done = _decisions.replay(case, platform, start, end, into.resolve(), model=model, progress=bar.update)
     if as_json:
         return say(done)
     click.echo(
