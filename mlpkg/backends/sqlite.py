@@ -7,6 +7,7 @@ __all__ = ['SqlitePlatform']
 
 # %% ../../nbs/backends/sqlite.ipynb #imports
 import json
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import apsw
 import numpy as np
+from msgspec.structs import astuple
 
 from . import past
 from .building import Building, Wanted, in_order, key_json
@@ -24,7 +26,7 @@ from ..cells import Cells
 from ..events import NULL, Decisions, Fact, Outcome, Rejected, Row, Source, compare_contracts, event_id, source_of
 from ..history import Events, History
 from ..keys import Key, key_of
-from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, decisions_of, promotions_of
+from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
 from ..timeline import Array, Timeline, decode, pack
 from ..times import LATEST, now
@@ -105,6 +107,7 @@ def _id_range(id: str) -> tuple[str, str, str]:
 
 
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
+_REACH = 5000  # how many entries a look back passes over at most
 _VERSIONS = "source=? and (id=? or id>? and id<?)"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -140,6 +143,7 @@ class SqlitePlatform:
         self._timelines: dict[tuple[str, str], _Stored] = {}
         self._by_stream: dict[str, list[_Stored]] = {}
         self._live: dict[str, str] = {}
+        self._tokens: dict[str, Token] = {}
         self._waiting = False  # whether any outcome waits for its event
 
     def close(self) -> None:
@@ -201,6 +205,8 @@ class SqlitePlatform:
         self._timelines = {(t.name, t.key): t for t in found if t.by is not None}
         self._by_stream = {name: [t for t in found if t.name == name] for name in {t.name for t in found}}
         self._live = dict(self.db.execute("select use_case, version from live"))
+        found = self.db.execute("select id, hash, role, name, by, created, expires, revoked from token")
+        self._tokens = {row[0]: Token(*row) for row in found}
         self._waiting = bool(self.db.execute("select exists(select 1 from waiting)").fetchone()[0])
         self._generation = generation
 
@@ -434,6 +440,13 @@ class SqlitePlatform:
             "select position, time, arrived, body from log where source=? and id=?", (self._sources.get(stream, -1), id)
         )
         return found.fetchone()
+
+    def append(self, stream: str, body: str) -> int:
+        """Append an entry of a stream that nothing is computed from; its position."""
+        at = now()
+        with self._transaction():
+            self.db.execute(_INSERT, (self._source(stream), f"{at:x}-{secrets.token_hex(4)}", at, at, None, body))
+            return self.db.last_insert_rowid()
 
     def bury(self, source: str, body: Any, why: Rejected, row: int | None = None) -> None:
         """Put a refused event to the dead letters; what is no JSON at all was no event."""
@@ -685,11 +698,25 @@ class SqlitePlatform:
             yield page
 
     @_readable
-    def timeline(self, stream: str, key: str, value: int) -> Timeline:
-        """What the store holds of one entity."""
+    def back(self, stream: str, before: int | None = None, most: int = 100) -> tuple[list[Entry], int | None]:
+        """The latest entries of a stream from just before a position, newest first, and the position to go on from."""
+        self._look()
+        with self._lock:
+            before = self.last_position() + 1 if before is None else min(before, LATEST)
+            rows = self.db.execute(
+                "select position, id, time, arrived, about, body from log "
+                "where position < ? and position >= ? and source=? order by position desc limit ?",
+                (before, before - _REACH, self._sources.get(stream, -1), most),
+            ).fetchall()
+        further = rows[-1][0] if len(rows) == most else before - _REACH
+        return [Entry(p, stream, _plain(id), *rest) for p, id, *rest in rows], further if further > 1 else None
+
+    @_readable
+    def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
+        """What the store holds of one entity: all rows later than `since`."""
         with self._transaction():
             timelines = self._stored(stream, key)
-            found = timelines.read(timelines.head(value), -LATEST)
+            found = timelines.read(timelines.head(value), since)
         assert isinstance(found, Timeline)
         return found
 
@@ -722,6 +749,19 @@ class SqlitePlatform:
             "from waiting w join log l on l.position=w.position order by 1"
         )
         return [Entry(row[0], self._names[row[1]], _plain(row[2]), *row[3:]) for row in rows]
+
+    # -- who may come in ---------------------------------------------------------------------------------------------
+
+    def tokens(self) -> Mapping[str, Token]:
+        """Every token by its id, as of now."""
+        self._look()
+        return self._tokens
+
+    def put_token(self, token: Token) -> None:
+        """Keep a token, in place of the one with its id, if there is one."""
+        with self._transaction():
+            self.db.execute("insert or replace into token values (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
+            self._changed()
 
     # -- which model is live -----------------------------------------------------------------------------------------
 
