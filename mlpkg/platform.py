@@ -192,7 +192,7 @@ class Platform(Protocol):
         ...
 
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
-        """What is held of one entity: all rows later than `since`."""
+        """What is held of one entity: at least all rows later than `since`."""
         ...
 
     def contracts(self, stream: str) -> list[dict[str, Any]]:

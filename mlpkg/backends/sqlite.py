@@ -713,7 +713,7 @@ class SqlitePlatform:
 
     @_readable
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
-        """What the store holds of one entity: all rows later than `since`."""
+        """What the store holds of one entity: at least all rows later than `since`."""
         with self._transaction():
             timelines = self._stored(stream, key)
             found = timelines.read(timelines.head(value), since)
