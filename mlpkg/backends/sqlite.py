@@ -702,7 +702,8 @@ class SqlitePlatform:
         """The latest entries of a stream from just before a position, newest first, and the position to go on from."""
         self._look()
         with self._lock:
-            before = self.last_position() + 1 if before is None else min(before, LATEST)
+            end = self.last_position() + 1
+            before = end if before is None else min(before, end)
             rows = self.db.execute(
                 "select position, id, time, arrived, about, body from log "
                 "where position < ? and position >= ? and source=? order by position desc limit ?",
