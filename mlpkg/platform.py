@@ -187,10 +187,6 @@ class Platform(Protocol):
         """
         ...
 
-    def append(self, stream: str, body: str) -> int:
-        """Append an entry of a stream that nothing is computed from, such as who looked at what; its position."""
-        ...
-
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
         """What is held of one entity: at least all rows later than `since`."""
         ...
@@ -237,6 +233,14 @@ class Platform(Protocol):
 
     def put_token(self, token: Token) -> None:
         """Keep a token, in place of the one with its id, if there is one; every process knows of it at once."""
+        ...
+
+    def note_access(self, body: str) -> None:
+        """Append to the log of who looked at what, which is a stream of its own: to look moves no position."""
+        ...
+
+    def accesses(self, before: int = LATEST, most: int = 100) -> list[tuple[int, int, str]]:
+        """The latest entries of that log before a number, newest first: number, when, body."""
         ...
 
     def check(self) -> None:

@@ -37,6 +37,7 @@ create table if not exists dead_letter(id integer primary key, source text not n
 create table if not exists live(use_case text primary key, version text not null);
 create table if not exists token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
     created integer not null, expires integer, revoked integer);
+create table if not exists access(id integer primary key, at integer not null, body text not null);
 """
 _FROM_1 = """
 drop table if exists timeline; drop table if exists chunk; drop table if exists stream;

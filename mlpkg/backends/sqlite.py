@@ -7,7 +7,6 @@ __all__ = ['SqlitePlatform']
 
 # %% ../../nbs/backends/sqlite.ipynb #imports
 import json
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -441,13 +440,6 @@ class SqlitePlatform:
         )
         return found.fetchone()
 
-    def append(self, stream: str, body: str) -> int:
-        """Append an entry of a stream that nothing is computed from; its position."""
-        at = now()
-        with self._transaction():
-            self.db.execute(_INSERT, (self._source(stream), f"{at:x}-{secrets.token_hex(4)}", at, at, None, body))
-            return self.db.last_insert_rowid()
-
     def bury(self, source: str, body: Any, why: Rejected, row: int | None = None) -> None:
         """Put a refused event to the dead letters; what is no JSON at all was no event."""
         if why.status == 400:
@@ -763,6 +755,17 @@ class SqlitePlatform:
         with self._transaction():
             self.db.execute("insert or replace into token values (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
             self._changed()
+
+    def note_access(self, body: str) -> None:
+        """Append to the log of who looked at what."""
+        with self._transaction():
+            self.db.execute("insert into access(at, body) values (?, ?)", (now(), body))
+
+    @_readable
+    def accesses(self, before: int = LATEST, most: int = 100) -> list[tuple[int, int, str]]:
+        """The latest entries of that log before a number, newest first: number, when, body."""
+        found = self.db.execute("select id, at, body from access where id<? order by id desc limit ?", (before, most))
+        return found.fetchall()
 
     # -- which model is live -----------------------------------------------------------------------------------------
 

@@ -172,4 +172,4 @@ def features(model: Model, platform: Platform, query: bytes) -> dict[str, Any]:
 def accesses(platform: Platform, query: bytes) -> dict[str, Any]:
     """A page of the access log."""
     most, before = _page(Query(query, ("limit", "cursor")))
-    return _answer("access", *access.accesses(platform, before, most))
+    return _answer("access", *access.accesses(platform, before or LATEST, most))
