@@ -159,12 +159,12 @@ def test_a_wrong_token_is_nobodys(office: Office):
         text[:-1],
         secret,
         id,
-        "",
         "x" * 5000,
     ):
         answer = office.ask("GET", "/v1/decisions", wrong)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"'), wrong
         assert text not in answer.text and secret not in answer.text
+    assert office.status("GET", "/v1/decisions", authorization="Bearer") == 401
     for scheme in ("Basic", "Token", "mlpkg"):
         assert office.status("GET", "/v1/decisions", authorization=f"{scheme} {text}") == 401
     assert office.status("GET", "/v1/ready", "wrong") == 401

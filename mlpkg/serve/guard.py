@@ -110,7 +110,7 @@ class Guard:
         """
         if caller is None:
             raise _unknown("a token is needed here: mlpkg token create", "Bearer")
-        if need is None or need not in RECORDED and caller.may(need):
+        if need is None or (need not in RECORDED and caller.may(need)):
             return
         query = scope["query_string"].decode("latin-1")
         path = f"{scope['path']}?{query}" if query else scope["path"]

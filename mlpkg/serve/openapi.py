@@ -171,7 +171,7 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
         summary = f"Report {outcome.name} of one of the {outcome.source.name}, by its id."
         name = f"report_{stream.replace('.', '_')}"
         paths[f"/v1/outcomes/{stream}"] = _post(summary, stream, "Receipt", name, "report")
-    keys = {key: _TEXT for key in use_case.features.keys}
+    keys = dict.fromkeys(use_case.features.keys, _TEXT)
     present = _object(entity=_MAP, time=_TEXT, model=_MAP, features=_MAP)
     paths["/v1/features"] = _get(
         "What the live model would be told of an entity now.", present, "features", "features", query=keys
