@@ -1062,7 +1062,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlpkg.serve.app._Room': ('serve/app.html#_room', 'mlpkg/serve/app.py'),
                                  'mlpkg.serve.app._accesses': ('serve/app.html#_accesses', 'mlpkg/serve/app.py'),
                                  'mlpkg.serve.app._catalog': ('serve/app.html#_catalog', 'mlpkg/serve/app.py'),
-                                 'mlpkg.serve.app._decide': ('serve/app.html#_decide', 'mlpkg/serve/app.py'),
                                  'mlpkg.serve.app._decisions': ('serve/app.html#_decisions', 'mlpkg/serve/app.py'),
                                  'mlpkg.serve.app._event': ('serve/app.html#_event', 'mlpkg/serve/app.py'),
                                  'mlpkg.serve.app._events': ('serve/app.html#_events', 'mlpkg/serve/app.py'),

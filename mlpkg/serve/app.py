@@ -257,12 +257,6 @@ class _Asked(NamedTuple):
     send: _Send
 
 
-async def _decide(app: Application, asked: _Asked) -> _Answer | None:
-    caller = asked.caller and asked.caller.name
-    accept = app.decide if caller is None else partial(app.decide, caller=caller)
-    return await _take(accept, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
-
-
 async def _events(app: Application, asked: _Asked) -> _Answer | None:
     name, _, id = (asked.name or "").partition("/")
     source = _named(app.sources, "source", name)
@@ -329,7 +323,6 @@ class _Room(NamedTuple):
 
 
 _ROOMS = {
-    "decide": _Room(_decide, "decide", "decide"),
     "events": _Room(_events, "events", "send", deep=True),
     "outcomes": _Room(_outcomes, "report", "report", deep=True),
     "decisions": _Room(_decisions, "decisions", "decisions", deep=True),
@@ -349,6 +342,10 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     path: str = scope["path"]
     if root := scope.get("root_path"):
         path = path.removeprefix(root)
+    if path == "/v1/decide":  # first, and past all else, because it has to be quick
+        app.guard.check(caller := app.guard.admit(scope, head), "decide", scope)
+        accept = partial(app.decide, caller=caller.name) if caller and caller.name else app.decide
+        return await _take(accept, app.settings.max_body, scope, head, receive, send)
     if path in _ALIVE:
         return _get(_Asked(scope, head, None, None, receive, send), lambda: {"status": "alive"})
     asked = _Asked(scope, head, app.guard.admit(scope, head), None, receive, send)

@@ -8,6 +8,7 @@ __all__ = ['Head', 'read_head', 'Guard']
 # %% ../../nbs/serve/guard.ipynb #imports
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from ..access import LOOPBACK, RECORDED, ROLES, Caller, caller_of, is_loopback, record
@@ -18,24 +19,19 @@ from ..settings import Settings
 # %% ../../nbs/serve/guard.ipynb #head
 _HEADERS, _HEAD, _ADDRESS = 100, 32_768, 8_000  # how many headers, and bytes of them and of path and query
 _FAR = frozenset((b"forwarded", b"origin", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"))
-_READ = _FAR | {b"authorization", b"content-encoding", b"content-type", b"host"}
-
 Head = Mapping[bytes, bytes]
 
 
 def read_head(scope: Mapping[str, Any]) -> Head:
-    """The headers that matter here.
+    """The headers by name, which servers give in lower case.
 
     Raises
     ------
     Problem
         When there are too many, or too much of them, or of the address.
     """
-    headers, size, told = scope["headers"], 0, {}
-    for name, value in headers:
-        size += len(name) + len(value)
-        if name in _READ:
-            told[name] = value
+    headers = scope["headers"]
+    size = sum(map(len, chain.from_iterable(headers)))
     if size > _HEAD or len(headers) > _HEADERS:
         raise Problem(
             431, f"there may be {_HEADERS} headers of {_HEAD} bytes in all", "header", size, connection="close"
@@ -43,7 +39,7 @@ def read_head(scope: Mapping[str, Any]) -> Head:
     size = len(scope["path"]) + len(scope["query_string"])
     if size > _ADDRESS:
         raise Problem(414, f"path and query may have {_ADDRESS} bytes", "path", size, connection="close")
-    return told
+    return dict(headers)
 
 # %% ../../nbs/serve/guard.ipynb #near
 def _is_near(scope: Mapping[str, Any], head: Head) -> bool:
