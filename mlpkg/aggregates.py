@@ -19,7 +19,7 @@ from .code import function_of, reference
 from .columns import NULL, Column
 from .conditions import Condition
 from .timeline import Array
-from .times import duration
+from .times import DAY, duration
 from .windows import Windows
 
 # %% ../nbs/aggregates.ipynb #span
@@ -38,6 +38,8 @@ class Span:
             return cls("all", None, None)
         if found := re.fullmatch(r"last ([1-9]\d{0,8})", text):
             return cls(f"last_{found[1]}", None, int(found[1]))
+        if text.startswith("last"):
+            raise ValueError(f"{text!r} is no window: write 'last 20', with a space and a number")
         width = duration(text)
         if width <= 0:
             raise ValueError(f"a window of {text!r} holds nothing")
@@ -64,6 +66,9 @@ class Aggregate:
         None  # what of its column `finish` needs, by the names that `live` has for it
     )
     fewest: ClassVar[int] = 1  # rows below which it is null
+    limits: ClassVar[
+        Mapping[str, tuple[float, float]]
+    ] = {}  # the least and the greatest value of options that are numbers
     present: ClassVar[bool] = False  # compares with the present event's value of its column
 
     @classmethod
@@ -119,12 +124,12 @@ class Aggregate:
 
     def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
         """Raise `ValueError` where it does not fit the columns it is used on, or looks back beyond `reach` microseconds."""
-        if not self.spans:
-            raise ValueError(f"{name}: {self.verb()} needs over=, a window such as '7d' or several")
+        self._check_options(name)
         for span in self.spans:
             if (span.width or 1) + duration(self.delay) > reach:
                 raise ValueError(
-                    f"{name}: a window of {span.name} reaches further back than the source keeps its events; keep them longer"
+                    f"{name}: a window of {span.name}{f' and its delay of {self.delay}' if self.delay != '0s' else ''} reaches further "
+                    f"back than the source keeps its events ({reach / DAY:.4g}d after the delay of `by`); keep them longer"
                 )
         if len(set(self.spans)) < len(self.spans):
             raise ValueError(f"{name}: a window is named twice")
@@ -135,9 +140,37 @@ class Aggregate:
                 raise ValueError(f"{name}: {self.verb()} of unknown column {used!r}; {known}")
             self.check_column(name, columns[used])
         if self.where is not None:
-            Condition(self.where, columns)
+            try:
+                Condition(self.where, columns)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.empty is not None and self.kind(columns) == "category":
+            raise ValueError(f"{name}: {self.verb()} gives a category, for which there is no empty=")
         for part in self.inner:
             part.check(name, columns, reach)
+
+    def _check_options(self, name: str) -> None:
+        """Raise `ValueError` where a window or another option cannot be read."""
+        several = self.over if isinstance(self.over, list | tuple) else [self.over]
+        if not self.over or not all(isinstance(text, str) for text in several):
+            raise ValueError(
+                f"{name}: {self.verb()} needs over=, a window such as '7d', 'last 20' or 'all', or several"
+            )
+        try:
+            _ = self.spans, duration(self.delay)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        for option, (least, most) in self.limits.items():
+            value, whole = getattr(self, option), isinstance(least, int)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else int | float)
+                or not least <= value <= most
+            ):
+                kind = "whole number" if whole else "number"
+                raise ValueError(f"{name}: {option}={value!r} is not a {kind} from {least} to {most}")
+        if self.empty is not None and (isinstance(self.empty, bool) or not isinstance(self.empty, int | float)):
+            raise ValueError(f"{name}: empty={self.empty!r} is not a number")
 
     def check_column(self, name: str, column: Column) -> None:
         """Raise `ValueError` where it has no meaning for a column, or might not be exact."""

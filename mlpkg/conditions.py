@@ -35,7 +35,8 @@ class Condition:
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError):
-            raise ValueError(f"where={text!r} cannot be read") from None
+            hint = "write comparisons such as amount == 3, joined by and, or, not"
+            raise ValueError(f"where={text!r} cannot be read: {hint}") from None
         self._meets = self._test(tree)
 
     def mask(self, codes: Mapping[str, Array]) -> Array:

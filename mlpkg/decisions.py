@@ -127,6 +127,8 @@ def use_case(name: str, settings: Settings | None = None) -> UseCase:
         raise MlpkgError(
             f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}", "run nbdev-export"
         ) from error
+    except ValueError as error:  # a definition that cannot be
+        raise MlpkgError(f"the use case {name!r} cannot be defined as in {module}: {error}") from error
     if not isinstance(found, UseCase):
         raise MlpkgError(f"{settings.use_cases[name]} is a {type(found).__name__}, not a UseCase")
     return found

@@ -749,13 +749,17 @@ def _compare(where: str, name: str, was: Column | None, now: Column) -> list[str
         )
     if was.nullable and not now.nullable:
         raise MlpkgError(f"{where} is now required, earlier events may lack it", "leave it optional")
+    if now.nullable and not was.nullable:
+        raise MlpkgError(
+            f"{where} is now optional: models that are live would take a gap for a number",
+            "leave it required, or name a new field that is optional",
+        )
     if now.kind in ("int", "number") and now.bits > was.bits:
         raise MlpkgError(
             f"{where} may now be as large as 2^{now.bits}, it was 2^{was.bits}: models that are live may not add that up",
             "keep its bounds, or name a new field",
         )
-    optional = [f"{where} is now optional"] if now.nullable and not was.nullable else []
-    return optional + ([f"{where} has narrower bounds"] if now.bits < was.bits else [])
+    return [f"{where} has narrower bounds"] if now.bits < was.bits else []
 
 
 def _type(column: Column) -> str:

@@ -82,3 +82,52 @@ def test_gaps_and_tables_are_loaded_as_they_would_have_been_sent(tmp_path: Path)
     np.testing.assert_array_equal(rows["customer_spent_7d"], [1.5, 1.5, 3.75, 3.75])
     loaded.close()
     sent.close()
+
+
+class Paid(ml.Event):
+    customer: str
+    amount: ml.Money
+
+
+payments = ml.Source("payments", Paid, keep="30d", lateness="365d")
+refunded = payments.outcome("refunded", bool)
+of_payments = ml.FeatureSet("payments", on=payments, n=payments.by("customer").agg(n=ml.count(over="7d")))
+refunds = ml.UseCase("payments", of_payments, policy=lambda score, event: "send")
+
+
+def rows(*told: tuple[str, str, float | None, bool | None, str]) -> pd.DataFrame:
+    """Rows of a file: an event, and what a row says of its outcome in a row of the frame of its own."""
+    made = [
+        {"source": source, "row": row, "id": id, "arrived": pd.Timestamp(at, tz="UTC"), "customer": "an"}
+        | (
+            {"time": pd.Timestamp("2020-01-01", tz="UTC"), "amount": amount}
+            if source == "payments"
+            else {"refunded": fraud}
+        )
+        for row, (source, id, amount, fraud, at) in enumerate(told)
+    ]
+    return pd.DataFrame(made)
+
+
+def test_what_a_refused_row_says_of_the_outcome_is_passed_over(tmp_path: Path):
+    """Whether it breaks the contract or its id was used before, and also where the report comes in a later batch."""
+    events, reports = (
+        rows(
+            ("payments", "a", 5.0, None, "2020-01-01"),
+            ("payments", "a", 7.0, None, "2020-01-02"),
+            ("payments", "b", -1.0, None, "2020-01-01"),
+        ),
+        rows(
+            ("refunded", "", None, True, "2020-01-09"),
+            ("refunded", "a", None, True, "2020-01-09"),
+            ("refunded", "b", None, True, "2020-01-09"),
+        ),
+    )
+    reports = reports.iloc[1:]
+    for name, batches in {"together": [pd.concat([events, reports])], "apart": [events, reports]}.items():
+        platform: Any = ml.open(Settings(state=tmp_path / name))
+        done = lab.ingest(refunds, batches, platform)
+        assert [row for row, _ in done.refused] == [1, 2], done.refused
+        assert [e.source for e in platform.read()] == ["payments"] and platform.waiting() == []
+        assert len(platform.dead_letters()) == 2
+        platform.close()

@@ -464,7 +464,8 @@ class SqlitePlatform:
             streams = np.array([self._source(s.stream) for s in batch.streams])[batch.stream].tolist()
             for part in self._parts(batch):
                 if isinstance(part, int):
-                    self._correct(batch, part, result)
+                    if int(batch.rows[part]) not in {row for row, _ in result.refused}:
+                        self._correct(batch, part, result)
                     continue
                 piece, numbers = _slice(batch, part), streams[part]
                 keep = self._unknown(piece, numbers, result)
@@ -497,9 +498,11 @@ class SqlitePlatform:
     def _unknown(self, batch: Batch, streams: list[int], result: Loaded) -> Array:
         """The places of the rows that are new; the first of a repeated id wins."""
         seen: dict[tuple[int, str], int] = {}
-        new = []
+        new, gone = [], {row for row, _ in result.refused}
         empty = self.last_position() == 0
         for i, at in enumerate(zip(streams, batch.ids, strict=True)):
+            if gone and int(batch.rows[i]) in gone and self._is_report(batch, i):
+                continue  # it came in one row with an event that was refused
             if at in seen:
                 first = seen[at]
                 same = batch.bodies[first] == batch.bodies[i] and (
@@ -518,6 +521,7 @@ class SqlitePlatform:
             else:
                 stream = batch.streams[batch.stream[i]].stream
                 result.refused.append((int(batch.rows[i]), _reused(stream, Row(at[1], 0, batch.bodies[i], ()))))
+                gone.add(int(batch.rows[i]))
         return np.array(new, np.int64)
 
     @staticmethod

@@ -190,12 +190,12 @@ def checked(use_case: UseCase, frame: pd.DataFrame, refused: Refusals, gone: set
     for name in sorted(present, key=lambda name: isinstance(named[name], Outcome)):
         stream, at = named[name], np.flatnonzero(names == name)
         if isinstance(stream, Outcome):
-            gone |= {row for row, _, _, of in refused if of == stream.source.name}
             at = at[~frame["row"].iloc[at].isin(gone).to_numpy()]
         number[at] = len(streams)
         streams.append(stream)
         if isinstance(stream, Source):
             _take_events(stream, frame, at, out, refused)
+            gone |= {row for row, _, _, of in refused if of == name}
         else:
             _take_reports(stream, frame, at, out, refused)
     kept = np.flatnonzero(out.keep)

@@ -65,6 +65,8 @@ class TopK(_Top):
 
     k: int = 3
 
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"k": (1, 1000)}
+
     @property
     def most(self) -> int:
         """How many values are asked for."""

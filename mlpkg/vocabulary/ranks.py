@@ -63,6 +63,8 @@ class Last(_At):
 class _Several(_At):
     k: int = 3
 
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"k": (1, 1000)}
+
     @property
     def parts(self) -> tuple[str, ...]:
         """1 to k."""
@@ -133,6 +135,8 @@ class Quantile(OfNumber):
 
     _: KW_ONLY
     q: float = 0.5
+
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"q": (0.0, 1.0)}
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a + (b − a) · (h − i)``."""

@@ -135,6 +135,12 @@ class Fold(Aggregate):
         for name, value in {"function": function, **given}.items():
             object.__setattr__(self, name, value)
 
+    def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
+        """It needs a function, and columns to give it."""
+        if not callable(self.function) or not self.columns:
+            raise ValueError(f"{name}: fold needs a function and columns, as in ml.fold(drawdown, 'amount', over='7d')")
+        super().check(name, columns, reach)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The columns it is given."""

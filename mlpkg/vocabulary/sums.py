@@ -111,6 +111,7 @@ class Var(Moment):
 
     ddof: int = 1
 
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"ddof": (0, 100)}
     powers: ClassVar[int] = 2
 
     @property
