@@ -6,7 +6,7 @@
 __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Batch', 'Loaded', 'Unit', 'Platform', 'decisions_of', 'promotions_of', 'open']
 
 # %% ../nbs/platform.ipynb #imports
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -208,6 +208,14 @@ class Platform(Protocol):
 
     def check(self) -> None:
         """Raise `MlpkgError` unless the store can be written."""
+        ...
+
+    def defer(self) -> Callable[[], None] | None:
+        """Leave it to the caller to wait for the disk before it acknowledges anything.
+
+        Gives the function that waits until all that was committed before is as durable as the settings say; `None` where a commit is
+        that at once. Without this, every method that writes returns only when that is so.
+        """
         ...
 
     def close(self) -> None:

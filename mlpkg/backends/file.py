@@ -46,6 +46,7 @@ update log set about = (select e.position from source r join source s on r.name 
 
 # %% ../../nbs/backends/file.ipynb #connect
 _PRAGMAS = (
+    "synchronous=normal",  # what `durability = disk` adds is in backends.disk
     "secure_delete=on",
     "wal_autocheckpoint=10000",
     "cache_size=-65536",
@@ -72,7 +73,6 @@ def connect(settings: Settings, create: bool = True) -> Any:
         db: Any = apsw.Connection(str(path))
         db.set_busy_handler(_Patience())
         db.execute("pragma journal_mode=wal")
-        db.execute(f"pragma synchronous={'full' if settings.durability == 'disk' else 'normal'}")
         for pragma in _PRAGMAS:
             db.execute(f"pragma {pragma}")
         _update(db, path)

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import past
 from .building import Building, Wanted, in_order, key_json
+from .disk import Disk
 from .file import connect, store_error
 from .timelines import Bulk, Head, Timelines
 from ..cells import Cells
@@ -141,16 +142,37 @@ class SqlitePlatform:
         self._by_stream: dict[str, list[_Stored]] = {}
         self._live: dict[str, str] = {}
         self._waiting = False  # whether any outcome waits for its event
+        self._disk: Disk | None = None
+        self._deferred = False  # whether others wait for the disk
+        if settings.durability == "disk":
+            self._checkpoint("passive")  # what one before us may have left unsynced, now that nothing builds on it
+            self._disk = Disk(settings.store)
 
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
+            if self._disk:
+                self._disk.close()
             self.db.close()
 
     def check(self) -> None:
         """Raise `MlpkgError` unless the store can be written."""
         with self._transaction():
             self.db.execute("update control set generation=generation where id=1")
+        if self._disk and self._deferred:
+            self._disk.sync()
+
+    def defer(self) -> Callable[[], None] | None:
+        """Leave it to the caller to wait for the disk, with the function that this gives; `None` where nothing waits for it."""
+        self._deferred = self._disk is not None
+        return self._disk and self._disk.sync
+
+    def _checkpoint(self, mode: str) -> bool:
+        """Copy the write-ahead log into the database; whether that is done."""
+        try:
+            return not self.db.execute(f"pragma wal_checkpoint({mode})").fetchone()[0]
+        except apsw.Error:
+            return False
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -166,6 +188,8 @@ class SqlitePlatform:
         """Take the lock and begin a transaction that knows what other processes changed."""
         self._lock.acquire()
         try:
+            if self._disk and self._disk.failed:
+                self._disk.recover(lambda: self._checkpoint("truncate"))
             self._run("begin immediate")
             self._look()
         except BaseException as error:
@@ -188,6 +212,8 @@ class SqlitePlatform:
             self._lock.release()
         if isinstance(error, apsw.Error):
             raise store_error(self.settings.store, error) from error
+        if error is None and self._disk and not self._deferred:
+            self._disk.sync()
 
     def _refresh(self, generation: int) -> None:
         self._sources = dict(self.db.execute("select name, id from source"))
