@@ -10,7 +10,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from ..events import Outcome, Rejected, Source
 from ..platform import Entry, Platform, decisions_of
 from ..platform import open as open_platform
+from .gate import Gate
 from .openapi import openapi
 from ..settings import MlpkgError, Settings
 from ..times import iso
@@ -110,9 +111,12 @@ _LINES_AT_ONCE = 32  # lines taken before others get their turn
 _BATCH = 16  # how many times the bound of one body a whole batch may have
 
 _Accept = Callable[[bytes], Any]
+_Durable = Callable[[], Awaitable[None]]  # waits until what was accepted may be acknowledged
 
 
-async def _take(accept: _Accept, limit: int, scope: _Message, receive: _Receive, send: _Send) -> _Answer | None:
+async def _take(
+    accept: _Accept, durable: _Durable, limit: int, scope: _Message, receive: _Receive, send: _Send
+) -> _Answer | None:
     if scope["method"] != "POST":
         raise Problem(405, "only POST is allowed here", "method", scope["method"], allow="POST")
     kind = _JSON
@@ -122,17 +126,20 @@ async def _take(accept: _Accept, limit: int, scope: _Message, receive: _Receive,
         elif name == b"content-encoding" and value.lower() != b"identity":
             raise Problem(415, "is not supported; send the body as it is", "content-encoding", value.decode("latin-1"))
     if kind == _JSON:
-        return 200, _JSON, _encode(accept(await _read(receive, limit)))
+        answer = _encode(accept(await _read(receive, limit)))
+        await durable()
+        return 200, _JSON, answer
     if kind != _LINES:
         raise Problem(
             415, "is neither application/json nor application/x-ndjson", "content-type", kind.decode("latin-1")
         )
-    await _take_lines(accept, limit, receive, send)
+    await _take_lines(accept, durable, limit, receive, send)
     return None
 
 
-async def _take_lines(accept: _Accept, limit: int, receive: _Receive, send: _Send) -> None:
-    answers, rest, size, number, more = [], b"", 0, 0, True
+async def _take_lines(accept: _Accept, durable: _Durable, limit: int, receive: _Receive, send: _Send) -> None:
+    answers: dict[int, bytes] = {}  # by line
+    rest, size, number, more = b"", 0, 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -143,7 +150,7 @@ async def _take_lines(accept: _Accept, limit: int, receive: _Receive, send: _Sen
         for line in lines:
             number += 1
             if line.strip():
-                answers.append(_encode(_line(accept, limit, number, line)))
+                answers[number] = _encode(_line(accept, limit, number, line))
             if number % _LINES_AT_ONCE == 0:
                 await asyncio.sleep(0)
         if size == len(piece):  # the first piece: from now on no timeout of a server strikes
@@ -151,9 +158,13 @@ async def _take_lines(accept: _Accept, limit: int, receive: _Receive, send: _Sen
         if len(rest) > limit or size > _BATCH * limit:
             what, most = ("line", limit) if len(rest) > limit else ("batch", _BATCH * limit)
             told = Problem(413, f"the {what} is larger than {most} bytes; nothing from here on was taken", "body", size)
-            answers.append(_encode(problem(told) | {"line": number + 1}))
+            answers[number + 1] = _encode(problem(told) | {"line": number + 1})
             break
-    await send({"type": "http.response.body", "body": b"\n".join([*answers, b""])})
+    try:
+        await durable()
+    except MlpkgError as error:  # nothing of it is acknowledged
+        answers = {line: _encode(problem(error) | {"line": line}) for line in answers}
+    await send({"type": "http.response.body", "body": b"\n".join([*answers.values(), b""])})
 
 
 def _line(accept: _Accept, limit: int, number: int, line: bytes) -> Any:
@@ -200,6 +211,17 @@ class Application:
         return Decider(self.use_case, self.platform)
 
     @cached_property
+    def gate(self) -> Gate | None:
+        """Where requests wait for the disk, when the settings say so."""
+        sync = self.platform.defer()
+        return Gate(sync) if sync else None
+
+    async def durable(self) -> None:
+        """Wait until all that was committed may be acknowledged."""
+        if self.gate is not None:
+            await self.gate.durable()
+
+    @cached_property
     def sources(self) -> dict[str, Source]:
         """The sources that take events, by name."""
         return self.use_case.sources
@@ -224,7 +246,8 @@ class Application:
 
     def close(self) -> None:
         """Close the store."""
-        self.__dict__.pop("decider", None)
+        for name in ("decider", "gate"):
+            self.__dict__.pop(name, None)
         if "platform" in self.__dict__:
             self.__dict__.pop("platform").close()
 
@@ -284,17 +307,19 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
         path = path.removeprefix(root)
     limit = app.settings.max_body
     if path == "/v1/decide":
-        return await _take(app.decide, limit, scope, receive, send)
+        return await _take(app.decide, app.durable, limit, scope, receive, send)
     room, _, name = path.removeprefix("/v1/").partition("/") if path.startswith("/v1/") else ("", "", "")
     if room == "events":
         name, _, id = name.partition("/")
         source = _named(app.sources, "source", name)
         if id:
             return _get(scope, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
-        return await _take(lambda body: app.platform.accept(source, body, live=True), limit, scope, receive, send)
+        accept = partial(app.platform.accept, source, live=True)
+        return await _take(accept, app.durable, limit, scope, receive, send)
     if room == "outcomes":
         outcome = _named(app.outcomes, "outcome", name)
-        return await _take(lambda body: app.platform.report(outcome, body), limit, scope, receive, send)
+        report = partial(app.platform.report, outcome)
+        return await _take(report, app.durable, limit, scope, receive, send)
     if room == "decisions" and name:
         case = app.use_case
         id = name.removeprefix(f"{case.name}/{case.on.name}/")  # the id of the event, or that of the record
