@@ -112,6 +112,7 @@ class Platform(Protocol):
     """What mlpkg asks of the outside world."""
 
     settings: Settings
+    patience: float  # seconds to wait for another process that has the store locked
 
     def register(self, use_case: str, features: Any) -> None:
         """Make the sources and timelines of a feature set known; timelines that are missing are built from the log."""

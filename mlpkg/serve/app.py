@@ -73,7 +73,7 @@ def problem(error: BaseException) -> dict[str, Any]:
 
 # %% ../../nbs/serve/app.ipynb #body
 _DROP = 64  # how many times `limit` is read and dropped before the connection is closed
-_PATIENCE = 0.8  # seconds for a body to arrive; BentoML's timeout in services is 1 s
+_PATIENCE = 0.8  # seconds for a body to arrive, or for another process to unlock the store; BentoML's timeout is 1 s
 
 
 class _Gone(Exception):
@@ -208,7 +208,9 @@ class Application:
         """The decider of this process, made on first use."""
         from mlpkg.decisions import Decider
 
-        return Decider(self.use_case, self.platform)
+        made = Decider(self.use_case, self.platform)
+        self.platform.patience = min(self.platform.patience, _PATIENCE)  # while it waits, nobody is answered
+        return made
 
     @cached_property
     def gate(self) -> Gate | None:
