@@ -4,6 +4,7 @@ Each line on standard input is a port, on which a new worker then serves; its pr
 """
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -36,17 +37,25 @@ def bound(port: int) -> socket.socket:
     raise SystemExit(f"port {port} is not free")
 
 
+def configured(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="on", log_level="warning", access_log=False)
+
+
 def work(settings: Settings, port: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     app: Any = Application(fraud, settings)
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="on", log_level="warning", access_log=False)
-    uvicorn.Server(config).run(sockets=[bound(port)])
+    uvicorn.Server(configured(app)).run(sockets=[bound(port)])
 
 
 if __name__ == "__main__":
     state, durability = sys.argv[1:]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    configured(Application(fraud)).load()  # imports what a server needs
+    import uvloop  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # so that a fork does not collect all of it again
     for line in sys.stdin:
         if (child := os.fork()) == 0:
             os.close(0)

@@ -136,19 +136,30 @@ class Load:
         chance, client = random.Random(own), None
         for k in count():
             cut_off = True
-            while cut_off and not self._done.is_set():
+            while cut_off:
+                client = client or self._reach(chance)
+                if client is None or self._done.is_set():
+                    return client and client.close()
                 try:
-                    client = client or Client(chance.choice(self.ports))
                     one(client, f"{own}-{k}")
                     cut_off = False
                 except LOST:
-                    client = client and client.close()
-                    time.sleep(0.005)
+                    client = client.close()
                     cut_off = chance.random() < 0.5
                 except Exception as error:
                     self.known.refused.append(error)
-            if self._done.is_set():
-                return client.close() if client else None
+                    return None
+
+    def _reach(self, chance: random.Random) -> Client | None:
+        """A connection to one of the workers, as soon as there is one."""
+        while not self._done.is_set():
+            client = Client(chance.choice(self.ports))
+            try:
+                client.connection.connect()
+                return client
+            except LOST:
+                time.sleep(0.01)
+        return None
 
     def until(self, answers: int, chance: random.Random) -> None:
         """Wait for so many more answers, and then for a moment."""
