@@ -33,9 +33,9 @@ from mlpkg.settings import Settings
 from mlpkg.times import instant
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
-KILLS = (
-    {"one worker": 400, "two workers": 560, "bento": 40} if LONG else {"one worker": 20, "two workers": 25, "bento": 5}
-)
+KILLS = {"one worker": 20, "two workers": 26, "bento": 4}
+if LONG:
+    KILLS = {"one worker": 400, "two workers": 560, "bento": 40}
 AT_LEAST = 5  # answers before each kill
 ASKED = (
     25  # decisions, and events, that are asked for over HTTP after each kill; the log is looked through for all of them
