@@ -253,3 +253,26 @@ def test_in_process_a_decision_and_a_batch_are_on_the_disk_when_they_return(tmp_
     case.decide({"id": "tx", "time": iso(now()), "customer_id": 1, "terminal_id": 3, "amount": 5.0})
     assert case._deciders.decider.platform._disk.syncs >= 2
     case._deciders.decider.platform.close()
+
+
+def test_what_is_acknowledged_was_in_the_files_when_they_were_last_synced(tmp_path: Path):
+    """As after a loss of power: nothing that was written since the last fsync is there, in whichever file it was by then."""
+    with closing(stocked(tmp_path / "state", durability="disk")) as service:
+        flush, store = service.disk.flush, service.settings.store
+        kept: dict[str, bytes] = {}
+
+        def flushed(descriptor: int) -> None:
+            kept.update((name, store.with_name(name).read_bytes()) for name in ("mlpkg.db", "mlpkg.db-wal"))
+            flush(descriptor)
+
+        service.works_again("tx-first")
+        service.disk.flush = flushed
+        for number in range(6):
+            service.decides(*(f"tx-{number}-{k}" for k in range(number + 1)))
+            after = Service(tmp_path / f"after-{number}")
+            after.settings.state.mkdir()
+            for name, content in kept.items():
+                (after.settings.state / name).write_bytes(content)
+            with closing(ml.open(after.settings)) as platform:
+                assert service.acknowledged.keys() <= {e.id for e in platform.read(streams=["decisions.fraud"])}
+            another(service).execute("pragma wal_checkpoint(restart)").fetchall()  # the log begins again
