@@ -139,13 +139,16 @@ async def _take(
 
 async def _take_lines(accept: _Accept, durable: _Durable, limit: int, receive: _Receive, send: _Send) -> None:
     answers: dict[int, bytes] = {}  # by line
-    rest, size, number, more = b"", 0, 0, True
+    rest, size, number, more, begun = b"", 0, 0, True, False
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return
         more, piece = message.get("more_body", False), message.get("body", b"")
         size += len(piece)
+        if not begun:  # from now on no timeout of a server strikes
+            begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES)]})
         *lines, rest = (rest + piece).split(b"\n") if more else [*(rest + piece).split(b"\n"), b""]
         for line in lines:
             number += 1
@@ -153,8 +156,6 @@ async def _take_lines(accept: _Accept, durable: _Durable, limit: int, receive: _
                 answers[number] = _encode(_line(accept, limit, number, line))
             if number % _LINES_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        if size == len(piece):  # the first piece: from now on no timeout of a server strikes
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES)]})
         if len(rest) > limit or size > _BATCH * limit:
             what, most = ("line", limit) if len(rest) > limit else ("batch", _BATCH * limit)
             told = Problem(413, f"the {what} is larger than {most} bytes; nothing from here on was taken", "body", size)
