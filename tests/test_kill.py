@@ -33,7 +33,7 @@ from mlpkg.settings import Settings
 from mlpkg.times import instant
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
-KILLS = {"one worker": 20, "two workers": 26, "bento": 4}
+KILLS = {"one worker": 21, "two workers": 27, "bento": 2}
 if LONG:
     KILLS = {"one worker": 400, "two workers": 560, "bento": 40}
 AT_LEAST = 5  # answers before each kill
