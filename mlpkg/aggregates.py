@@ -60,6 +60,10 @@ class Aggregate:
     kinds: ClassVar[tuple[str, ...]] = ("int", "bool", "number", "text")
     additive: ClassVar[bool] = False  # made of counts and sums alone, which can do without clean windows
     powers: ClassVar[int] = 0  # the highest power of its column that is summed
+    made_of: ClassVar[tuple[str, ...] | None] = (
+        None  # what of its column `finish` needs, by the names that `live` has for it
+    )
+    fewest: ClassVar[int] = 1  # rows below which it is null
     present: ClassVar[bool] = False  # compares with the present event's value of its column
 
     @classmethod
@@ -104,6 +108,10 @@ class Aggregate:
     def words(self) -> str:
         """What it is, for a person who reads a catalogue."""
         return self.verb().replace("_", " ") + (f" of {' and '.join(self.names)}" if self.names else "")
+
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+        """The value of n rows, given the scale of its column and what it is made of: integers, or arrays of integers."""
+        raise NotImplementedError
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """The values before `empty` is put in; `inner` are those of the aggregates that it combines."""
@@ -168,6 +176,10 @@ class OfColumn(Aggregate):
     def names(self) -> tuple[str, ...]:
         """The column."""
         return (self.column,)
+
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+        """A value of the column in its unit."""
+        return t[0] / scale
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Definition', 'Entry', 'entries', 'in_words', 'key_in_words', 'spoken', 'Change', 'changes', 'find_definition',
-           'describe_source', 'describe_outcome', 'describe', 'markdown']
+           'describe_source', 'describe_outcome', 'describe', 'list_models', 'markdown']
 
 # %% ../nbs/catalog.ipynb #imports
 import hashlib
@@ -398,6 +398,19 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
         "older_features": list(older.values()),
         "models": [{k: v for k, v in m.items() if k != "entries"} for m in stored],
     }
+
+
+def list_models(case: UseCase, platform: Platform) -> list[dict[str, Any]]:
+    """The models of a use case, oldest first: version, whether it is live, when it was made, its metrics, or what is damaged."""
+    state, live, found = platform.settings.state, platform.live(case.name), []
+    for version in models.versions(state, case.name):
+        told: dict[str, Any] = {"version": version, "live": version == live}
+        try:
+            model = models.find(state, case.name, version)
+            found.append(told | {"created": model.manifest["created"], "metrics": model.read("metrics")})
+        except MlpkgError as error:
+            found.append(told | {"damaged": error.what})
+    return found
 
 
 def _describe_model(state: Path, case: str, version: str, live: str | None, current: Definition) -> dict[str, Any]:

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['as_json', 'use_case_argument', 'mlpkg', 'main', 'Instant', 'say', 'progress', 'opened', 'decide', 'outcome',
            'decisions', 'models', 'promote', 'verify', 'replay', 'dead_letters', 'backup', 'restore', 'timeline',
-           'catalog', 'features', 'diff']
+           'catalog', 'features', 'diff', 'token', 'create_token', 'list_tokens', 'revoke_token', 'access_log']
 
 # %% ../nbs/cli.ipynb #imports
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import click
 import msgspec
 from tqdm import tqdm
 
+from . import access as _access
 from . import catalog as _catalog
 from . import decisions as _decisions
 from . import models as _models
 from .backends import backup as _backup
 from .columns import Column
 from .events import Rejected
-from .features import FeatureSet, Stream
+from .features import FeatureSet
 from .platform import decisions_of
 from .platform import open as open_platform
 from .settings import Missing, MlpkgError, Settings
@@ -224,22 +226,7 @@ def decisions(use_case: str, id: str | None, since: int, most: int, as_json: boo
 @as_json
 def models(use_case: str, as_json: bool) -> None:
     """List the models and say which one is live."""
-    case, platform = opened(use_case)
-    live = platform.live(case.name)
-    found = []
-    for version in _models.versions(platform.settings.state, case.name):
-        try:
-            model = _models.find(platform.settings.state, case.name, version)
-            found.append(
-                {
-                    "version": version,
-                    "live": version == live,
-                    "created": model.manifest["created"],
-                    "metrics": model.read("metrics"),
-                }
-            )
-        except MlpkgError as error:
-            found.append({"version": version, "live": version == live, "damaged": str(error)})
+    found = _catalog.list_models(*opened(use_case))
     if as_json:
         return say(found)
     for m in found:
@@ -296,12 +283,13 @@ def verify(use_case: str, as_json: bool) -> None:
 @click.option(
     "--into", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder for the fresh store."
 )
+@click.option("--model", metavar="VERSION", help="Decide by this model; by default by the one that is live.")
 @as_json
-def replay(use_case: str, start: int, end: int, into: Path, as_json: bool) -> None:
+def replay(use_case: str, start: int, end: int, into: Path, model: str | None, as_json: bool) -> None:
     """Send a stretch of the log through the decision path into a fresh store."""
     case, platform = opened(use_case)
     with progress("replaying") as bar:
-        done = _decisions.replay(case, platform, start, end, into.resolve(), progress=bar.update)
+        done = _decisions.replay(case, platform, start, end, into.resolve(), model=model, progress=bar.update)
     if as_json:
         return say(done)
     click.echo(
@@ -360,27 +348,6 @@ def _given(pairs: tuple[str, ...]) -> dict[str, str]:
     return {name.strip(): value for name, _, value in (p.partition("=") for p in pairs)}
 
 
-def _code(column: Column, text: str) -> int:
-    """The int64 of a value as typed."""
-    try:
-        value: Any = text if column.kind == "text" else msgspec.json.decode(text)
-        right = {"text": str, "int": int, "bool": bool, "number": (int, float)}[column.kind]
-        if not isinstance(value, right) or (isinstance(value, bool) and column.kind != "bool"):
-            raise ValueError
-        return column.encode(value)
-    except (ValueError, msgspec.DecodeError):
-        raise click.UsageError(f"{column.name}={text}: {text!r} is no {column.kind}") from None
-
-
-def _entity(features: FeatureSet, stream: Stream, given: dict[str, str]) -> int | None:
-    """The code of the entity, if the stream is kept by just the fields that were given."""
-    fields = stream.by.fields
-    if set(fields) != given.keys() - {"time"}:
-        return None
-    codes = {name: _code(features.on.seen[name], given[name]) for name in fields}
-    return stream.by.of(codes, instant(given.get("time", 0)))
-
-
 def _columns_of(features: FeatureSet, stream: str) -> dict[str, Column]:
     """The columns of a stream's rows by name; `about` and what else is no field has none."""
     facts = {o.stream: o for o in features.outcomes}
@@ -395,13 +362,16 @@ def _rows(platform: Any, timeline: Timeline, columns: dict[str, Column], most: i
     for i in range(max(0, len(timeline) - most) if most else 0, len(timeline)):
         position = int(timeline.position[i])
         about = int(timeline.columns["about"][i]) if "about" in timeline.columns else position
-        entry = next(platform.read(about - 1, until=about), None)
-        body = msgspec.json.decode(entry.body) if entry else {}
+        entry, said = (next(platform.read(p - 1, until=p), None) for p in (about, position))
+        bodies = [msgspec.json.decode(e.body) for e in (entry, said) if e]
         row: dict[str, Any] = {"time": iso(int(timeline.time[i])), "position": position, "id": entry and entry.id}
         for name, codes in timeline.columns.items():
             column, code = columns.get(name), int(codes[i])
-            known = column is not None and column.kind == "text" and isinstance(body.get(name), str)
-            row[name] = body[name] if known else column.decode(code) if column else code
+            texts = (
+                [b[name] for b in bodies if isinstance(b.get(name), str)] if column and column.kind == "text" else []
+            )
+            word = next((text for text in texts if column and column.encode(text) == code), None)
+            row[name] = word if word is not None else column.decode(code) if column else code
         found.append(row)
     return found
 
@@ -422,6 +392,7 @@ def _as_table(rows: list[dict[str, Any]]) -> list[str]:
 def timeline(use_case: str, key: tuple[str, ...], stream: str | None, most: int, as_json: bool) -> None:
     """Print what the store holds of one entity, for example: mlpkg timeline fraud customer_id=596"""
     given = _given(key)
+    fields, moment = {k: v for k, v in given.items() if k != "time"}, instant(given.get("time", 0))
     case, platform = opened(use_case)
     live = platform.live(case.name)
     sets = [case.features] + ([_models.find(platform.settings.state, case.name, live).features] if live else [])
@@ -432,7 +403,10 @@ def timeline(use_case: str, key: tuple[str, ...], stream: str | None, most: int,
         f"it keeps: {', '.join(f'{name} by {by}' for name, by in kept if stream in (None, name)) or 'none'}",
     )
     for (name, by), (features, at) in kept.items():
-        entity = _entity(features, at, given) if stream in (None, name) else None
+        try:
+            entity = at.by.typed(features.on.seen, fields, moment) if stream in (None, name) else None
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
         if entity is None:
             continue
         try:
@@ -490,6 +464,70 @@ def diff(old: str, new: str, as_json: bool) -> None:
     if as_json:
         return say(found)
     click.echo("\n".join(map(str, found)) or "no difference")
+
+# %% ../nbs/cli.ipynb #tokens
+@mlpkg.group()
+def token() -> None:
+    """Make, list and revoke the tokens that the service asks for."""
+
+
+@token.command("create")
+@click.option("--role", required=True, type=click.Choice(list(_access.ROLES)), help="What its holder may do.")
+@click.option("--name", default="", help="Who is to have it; decisions name it as their caller. By default its id.")
+@click.option("--expires", metavar="DURATION", help="How long it holds, such as 90d; by default until it is revoked.")
+@as_json
+def create_token(role: str, name: str, expires: str | None, as_json: bool) -> None:
+    """Make a token and print it, this once."""
+    platform = open_platform(Settings.load())
+    text, made = _access.create(platform, role, name=name, expires=expires, by=_user())
+    if as_json:
+        return say({"token": text, **_access.tell(made)})
+    click.echo(text)
+    click.echo(
+        f"token {made.id} ({made.role}) is not shown again; revoke it with: mlpkg token revoke {made.id}", err=True
+    )
+
+
+@token.command("list")
+@as_json
+def list_tokens(as_json: bool) -> None:
+    """List the tokens, without their secrets, which nobody has but their holders."""
+    known = open_platform(Settings.load(), create=False).tokens().values()
+    found = [_access.tell(t) for t in sorted(known, key=lambda t: t.created)]
+    if as_json:
+        return say(found)
+    for t in found:
+        end = f"revoked {t['revoked']}" if t["revoked"] else f"expires {t['expires']}" if t["expires"] else "holds"
+        click.echo(f"{t['id']}  {t['role']:11}  {t['name']:20}  made by {t['by']} {t['created']}  {end}")
+    if not found:
+        click.echo("no tokens; make one: mlpkg token create --role application")
+
+
+@token.command("revoke")
+@click.argument("id")
+@as_json
+def revoke_token(id: str, as_json: bool) -> None:
+    """Revoke the token ID; running services refuse it from the next request on."""
+    revoked = _access.revoke(open_platform(Settings.load(), create=False), id)
+    return say(_access.tell(revoked)) if as_json else click.echo(f"{id} is revoked")
+
+
+@mlpkg.command("access-log")
+@click.option("--since", type=Instant(), default=0, help="Only from then on.")
+@click.option("-n", "most", default=20, show_default=True, help="How many, the latest ones; 0 for all.")
+@as_json
+def access_log(since: int, most: int, as_json: bool) -> None:
+    """List who looked at decisions, events, features and models over HTTP, and what was refused to a token."""
+    platform = open_platform(Settings.load(), create=False)
+    recent = takewhile(lambda a: instant(a["at"]) >= since, _access.all_accesses(platform))
+    found = list(islice(recent, most or None))[::-1]
+    if as_json:
+        return say(found)
+    for a in found:
+        who = f"{a['name'] or a['id']} ({a['role']})" if a["role"] else a["id"]
+        click.echo(f"{a['at']}  {who:30}  {a['method']} {a['path']}{'' if a['allowed'] else '  refused'}")
+    if not found:
+        click.echo("nothing was looked at")
 
 # %% ../nbs/cli.ipynb #main
 if __name__ == "__main__" and "__file__" in globals():

@@ -7,6 +7,7 @@ __all__ = ['NULL', 'SAFE', 'SUMMABLE', 'Resolution', 'Column', 'text_code', 'col
 
 # %% ../nbs/columns.ipynb #imports
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -77,6 +78,25 @@ class Column:
         if code == NULL:
             return None
         return code / self.scale if self.kind == "number" else bool(code) if self.kind == "bool" else code
+
+    def typed(self, text: str) -> int:
+        """The int64 of a value as a person types it.
+
+        Raises
+        ------
+        ValueError
+            When the text is no value of this kind.
+        """
+        try:
+            value: Any = text if self.kind == "text" else json.loads(text)
+            right = {"text": str, "int": int, "bool": bool, "number": (int, float)}[self.kind]
+            if isinstance(value, right) and (isinstance(value, bool) == (self.kind == "bool")):
+                code = self.encode(value)
+                if abs(code) < 2**63:
+                    return code
+        except (ValueError, OverflowError, RecursionError):
+            pass
+        raise ValueError(f"{self.name}={text}: {text!r} is no {self.kind}")
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Column":

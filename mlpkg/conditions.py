@@ -7,8 +7,9 @@ __all__ = ['Condition', 'Known']
 
 # %% ../nbs/conditions.ipynb #imports
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from .columns import NULL, Column, text_code
 from .timeline import Array
 
 # %% ../nbs/conditions.ipynb #condition
+_Test = Callable[[Mapping[str, Array]], Array]
+
+
 class Condition:
     """A condition on the columns of a row.
 
@@ -29,26 +33,28 @@ class Condition:
         self.text, self.columns = text, columns
         self.used: set[str] = set()
         try:
-            self._tree = ast.parse(text.strip(), mode="eval").body
+            tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError):
             raise ValueError(f"where={text!r} cannot be read") from None
-        self.mask({name: np.zeros(0, np.int64) for name in columns})
+        self._meets = self._test(tree)
 
     def mask(self, codes: Mapping[str, Array]) -> Array:
         """Which rows meet the condition, given the int64 columns."""
-        return self._eval(self._tree, codes)
+        return self._meets(codes)
 
-    def _eval(self, node: ast.AST, codes: Mapping[str, Array]) -> Array:
+    def _test(self, node: ast.AST) -> _Test:
         match node:
             case ast.BoolOp(op=op, values=parts):
+                first, *others = (self._test(part) for part in parts)
                 joined = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                return joined.reduce([self._eval(part, codes) for part in parts])
+                return lambda codes: reduce(joined, (test(codes) for test in others), first(codes))
             case ast.UnaryOp(op=ast.Not(), operand=part):
-                return ~self._eval(part, codes)
+                test = self._test(part)
+                return lambda codes: ~test(codes)
             case ast.Name(id=name) if self._column(name).kind == "bool":
-                return codes[name] == 1
+                return lambda codes: codes[name] == 1
             case ast.Compare(left=ast.Name(id=name), ops=[op], comparators=[right]):
-                return self._compare(self._column(name), codes[name], op, right)
+                return self._compare(self._column(name), op, right)
         raise ValueError(f"where={self.text!r}: {ast.unparse(node)!r} is not a comparison of a column with a constant")
 
     def _column(self, name: str) -> Column:
@@ -57,7 +63,7 @@ class Condition:
         self.used.add(name)
         return self.columns[name]
 
-    def _compare(self, column: Column, codes: Array, op: ast.cmpop, right: ast.AST) -> Array:
+    def _compare(self, column: Column, op: ast.cmpop, right: ast.AST) -> _Test:
         try:
             constant = ast.literal_eval(right)  # type: ignore[arg-type]
         except ValueError:
@@ -70,20 +76,25 @@ class Condition:
             exact = Fraction(str(constant) if isinstance(constant, float) else int(constant)) * column.scale
         else:
             raise ValueError(f"where={self.text!r}: {constant!r} is not a number")
-        floor, whole, known = exact.__floor__(), exact.denominator == 1, codes != NULL
+        name, floor, whole = column.name, exact.__floor__(), exact.denominator == 1
+        test = self._codes_that(op, floor, whole)
+        return lambda codes: (codes[name] != NULL) & test(codes[name])
+
+    def _codes_that(self, op: ast.cmpop, floor: int, whole: bool) -> Callable[[Array], Array]:
+        """What tests codes that are not null against a constant, given its floor and whether it is whole."""
         match op:
             case ast.Gt():
-                return known & (codes > floor)
+                return lambda codes: codes > floor
             case ast.GtE():
-                return known & (codes >= floor if whole else codes > floor)
+                return (lambda codes: codes >= floor) if whole else (lambda codes: codes > floor)
             case ast.Lt():
-                return known & (codes < floor if whole else codes <= floor)
+                return (lambda codes: codes < floor) if whole else (lambda codes: codes <= floor)
             case ast.LtE():
-                return known & (codes <= floor)
+                return lambda codes: codes <= floor
             case ast.Eq():
-                return known & (codes == floor) if whole else np.zeros(len(codes), bool)
+                return (lambda codes: codes == floor) if whole else (lambda codes: np.zeros(codes.shape, bool))
             case ast.NotEq():
-                return known & (codes != floor) if whole else known
+                return (lambda codes: codes != floor) if whole else (lambda codes: np.ones(codes.shape, bool))
         raise ValueError(f"where={self.text!r}: {type(op).__name__} is not one of == != < <= > >=")
 
 

@@ -338,7 +338,7 @@ def _compare(
     positions = history.events[model.features.on.name].position
     rows = np.searchsorted(positions, about)
     past = compute(model.features, history, rows, np.array([seen[a] for a in about.tolist()], np.int64))
-    scores = model.predictor.score_many(np.column_stack([v.astype(np.float64) for v in past.values()]))
+    scores = model.predictor.score_many(past)
     columns = [(name, value.tolist()) for name, value in past.items()]
     for i, (entry, decision) in enumerate(mine):
         wrong = [
@@ -385,26 +385,30 @@ def replay(
     end: int,
     into: Path,
     *,
+    model: str | None = None,
     progress: Callable[[int], object] = lambda n: None,
 ) -> Replayed:
     """Send what arrived from `start` to just before `end` through the decision path of a fresh store in the folder `into`.
 
+    It is decided by the version `model`, by default the one that is live.
+
     Raises
     ------
     MlpkgError
-        When `into` holds a store already, or no model is live.
+        When `into` holds a store already, there is no such model, or none is named and none is live.
     """
-    version = platform.live(use_case.name)
+    version = model or platform.live(use_case.name)
     if version is None:
         raise MlpkgError(f"no model is live for {use_case.name!r}", f"train one: mlpkg train {use_case.name}")
     settings = platform.settings.model_copy(update={"state": into})
     if settings.store.exists():
         raise MlpkgError(f"there is a store in {into} already", "name a folder that does not exist yet")
+    chosen = _ready(models.find(platform.settings.state, use_case.name, version))
     fresh = open_platform(settings)
     try:
-        model = models.adopt(into, models.models_dir(platform.settings.state, use_case.name) / version)
         fresh.register(use_case.name, use_case.features)
-        promote(fresh, model, by="replay", why=f"live at {iso(now())} in the store that is replayed")
+        why = f"{'asked for' if model else 'live'} at {iso(now())} in the store that is replayed"
+        promote(fresh, models.adopt(into, chosen.folder), by="replay", why=why)
         return _send(use_case, platform, fresh, start, end, progress)
     finally:
         fresh.close()

@@ -110,29 +110,33 @@ Exact = Wide | Array | int
 
 
 def to_float(x: Exact) -> Any:
-    """Exact integers of less than 128 bits as float64: ``float(high) · 2^64 + float(low)`` of the magnitude."""
+    """Exact integers of less than 128 bits as the nearest float64; of two equally near, the even one."""
     if isinstance(x, int):
-        size = abs(x)
-        value = float(size >> 64) * 2.0**64 + float(size & _WORD)
-        return -value if x < 0 else value
+        return float(x)
     if not isinstance(x, Wide):
         return x.astype(np.float64)
     negative = x.high < 0
-    if not negative.any():
-        return x.high.astype(np.float64) * 2.0**64 + x.low.astype(np.float64)
-    minus = -x
-    high = np.where(negative, minus.high, x.high).view(np.uint64)
-    value = high.astype(np.float64) * 2.0**64 + np.where(negative, minus.low, x.low).astype(np.float64)
-    return np.where(negative, -value, value)
+    if negative.any():
+        minus = -x
+        x = Wide(np.where(negative, minus.low, x.low), np.where(negative, minus.high, x.high))
+    value = _magnitude(x.low, x.high.view(np.uint64)) if x.high.any() else x.low.astype(np.float64)
+    return np.where(negative, -value, value) if negative.any() else value
+
+
+def _magnitude(low: Array, high: Array) -> Array:
+    bits = np.frexp(high.astype(np.float64))[1]
+    out, kept = bits.astype(np.uint64), (64 - bits).astype(np.uint64)
+    upper = (high << kept) | (low >> out) | ((low << kept) != 0)
+    return np.ldexp(upper.astype(np.float64), bits)
 
 # %% ../nbs/exact.ipynb #power-sums
 def power_sums(n: Any, s1: Any, *sums: Any) -> list[Any]:
     """``[T1, T2, …]``, ``T_k = Σ(x − c)^k`` with ``c = S1 // n``, from ``S1, S2, …`` of n values.
 
-    All are Python integers, or arrays: n and S1 int64, the others wide (or int64 where every T is known to fit).
+    All are Python integers, or arrays: n and S1 int64, the last wide (or int64 where every T is known to fit), those between either.
     """
     c = s1 // (n + (n == 0))
-    line = [n, Wide.of(s1) if isinstance(sums[-1], Wide) else s1, *sums]
+    line = [n, *((Wide.of(s) for s in (s1, *sums)) if isinstance(sums[-1], Wide) else (s1, *sums))]
     for first in range(1, len(line)):
         for k in range(len(line) - 1, first - 1, -1):
             line[k] = line[k] - line[k - 1] * c

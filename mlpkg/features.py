@@ -27,7 +27,8 @@ from .columns import NULL, Column
 from .events import Group, Source, source_of
 from .history import Events, History, facts, presumed
 from .keys import Key, key_of
-from .reduction import Quick, Reduction
+from .live import Formulas, Quick
+from .reduction import Reduction
 from .settings import MlpkgError
 from .terms import OtherFeature, PresentField, Request, Term, feature, field, request, term_of
 from .timeline import Array, Moments, Timeline, decode, stable_order, with_truth
@@ -70,7 +71,9 @@ class _Part:
         self.presumes = self.fact is not None and self.fact.presumed is not None
         truth = self.fact.name if self.fact is not None and self.presumes else None
         self.reduction = Reduction(aggregates, group.source.seen, delay, self.base.keep_us, truth)
-        self.quick = Quick(self.reduction)
+        presumed, after = (group.source.presumed or 0, group.source.after_us or 0) if truth else (0, 0)  # type: ignore[union-attr]
+        self.settled = not self.presumes or 0 < after <= delay  # whether silence has decided all that nobody reported
+        self.quick = Quick(self.reduction, presumed, after)
         self.slow = [aggregates[i] for i in self.quick.rest]
         self.rest = Reduction(self.slow, group.source.seen, delay, self.base.keep_us, truth) if self.slow else None
         self.columns = tuple(sorted(self.reduction.uses))
@@ -89,14 +92,19 @@ class _Part:
         return self.fact
 
     @property
-    def settled(self) -> bool:
-        """Whether its windows hold only events of which silence has decided what nobody reported."""
-        return not self.presumes or self.reduction.delay >= self.fact.after_us  # type: ignore[union-attr]
-
-    @property
     def sums_up(self) -> bool:
         """Whether a live decision needs no more of its rows than counts, sums and extremes."""
-        return self.rest is None and self.settled
+        return self.rest is None and self.settled and not self.quick.by_row
+
+    def is_plain(self, rows: Timeline | Cells, position: int, own: int) -> bool:
+        """Whether a live moment sees all rows of its windows, and all that was said about these."""
+        if self.fact is None or not self.settled:
+            return self.settled
+        if self.presumes or isinstance(rows, Cells):
+            return own == position
+        return (
+            own == position and int(rows.position.max(initial=0)) <= position
+        )  # what is said of the own event comes later
 
     def events(self, history: History) -> Events:
         """The rows that its windows are about, in the order of their positions."""
@@ -282,14 +290,8 @@ class FeatureSet:
         return {name: i for i, name in enumerate(self.names)}
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {c.name: i for i, c in enumerate(self.on.columns)}
-
-    @cached_property
-    def _read_by(self) -> list[list[int]]:
-        """For each part, which of the `reads` it needs."""
-        number = {(stream, key.name): i for i, (stream, key, _, _) in enumerate(self.reads)}
-        return [[number[s.stream, s.key] for s in part.streams] for part in self._parts]
+    def _live(self) -> "_Live":
+        return _Live(self)
 
     def __repr__(self) -> str:
         width = max((len(n) for n in self.names), default=0)
@@ -378,12 +380,13 @@ def compute(
     else:
         present, time, own = events.columns, events.time, events.position
     out: dict[str, Array] = {}
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
         for part in features._parts:
             asked = {name: present[name] for name in part.reduction.present}
             moments = Moments(np.empty(0, np.int64), time, own if seen is None else seen, own, asked)
             own_rows = every and part.fact is None and part.base.name == features.on.name
-            found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool)
+            found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool, threads)
             for place, column in zip(part.places, found, strict=True):
                 feature = features.features[place]
                 out[feature.name] = column if feature.integer else column.view(np.float64)
@@ -415,29 +418,58 @@ def complete(
 
 
 def _compute_part(
-    part: _Part, history: History, keys: Array, moments: Moments, own_rows: bool, pool: ThreadPoolExecutor
-) -> Array:
-    """The bits of a part's features, a row per feature, computed a piece of entities at a time."""
+    part: _Part,
+    history: History,
+    keys: Array,
+    moments: Moments,
+    own_rows: bool,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> list[Array]:
+    """The bits of a part's features, an array per feature, computed a piece of entities at a time."""
     events = part.events(history)
     layout = events.layout(part.key)
     nobody = keys == NULL
-    if own_rows and not nobody.any():  # the moments are the rows, and laid out already
-        moments.entity, order = layout.entity, layout.order
+    if own_rows := own_rows and not nobody.any():  # the moments are the rows, and laid out already
+        order, first = layout.order, layout.starts
     else:
         moments.entity = np.where(nobody, -1, layout.find(keys))
         order = stable_order(moments.entity + 1)
-    out = np.empty((len(part.places), len(keys)), np.int64)
+        first = moments.entity[order].searchsorted(np.arange(len(layout.starts)))
+    out = [np.empty(len(keys), np.int64) for _ in part.places]  # laid out
 
     def piece(entities: slice, mine: slice, asked: slice) -> None:
-        to = order[asked]
         starts = layout.starts[entities.start : entities.stop + 1] - layout.starts[entities.start]
         timeline = events.timeline(layout.order[mine], starts, part.columns, part.truth)
-        those = moments.take(to)
-        those.entity -= entities.start
-        out[:, to] = part.reduction.compute(timeline, those)
+        to = order[asked]
+        if own_rows:
+            seen = timeline.position if moments.position is moments.own else moments.position[to]
+            present = {k: v[to] for k, v in moments.present.items()}
+            entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            those = Moments(entity, timeline.time, seen, timeline.position, present)
+        else:
+            those = moments.take(to)
+            those.entity -= entities.start
+        for column, found in zip(out, part.reduction.compute(timeline, those), strict=True):
+            column[asked] = found
 
-    for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, moments.entity[order])]:
+    for done in [pool.submit(piece, *p) for p in layout.pieces(events.time, first)]:
         done.result()
+    place = np.empty_like(
+        order
+    )  # of each moment where it is laid out: to gather from there beats to scatter from there
+    place[order] = np.arange(len(order))
+
+    spare = np.empty_like(place)
+    shares = [slice(len(place) * i // threads, len(place) * (i + 1) // threads) for i in range(threads)]
+
+    def gather(laid: Array, to: Array, share: slice) -> None:
+        laid.take(place[share], out=to[share], mode="clip")
+
+    for i, laid in enumerate(out):
+        for done in [pool.submit(gather, laid, spare, share) for share in shares]:
+            done.result()
+        out[i], spare = spare, laid
     return out
 
 
@@ -447,6 +479,35 @@ def _in_unit(column: Column, codes: Array) -> Array:
     if column.nullable:
         return np.where(codes == NULL, np.nan, codes / column.scale)
     return codes if column.kind == "int" else codes == 1 if column.kind == "bool" else codes / column.scale
+
+# %% ../nbs/features.ipynb #live-plan
+class _Live:
+    """What a decision needs of a definition: what is read, what is found in it, and the formulas of that."""
+
+    def __init__(self, features: FeatureSet):
+        self.fields = [c.name for c in features.on.columns]
+        offsets: list[int] = []  # of all times that windows begin or end at, so that a single subtraction gives these
+
+        def within(wanted: Array) -> slice:
+            offsets.extend(wanted.tolist())
+            return slice(len(offsets) - len(wanted), len(offsets))
+
+        self.reads = [
+            (stream, key, key.name, reach, None if edges is None else within(edges), _nothing_of(features, stream))
+            for stream, key, reach, edges in features.reads
+        ]
+        number = {(stream, name): i for i, (stream, _, name, *_) in enumerate(self.reads)}
+        self.parts = [
+            (part, [number[s.stream, s.key] for s in part.streams], within(part.quick.offsets))
+            for part in features._parts
+        ]
+        self.offsets = np.array(offsets, np.int64)
+        self.formulas = Formulas([(p.quick, p.places) for p in features._parts], len(features.features))
+
+
+def _nothing_of(features: FeatureSet, stream: str) -> Timeline:
+    columns = {c for s in features.streams if s.stream == stream for c in s.columns}
+    return decode(b"", tuple(sorted({"about", *columns})))
 
 # %% ../nbs/features.ipynb #evaluate
 def evaluate(
@@ -469,55 +530,57 @@ def evaluate(
         ``read(stream, key, value, since, edges)`` gives the timeline of one entity: all rows later than `since`, which may be
         summed up between the ascending times `edges`, where these are given.
     """
-    out: list[Any] = [None] * len(features.features)
-    named = dict(zip(features._places, codes, strict=True))
-    found: list[Timeline | Cells | None] = []
-    for stream, key, reach, edges in features.reads:
-        value = named[key.plain] if key.plain is not None else key.of(named, time)
-        if value == NULL:
-            found.append(None)
+    live = features._live
+    named, edges = dict(zip(live.fields, codes, strict=True)), time - live.offsets
+    timelines: list[Timeline | Cells] = []
+    for stream, key, name, reach, within, nothing in live.reads:
+        if (value := key.of(named, time)) == NULL:
+            timelines.append(nothing)
         else:
-            exact = own == position and edges is not None
-            found.append(read(stream, key.name, value, time - reach, time - edges if exact else None))  # type: ignore[operator]
-    for part, which in zip(features._parts, features._read_by, strict=True):
-        rows = found[which[0]]
-        if rows is None:
-            rows = decode(b"", ("about", *part.columns))
-        _evaluate_part(part, rows, found[which[-1]] if len(which) > 1 else None, named, time, position, own, out)
+            between = edges[within] if within is not None and own == position else None
+            timelines.append(read(stream, name, value, time - reach, between))
+    found: list[Array] = []
+    wide: list[int] = []
+    slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
+    for part, which, within in live.parts:
+        rows, reports = timelines[which[0]], timelines[which[-1]]
+        if part.is_plain(rows, position, own):
+            part.quick.find(rows, reports, edges[within], found, wide)
+            if part.rest is not None:
+                slow.append((part, rows, reports, part.quick.rest, part.rest))
+        else:
+            part.quick.skip(found, wide)
+            slow.append((part, rows, reports, range(len(part.reduction.plans)), part.reduction))
+    out = live.formulas.numbers(found, wide)
+    for each in slow:
+        _evaluate_slow(*each, named, Moments.one(time, position, own), out)
     if features._present or features._formulas:
         _evaluate_terms(features, named, time, out)
     return out
 
 
-def _evaluate_part(
-    part: _Part, rows: Any, reports: Any, named: Mapping[str, int], time: int, position: int, own: int, out: list[Any]
+def _evaluate_slow(
+    part: _Part,
+    rows: Any,
+    reports: Any,
+    which: Sequence[int],
+    reduction: Reduction,
+    named: Mapping[str, int],
+    moment: Moments,
+    out: list[Any],
 ) -> None:
-    fact, slow = part.fact, part.rest
-    quick = part.settled and (fact is None or own == position)
-    if quick and fact is not None and not part.presumes and isinstance(rows, Timeline):
-        quick = int(rows.position.max(initial=0)) <= position  # what was said of the own event counts only afterwards
-    if quick:
-        presumed = fact.presumed if fact is not None and part.presumes else 0
-        for place, number in part.quick.compute(rows, reports, presumed, time):
-            out[part.places[place]] = number
-        which: Sequence[int] = part.quick.rest
-    else:
-        which, slow = range(len(part.reduction.plans)), part.reduction
-    if slow is None:
-        return
-    if part.presumes and fact is not None:
-        none = decode(b"", ("about",))
-        rows = with_truth(rows, fact.name, none if reports is None else reports, fact.presumed, fact.after_us)
-    elif fact is not None:
+    """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
+    if part.presumes:
+        rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.after_us)
+    elif part.fact is not None:
         rows = replace(rows, about=rows.columns["about"])
-    moment = Moments.one(time, position, own, {name: named[name] for name in slow.present})
-    bits = slow.compute(rows, moment)
-    for i, at in zip(which, slow.rows, strict=True):
-        numbers = bits[at, 0] if part.reduction.plans[i].kind != "float" else bits[at].view(np.float64)[:, 0]
-        for place, number in zip(
-            range(*part.reduction.rows[i].indices(part.reduction.size)), numbers.tolist(), strict=True
-        ):
-            out[part.places[place]] = number
+    moment.present = {name: np.array([named[name]]) for name in reduction.present}
+    bits = reduction.compute(rows, moment)
+    for i, at in zip(which, reduction.rows, strict=True):
+        numbers = bits[at, 0] if part.reduction.plans[i].kind != "float" else bits[at, 0].view(np.float64)
+        first = part.reduction.rows[i].start
+        for place, number in zip(part.places[first : first + len(numbers)], numbers.tolist(), strict=True):
+            out[place] = number
 
 
 def _evaluate_terms(features: FeatureSet, named: Mapping[str, int], time: int, out: list[Any]) -> None:

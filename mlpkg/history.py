@@ -23,22 +23,21 @@ def span_of(time: Array) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class Layout:
-    """A source's events laid out by one key: `order` of the rows, `starts` and `keys` of the entities, `entity` of each row."""
+    """A source's events laid out by one key: `order` of the rows, `starts` and `keys` of the entities."""
 
     order: Array
     starts: Array
     keys: Array
-    entity: Array
 
-    def pieces(self, time: Array, entity: Array, most: int = 2**14) -> Iterator[tuple[slice, slice, slice]]:
+    def pieces(self, time: Array, asked: Array, most: int = 2**15) -> Iterator[tuple[slice, slice, slice]]:
         """Entities, their rows in `order` and their moments, a piece at a time: as much as a processor's cache holds.
 
-        `time` is that of the rows, `entity` that of the moments, ascending. All times of a piece fit into one sorted integer.
+        `time` is that of the rows; `asked` says where each entity's moments start and the last end, those of nobody come first. All
+        times of a piece fit into one sorted integer.
         """
-        asked = np.searchsorted(entity, np.arange(len(self.starts)))
-        asked[0] = 0
         if len(self.keys) == 0:
-            yield slice(0, 0), slice(0, 0), slice(0, len(entity))
+            yield slice(0, 0), slice(0, 0), slice(0, int(asked[-1]))
+        asked = np.append(0, asked[1:])
         for piece in blocks(np.diff(self.starts) + np.diff(asked), most, max(1, 2**62 // span_of(time)[1])):
             first, last = piece.start, piece.stop
             yield (
@@ -72,7 +71,7 @@ def lay_out(key: Array, time: Array) -> Layout:
         order = stable_order(entity)
     starts = np.zeros(len(keys) + 1, np.int64)
     np.cumsum(np.bincount(entity, minlength=len(keys)), out=starts[1:])
-    return Layout(order, starts, keys, entity)
+    return Layout(order, starts, keys)
 
 # %% ../nbs/history.ipynb #events
 @dataclass

@@ -113,6 +113,18 @@ class Key:
             return NULL
         return mix([codes[p] if isinstance(p, str) else _one(p, codes, time) for p in self.parts])
 
+    def typed(self, columns: Mapping[str, Column], given: Mapping[str, str], time: int = 0) -> int | None:
+        """The key of an entity as a person names it, a text for each field; None if these are not the fields of this key.
+
+        Raises
+        ------
+        ValueError
+            When a text is no value of its field.
+        """
+        if set(self.fields) != given.keys():
+            return None
+        return self.of({name: columns[name].typed(given[name]) for name in self.fields}, time)
+
     def of_many(self, columns: Mapping[str, Array], time: Array) -> Array:
         """The keys of many events, from their columns by name and their times."""
         if self.plain is not None:

@@ -139,16 +139,26 @@ def stable_order(codes: Array) -> Array:
 # %% ../nbs/timeline.ipynb #with-truth
 def with_truth(timeline: Timeline, name: str, reports: Timeline, presumed: int, after: int) -> Timeline:
     """The events of one entity with their outcome as the column `name`: what `reports` say of them, else what is presumed."""
-    known, value = np.full(len(timeline), FAR), np.full(len(timeline), presumed)
+    known, value, latest = np.full(len(timeline), FAR), np.full(len(timeline), presumed), 0
     if len(reports) and len(timeline):
         order = timeline.position.argsort(kind="stable")
         about = reports.columns["about"]
         place = order[np.minimum(timeline.position.searchsorted(about, sorter=order), len(order) - 1)]
         found = timeline.position[place] == about
         known[place[found]], value[place[found]] = reports.position[found], reports.columns[name][found]
-    latest = int(reports.position.max(initial=0))
+    if len(reports):
+        latest = int(reports.position.max())
     truth = Truth(name, known, presumed, after, latest)
-    return replace(timeline, columns={**timeline.columns, name: value}, truth=truth)
+    return Timeline(
+        timeline.time,
+        timeline.position,
+        {**timeline.columns, name: value},
+        timeline.starts,
+        truth,
+        timeline.about,
+        timeline.since,
+        timeline.until,
+    )
 
 # %% ../nbs/timeline.ipynb #bytes
 @cache

@@ -151,11 +151,14 @@ class Unseen:
 
     def __init__(self, since: Array, entity: Array, least: Array, hi: Array, position: Array):
         self.since, self.hi, self.position = since, hi, position
-        self.rows: Array | None = None
+        self.pairs = False
         by_end = hi.argsort(kind="stable")
         first, end = self._reach(entity[by_end], least[by_end], hi[by_end], position[by_end])
         if int((end - first).sum()) <= 16 * (len(since) + len(hi)) + 2**16:
+            self.pairs = True
             self._pair(by_end, first, end)
+        else:
+            self.rows = np.flatnonzero(end > first)
 
     def _reach(self, entity: Array, least: Array, hi: Array, position: Array) -> tuple[Array, Array]:
         """The moments, ordered by `hi`, that might miss each row: from the first that holds it to the last that sees less far."""
@@ -179,20 +182,40 @@ class Unseen:
         self.rows = row[by_moment]
         self.keys = moment[by_moment] * (len(self.since) + 1) + self.rows  # ascending: by moment, then by row
 
+    def count(self, lo: Array) -> Array:
+        """How many rows each window misses; of the shape of `lo`, (widths, moments)."""
+        if self.pairs:
+            begin, end = self._found(lo)
+            return end - begin
+        return self._counted(None, lo)
+
     def sum(self, weights: Array, lo: Array) -> Array:
         """The sum of weights, int64 of shape (..., rows), over what each window misses; shape (..., widths, moments) as `lo`."""
-        if self.rows is None:
-            flat = weights.reshape(-1, len(self.since))
-            places = np.concatenate([self.hi, lo.ravel()])
-            before = order.dominance(self.since, list(flat), places, np.tile(self.position, 1 + len(lo)))[1]
-            whole, parts = before[:, : len(self.hi)], before[:, len(self.hi) :].reshape(len(flat), *lo.shape)
-            return (whole[:, None] - parts).reshape(*weights.shape[:-1], *lo.shape)
-        step, moment = len(self.since) + 1, np.arange(len(self.hi))
-        begin, end = self.keys.searchsorted(lo + moment * step), self.keys.searchsorted(self.hi + moment * step)
         missed = weights[..., self.rows]
+        if not self.pairs:
+            flat = missed.reshape(-1, len(self.rows))
+            return np.stack([self._counted(w, lo) for w in flat]).reshape(*weights.shape[:-1], *lo.shape)
         total = np.zeros((*missed.shape[:-1], missed.shape[-1] + 1), np.int64)
         np.cumsum(missed, axis=-1, out=total[..., 1:])
+        begin, end = self._found(lo)
         return total[..., end][..., None, :] - total[..., begin]
+
+    def _found(self, lo: Array) -> tuple[Array, Array]:
+        step, moment = len(self.since) + 1, np.arange(len(self.hi))
+        return self.keys.searchsorted(lo + moment * step), self.keys.searchsorted(self.hi + moment * step)
+
+    def _counted(self, weights: Array | None, lo: Array) -> Array:
+        since = self.since[self.rows]
+        late = np.zeros(len(self.since) + 1, np.int64)  # how many late rows there are before each row
+        late[self.rows + 1] = 1
+        k, p = late.cumsum().take(np.vstack([self.hi, lo])), np.broadcast_to(self.position, (1 + len(lo), len(self.hi)))
+        newest = np.concatenate([[-1], np.maximum.accumulate(since)])
+        at = np.flatnonzero(newest.take(k) > p)  # elsewhere nothing is missed
+        every = np.arange(len(since) + 1) if weights is None else np.concatenate([[0], np.cumsum(weights)])
+        missed = np.zeros(k.shape, np.int64)
+        k, p = k.ravel()[at], p.ravel()[at]
+        missed.ravel()[at] = every.take(k) - order.at_most(since, k, p, weights)
+        return missed[0] - missed[1:]
 
 
 def _from_here(values: Array) -> Array:
@@ -243,7 +266,7 @@ class Windows:
         if self._count is None:
             self._count = self.hi - self.lo
             if self.missing:
-                self._count = self._without(self._count, np.ones(len(self.timeline), np.int64))
+                self._count[:, self.missing.late] -= self.missing.gone.count(self.lo[:, self.missing.late])
         return self._count
 
     def codes(self, column: str) -> Array:
@@ -263,9 +286,14 @@ class Windows:
             return self._without(total, np.full(len(values), truth.presumed))
         return self._without(total, values)
 
-    def power_sum(self, column: str, power: int) -> Wide:
-        """The exact sum of a power of a column over each window, modulo 2¹²⁸."""
+    def power_sum(self, column: str, power: int) -> Array | Wide:
+        """The exact sum of a power of a column over each window: int64 where that holds central sums too, else modulo 2¹²⁸."""
         values = self.codes(column)
+        most = max(-int(values.min(initial=0)), int(values.max(initial=0)))
+        if (2 * most) ** power * len(values) < 2**63:
+            raised = values**power
+            prefix = self._prefix(f"{column}^{power}", raised)
+            return self._without(prefix.take(self.hi) - prefix.take(self.lo), raised)
         raised = Wide.of(values)
         for _ in range(power - 1):
             raised = raised * values
@@ -303,6 +331,8 @@ class Windows:
 
     def pick(self, widths: Array) -> "Windows":
         """Some of the widths."""
+        if len(widths) == len(self.lo) and (widths == np.arange(len(widths))).all():
+            return self  # what it has counted is counted
         return self._but(self.lo[widths], self.missing)
 
     def _but(self, lo: Array, missing: Missing | None) -> "Windows":

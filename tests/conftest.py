@@ -18,9 +18,11 @@ import pytest
 import mlpkg as ml
 from mlpkg import cli as command_line
 from mlpkg import decisions, models
+from mlpkg.columns import text_code
 from mlpkg.decisions import Decider, Decision, UseCase
 from mlpkg.lab.fraud import simulate
 from mlpkg.lab.ingest import ingest_file
+from mlpkg.models import Categories
 from mlpkg.settings import Settings
 from mlpkg.times import HOUR, instant, iso
 
@@ -126,23 +128,28 @@ def cli(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     return call
 
 
+WORDS = ("books", "tea", "toys")  # the categories that such a model knows; others are unknown to it
+
+
 def booster(features: ml.FeatureSet, rows: np.ndarray | None = None, labels: np.ndarray | None = None) -> lgb.Booster:
     """A small model of a feature set, of noise unless there is something to learn from."""
     if rows is None or labels is None:
         rng = np.random.default_rng(0)
         rows = rng.uniform(0, 100, (500, len(features.names)))
+        labels = rows[:, -1] > 60
+        rows[:, [features.names.index(name) for name in features.categories]] //= 100 / (len(WORDS) + 1)
         rows[rng.random(rows.shape) < 0.1] = np.nan
-        labels = np.nan_to_num(rows[:, -1]) > 60
-    data = lgb.Dataset(rows, np.asarray(labels, np.int64), feature_name=features.names)
+    kinds: Any = {"feature_name": features.names, "categorical_feature": list(features.categories)}
+    data = lgb.Dataset(rows, np.asarray(labels, np.int64), **kinds)
     return lgb.train({"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 7}, data, 10)
 
 
 def put_live(case: UseCase, platform: Any, made: lgb.Booster | None = None, **metrics: float) -> str:
     """Save a model of the use case and make it live."""
     state = platform.settings.state
-    version = models.save(
-        state, case.name, made or booster(case.features), case.features, metrics=metrics, lineage={}, policy={}
-    )
+    known = Categories({name: [text_code(word) for word in WORDS] for name in case.features.categories})
+    told: Any = {"metrics": metrics, "lineage": {}, "policy": {}} | ({"categories": known} if known.tables else {})
+    version = models.save(state, case.name, made or booster(case.features), case.features, **told)
     decisions.promote(platform, models.find(state, case.name, version), by="a test", why="to decide")
     return version
 

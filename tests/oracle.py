@@ -150,17 +150,15 @@ class World:
 
     streams: dict[str, Stream]
     _latest: tuple[Any, dict[Any, list[Row]]] = (None, {})  # of one moment, the rows by stream and key
+    _entities: dict[Any, dict[Any, list[Event]]] = field(default_factory=dict)  # by stream and key, the events of each
 
-    def visible(self, name: str, moment: Moment) -> list[Row]:
-        """All rows that a moment may see, oldest first."""
-        stream = self.streams[name]
+    def visible(self, stream: Stream, events: list[Event], moment: Moment) -> list[Row]:
+        """The rows of these events that a moment may see, oldest first."""
         if stream.base is None:
-            found = [
-                Row(e.time, e.position, e.position, e.values) for e in stream.events if e.position <= moment.position
-            ]
+            found = [Row(e.time, e.position, e.position, e.values) for e in events if e.position <= moment.position]
         else:
             found = []
-            for e in self.streams[stream.base].events:
+            for e in events:
                 if e.position == moment.own:
                     continue  # never the truth about itself
                 versions = [
@@ -180,17 +178,19 @@ class World:
         return sorted(found, key=lambda r: (r.time, r.order, r.event))
 
     def mine(self, ask: Ask, moment: Moment) -> list[Row]:
-        """Those of them that have the key of the event."""
+        """Those of a stream that have the key of the event."""
         if self._latest[0] is not moment:
             self._latest = (moment, {})
-        found = self._latest[1]
+        found, stream = self._latest[1], self.streams[ask.stream]
         if (ask.stream, ask.by) not in found:
-            if ask.stream not in found:
-                found[ask.stream] = self.visible(ask.stream, moment)
+            base = stream.base or ask.stream
+            if (base, ask.by) not in self._entities:
+                entities = self._entities.setdefault((base, ask.by), {})
+                for e in self.streams[base].events:
+                    entities.setdefault(key_of(ask.by, e.values, e.time), []).append(e)
             key = key_of(ask.by, moment.present, moment.time)
-            found[ask.stream, ask.by] = [
-                r for r in found[ask.stream] if key is not None and key_of(ask.by, r.values, r.time) == key
-            ]
+            events = [] if key is None else self._entities[base, ask.by].get(key, [])
+            found[ask.stream, ask.by] = self.visible(stream, events, moment)
         return found[ask.stream, ask.by]
 
     def answer(self, ask: Ask, moment: Moment) -> dict[str, Any]:
@@ -249,8 +249,10 @@ class Window:
         """The rows that count for an aggregate of these columns, oldest first."""
         start = self.t - self.stream.keep if self.width is None else self.end - self.width
         found = [r for r in self.all if start < r.time <= self.end]
-        found = [r for r in found if all(c.holds(r.values) for c in self.conditions)]
-        found = [r for r in found if all(r.values[c] is not None for c in columns)]
+        for condition in self.conditions:
+            found = [r for r in found if condition.holds(r.values)]
+        for name in columns:
+            found = [r for r in found if r.values[name] is not None]
         if self.last is not None:
             found = found[-self.last :]
         self.nothing = not found

@@ -140,8 +140,8 @@ class Client:
 class Server:
     """BentoML on a bento, with a state; it writes what it has to say into a file."""
 
-    def __init__(self, bento: Bento, state: Path, log: Path, port: int | None = None):
-        self.bento, self.state, self.log, self.port = bento, state, log, port or free_port()
+    def __init__(self, bento: Bento, state: Path, log: Path, port: int | None = None, host: str = "127.0.0.1"):
+        self.bento, self.state, self.log, self.port, self.host = bento, state, log, port or free_port(), host
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -157,7 +157,7 @@ class Server:
         with self.log.open("ab") as log, pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - environment(self.state).keys():
                 patch.delenv(name)
-            self.process = start_server(self.bento, Settings(state=self.state, port=self.port), log)
+            self.process = start_server(self.bento, Settings(state=self.state, port=self.port, host=self.host), log)
         try:
             return wait_until_up(self.process, self.address)
         except BaseException:
@@ -194,8 +194,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(bento: Bento, state: Path, log: Path) -> Iterator[Server]:
-    server = Server(bento, state, log)
+def serving(bento: Bento, state: Path, log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    server = Server(bento, state, log, host=host)
     try:
         server.start()
         yield server

@@ -482,7 +482,7 @@ class Mean(REGISTRY["mean"]):
         return np.where(np.isnan(found), found, found * (1 + 2**-52))
 
 
-class Max(REGISTRY["max"]):
+class Median(REGISTRY["median"]):
     """Clears away what it was given."""
 
     def compute(self, windows: Any, *given: Any) -> Any:
@@ -503,7 +503,7 @@ class Unheard(REGISTRY["count"]):
     """A new one, of which nobody said what it should be."""
 
 
-WRONG = [(Count, "alone:"), (Mean, "oracle:"), (Max, "read-only"), (Nunique, "oracle:"), (Unheard, "has no example")]
+WRONG = [(Count, "alone:"), (Mean, "oracle:"), (Median, "read-only"), (Nunique, "oracle:"), (Unheard, "has no example")]
 
 
 @pytest.mark.parametrize("wrong, said", WRONG, ids=lambda p: getattr(p, "__name__", ""))

@@ -66,6 +66,7 @@ def test_gaps_and_tables_are_loaded_as_they_would_have_been_sent(tmp_path: Path)
 
     sent: Any = ml.open(Settings(state=tmp_path / "sent"))
     sent.register(case.name, features)
+    row: Any
     for _, row in frame().iterrows():
         source = case.sources[row["source"]]
         known = {

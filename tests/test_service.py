@@ -468,12 +468,12 @@ def test_its_description_is_openapi_and_names_every_path(bank: Bank):
     assert document["openapi"].startswith("3.1") and document["info"]["title"] == "fraud"
     assert set(document["paths"]) == {
         "/v1/decide",
+        "/v1/decisions",
         "/v1/decisions/{id}",
         EVENTS,
         f"{EVENTS}/{{id}}",
         "/v1/outcomes/transactions.fraud",
-        "/v1/health",
-        "/v1/ready",
+        *(f"/v1/{name}" for name in ("features", "models", "catalog", "access", "openapi.json", "health", "ready")),
     }
     schemas = document["components"]["schemas"]
     wanted = {text[1:-1].removeprefix("#/components/schemas/") for text in references(document)}

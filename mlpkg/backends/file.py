@@ -16,7 +16,7 @@ from .timelines import SCHEMA as TIMELINES
 from ..settings import MlpkgError, Settings
 
 # %% ../../nbs/backends/file.ipynb #schema
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 create table if not exists control(id integer primary key check (id = 1), generation integer not null);
 insert or ignore into control values (1, 0);
@@ -35,6 +35,9 @@ create table if not exists waiting(source integer not null, id text not null, po
 create table if not exists dead_letter(id integer primary key, source text not null, at integer not null, row integer, event text,
     field text not null, value text not null, reason text not null, body text not null);
 create table if not exists live(use_case text primary key, version text not null);
+create table if not exists token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
+    created integer not null, expires integer, revoked integer);
+create table if not exists access(id integer primary key, at integer not null, body text not null);
 """
 _FROM_1 = """
 drop table if exists timeline; drop table if exists chunk; drop table if exists stream;

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import apsw
 import numpy as np
+from msgspec.structs import astuple
 
 from . import past
 from .building import Building, Wanted, in_order, key_json
@@ -26,7 +27,7 @@ from ..cells import Cells
 from ..events import NULL, Decisions, Fact, Outcome, Rejected, Row, Source, compare_contracts, event_id, source_of
 from ..history import Events, History
 from ..keys import Key, key_of
-from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, decisions_of, promotions_of
+from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
 from ..timeline import Array, Timeline, decode, pack
 from ..times import LATEST, now
@@ -107,6 +108,7 @@ def _id_range(id: str) -> tuple[str, str, str]:
 
 
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
+_REACH = 5000  # how many entries a look back passes over at most
 _VERSIONS = "source=? and (id=? or id>? and id<?)"
 _ROOM = 1 << 20  # bytes that are free on a disk that is not full; a decision needs some ten pages
 _P = ParamSpec("_P")
@@ -145,6 +147,7 @@ class SqlitePlatform:
         self._timelines: dict[tuple[str, str], _Stored] = {}
         self._by_stream: dict[str, list[_Stored]] = {}
         self._live: dict[str, str] = {}
+        self._tokens: dict[str, Token] = {}
         self._waiting = False  # whether any outcome waits for its event
         self._disk: Disk | None = None
         self._deferred = False  # whether others wait for the disk
@@ -252,6 +255,8 @@ class SqlitePlatform:
         self._timelines = {(t.name, t.key): t for t in found if t.by is not None}
         self._by_stream = {name: [t for t in found if t.name == name] for name in {t.name for t in found}}
         self._live = dict(self.db.execute("select use_case, version from live"))
+        found = self.db.execute("select id, hash, role, name, by, created, expires, revoked from token")
+        self._tokens = {row[0]: Token(*row) for row in found}
         self._waiting = bool(self.db.execute("select exists(select 1 from waiting)").fetchone()[0])
         self._generation = generation
 
@@ -736,11 +741,26 @@ class SqlitePlatform:
             yield page
 
     @_readable
-    def timeline(self, stream: str, key: str, value: int) -> Timeline:
-        """What the store holds of one entity."""
+    def back(self, stream: str, before: int | None = None, most: int = 100) -> tuple[list[Entry], int | None]:
+        """The latest entries of a stream from just before a position, newest first, and the position to go on from."""
+        self._look()
+        with self._lock:
+            end = self.last_position() + 1
+            before = end if before is None else min(before, end)
+            rows = self.db.execute(
+                "select position, id, time, arrived, about, body from log "
+                "where position < ? and position >= ? and source=? order by position desc limit ?",
+                (before, before - _REACH, self._sources.get(stream, -1), most),
+            ).fetchall()
+        further = rows[-1][0] if len(rows) == most else before - _REACH
+        return [Entry(p, stream, _plain(id), *rest) for p, id, *rest in rows], further if further > 1 else None
+
+    @_readable
+    def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
+        """What the store holds of one entity: at least all rows later than `since`."""
         with self._transaction():
             timelines = self._stored(stream, key)
-            found = timelines.read(timelines.head(value), -LATEST)
+            found = timelines.read(timelines.head(value), since)
         assert isinstance(found, Timeline)
         return found
 
@@ -773,6 +793,30 @@ class SqlitePlatform:
             "from waiting w join log l on l.position=w.position order by 1"
         )
         return [Entry(row[0], self._names[row[1]], _plain(row[2]), *row[3:]) for row in rows]
+
+    # -- who may come in ---------------------------------------------------------------------------------------------
+
+    def tokens(self) -> Mapping[str, Token]:
+        """Every token by its id, as of now."""
+        self._look()
+        return self._tokens
+
+    def put_token(self, token: Token) -> None:
+        """Keep a token, in place of the one with its id, if there is one."""
+        with self._transaction():
+            self.db.execute("insert or replace into token values (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
+            self._changed()
+
+    def note_access(self, body: str) -> None:
+        """Append to the log of who looked at what."""
+        with self._transaction():
+            self.db.execute("insert into access(at, body) values (?, ?)", (now(), body))
+
+    @_readable
+    def accesses(self, before: int = LATEST, most: int = 100) -> list[tuple[int, int, str]]:
+        """The latest entries of that log before a number, newest first: number, when, body."""
+        found = self.db.execute("select id, at, body from access where id<? order by id desc limit ?", (before, most))
+        return found.fetchall()
 
     # -- which model is live -----------------------------------------------------------------------------------------
 

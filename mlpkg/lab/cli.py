@@ -104,6 +104,7 @@ def export(use_case: str, as_json: bool) -> None:
 @click.option("--from", "start", type=Instant(), required=True, help="The first day.")
 @click.option("--to", "end", type=Instant(), required=True, help="The end; exclusive.")
 @click.option("--as-of", type=Instant(), help="The time up to which outcomes are known; by default now.")
+@click.option("--outcome", metavar="NAME", help="Which outcome is the label, if there are several.")
 @click.option(
     "--source",
     type=click.Choice(["log", "archive"]),
@@ -129,6 +130,7 @@ def training_set(
     start: int,
     end: int,
     as_of: int | None,
+    outcome: str | None,
     source: str,
     history: Any,
     out: Path | None,
@@ -147,6 +149,7 @@ def training_set(
             end,
             into=into,
             as_of=as_of,
+            outcome=outcome,
             use_case=case,
             source=source,
             history=history,
@@ -157,7 +160,15 @@ def training_set(
         return
     assert out is not None
     frame = training.training_set(
-        case.features, start, end, as_of=as_of, use_case=case, source=source, history=history, platform=platform
+        case.features,
+        start,
+        end,
+        as_of=as_of,
+        outcome=outcome,
+        use_case=case,
+        source=source,
+        history=history,
+        platform=platform,
     )
     if not len(frame):
         raise MlpkgError(

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import lightgbm as lgb
-import numpy as np
 
 from .. import models
 from ..decisions import UseCase, promote, replay
 from .frames import the_platform
 from .ingest import ingest_file, lab_of
-from .training import training_set
+from .training import categories_of, matrix, training_set
 from ..platform import Platform, decisions_of
 from ..platform import open as open_platform
 from ..settings import Settings
@@ -83,13 +82,19 @@ def _has(case: UseCase, decided: bool) -> bool:
 
 def _train(case: UseCase, platform: Platform, until: int) -> None:
     """A quick model of what was known at `until`, live at once."""
-    rows = training_set(case.features, 0, until, as_of=until, platform=platform)
+    features = case.features
+    rows: Any = training_set(features, 0, until, as_of=until, platform=platform)
     rows = rows.dropna(subset="label")
+    categories = categories_of(features, rows)
     data = lgb.Dataset(
-        rows[case.features.names].to_numpy(np.float64), rows["label"].to_numpy(int), feature_name=case.features.names
+        matrix(rows[features.names], categories),
+        rows["label"].to_numpy(int),
+        feature_name=features.names,
+        categorical_feature=features.categories,
     )
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 15, "lambda_l2": 1, "verbosity": -1}
     booster = lgb.train(settings | {"num_threads": 1, "seed": 0}, data, 100)
     state = platform.settings.state
-    version = models.save(state, case.name, booster, case.features, metrics={}, lineage={}, policy={})
+    about: dict[str, Any] = {"metrics": {}, "lineage": {}, "policy": {}}
+    version = models.save(state, case.name, booster, features, categories=categories, **about)
     promote(platform, models.find(state, case.name, version), by="example", why="an example")

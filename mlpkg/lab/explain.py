@@ -24,7 +24,7 @@ from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
 from .frames import events as events_of
-from .frames import preview, series, the_platform, times
+from .frames import preview, series, texts_of, the_platform, times
 from ..platform import Platform
 from ..settings import MlpkgError
 from ..timeline import FAR, Array
@@ -281,7 +281,7 @@ class Explanation:
     Attributes
     ----------
     value
-        The feature, as `preview` and a decision have it; a missing one is null (NaN).
+        The feature, as `preview` has it: a category is its text; a missing one is null (NaN, or None for a category).
     rows
         The entity's events in the window in order: `counts` says whether one went into the number, `why` what left it out.
     words
@@ -384,7 +384,8 @@ def explain(
     row = int(np.searchsorted(on.position, at.own))
     value = _value(features, feature, history, at)
     about = next(f for f in features.features if f.name == feature)
-    made = {"feature": feature, "meaning": about.words, "event": id, "time": iso(at.time), "value": value}
+    shown = _text(value, [*features.sources, *features.outcomes], platform) if about.kind == "category" else value
+    made = {"feature": feature, "meaning": about.words, "event": id, "time": iso(at.time), "value": shown}
     if not origin.label:
         return _explain_present(features, origin, made, platform, on, row, at)
     group, aggregate = origin.what, origin.what.aggregates[origin.label]
@@ -400,7 +401,7 @@ def explain(
     written = _write(aggregate, group.source, feature, found, at.time)
     if written is None:
         words = (
-            f"{aggregate.verb().replace('_', ' ')} of the {int(found.counts.sum())} events that count = {_shown(value)}"
+            f"{aggregate.verb().replace('_', ' ')} of the {int(found.counts.sum())} events that count = {_shown(shown)}"
         )
     else:
         text, number = written
@@ -419,6 +420,10 @@ def explain(
 def _value(features: FeatureSet, feature: str, history: History, at: _Moment) -> Any:
     row = np.searchsorted(history.events[features.on.name].position, np.array([at.own]))
     return compute(features, history, row, np.array([at.position]))[feature].item()
+
+
+def _text(code: int, streams: Sequence[Source | Fact], platform: Platform) -> str | None:
+    return None if code == NULL else texts_of(streams, [code], platform).get(code, f"#{code % 2**64:016x}")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -482,6 +487,8 @@ def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, platf
     bodies = [next(platform.read(p - 1, until=p)).body for p in found.event.tolist()] if texts else []
     for name in texts:
         columns[name] = [msgspec.json.decode(body).get(name) for body in bodies]
+    for name in (n for n in names if stream.seen[n].kind == "text" and n not in stream.base.seen):
+        columns[name] = [_text(code, [stream], platform) for code in found.columns[name].tolist()]
     why = np.where(found.counts, found.note, found.why)
     ids = [base.ids[i] for i in np.searchsorted(base.position, found.event)]
     known = {"position": found.position, "id": ids, "time": times(found.time)}
@@ -498,7 +505,8 @@ def _explain_present(
         return iso(at.time) if name == "time" else series(seen[name], on.columns[name][row : row + 1])[0]
 
     if isinstance(what, PresentField):
-        asked, words = {what.name: field(what.name)}, f"{what.name} of the event = {_shown(made['value'])}"
+        asked = {what.name: made["value"] if seen[what.name].kind == "text" else field(what.name)}
+        words = f"{what.name} of the event = {_shown(made['value'])}"
     elif isinstance(what, Request):
         asked = {name: field(name) for name in what.arguments}
         given = ", ".join(f"{name}={value}" for name, value in asked.items())
@@ -596,7 +604,8 @@ def plot_timeline(
     line = ax if all(_same_unit(features, name, column) for name in names) else ax.twinx()
     _draw_events(ax, drawn, column, outcome or _yes_or_no(features.on))
     for name, colour in zip(names, itertools.cycle(_COLOURS)):
-        line.step(drawn["time"], drawn[name], where="post", color=colour, linewidth=1.5, label=name, zorder=2)
+        values = drawn[name].fillna("") if name in features.categories else drawn[name]
+        line.step(drawn["time"], values, where="post", color=colour, linewidth=1.5, label=name, zorder=2)
     _dress(ax, line, column, names)
     ax.set_title(", ".join(f"{k} {v}" for k, v in entity.items()), loc="left", pad=28, fontsize="medium")
     return ax

@@ -64,7 +64,8 @@ def _fine(source: Source, column: Column, frame: pd.DataFrame) -> tuple[np.ndarr
         or column.kind == "text"
     ):
         return np.zeros(len(frame), bool), np.zeros(len(frame))
-    numbers = _numbers(column, frame[column.name])
+    values: Any = frame[column.name]
+    numbers = _numbers(column, values)
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = np.rint(numbers * float(column.scale))
         fine = np.abs(scaled) <= (_SUMMABLE if column.kind == "number" else _SAFE)

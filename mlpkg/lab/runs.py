@@ -104,8 +104,14 @@ def save_model(
     *,
     metrics: Mapping[str, float],
     hyperparameters: Mapping[str, Any] | None = None,
+    categories: models.Categories | None = None,
 ) -> Path:
     """Hand over what a training notebook has made: the booster, its metrics, and the rows it was trained on.
+
+    Parameters
+    ----------
+    categories
+        What `categories_of` froze, where there are category features.
 
     Returns
     -------
@@ -114,21 +120,19 @@ def save_model(
     Raises
     ------
     MlpkgError
-        When a metric is not a finite number, or the booster's columns are not the features.
+        When a metric is not a finite number, or the booster's columns are not the features, or not encoded by the categories.
     """
     table: Any = rows  # pandas' own annotations say less than the checker wants to know
     for name, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(float(value)):
             raise MlpkgError(f"metric {name} = {value!r} is not a finite number")
-    if booster.feature_name() != case.features.names:
-        raise MlpkgError(
-            "the booster was trained on other columns than the use case's features",
-            "train it on rows[case.features.names]",
-        )
+    models.check_trained(booster, case.features, categories)
     folder = Path(os.environ["MLPKG_RUN"]) if "MLPKG_RUN" in os.environ else _new_run(Settings.load().state, case.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.txt").write_text(booster.model_to_string(), "utf-8")
     (folder / "features.json").write_text(to_json(case.features), "utf-8")
+    if categories and categories.tables:
+        _write(folder / "categories.json", categories.tables)
     _write(folder / "metrics.json", {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()})
     subject = case.on.subject
     if subject and subject in rows:
@@ -221,6 +225,7 @@ def train(
         "trained_on": handed["trained_on"],
         "decided": {"by": by or _user(), "why": why or "mlpkg train", "run": run.name},
     }
+    tables = run / "categories.json"
     subjects = run / "subjects.u64"
     attached = {"executed.ipynb": executed.read_bytes()} | (
         {"subjects.u64": subjects.read_bytes()} if subjects.exists() else {}
@@ -233,6 +238,7 @@ def train(
         metrics=json.loads((run / "metrics.json").read_text("utf-8")),
         lineage=lineage,
         policy=handed["policy"],
+        categories=models.Categories(json.loads(tables.read_text("utf-8"))) if tables.exists() else None,
         attachments=attached,
     )
     model = models.find(settings.state, case.name, version)

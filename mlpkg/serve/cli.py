@@ -13,6 +13,8 @@ from types import FrameType
 
 import click
 
+from ..access import holds, is_loopback
+from ..platform import open as open_platform
 from .package import build, find_bento, need_bentoml
 from .run import start_server, stop_server, wait_until_up
 from ..settings import MlpkgError, Settings
@@ -50,16 +52,28 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
     try:
         address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
         state = wait_until_up(server, address)
-        told = f"model {state['model']}" if state.get("status") == "ready" else f"not ready: {state.get('detail')}"
+        told = (
+            f"model {state.get('model', 'is there')}"
+            if state.get("status") == "ready"
+            else f"not ready: {state.get('detail')}"
+        )
         click.echo(f"{use_case} is served on {address} (bento {found.tag}, {told}); Ctrl-C stops it")
-        if settings.host not in ("127.0.0.1", "::1", "localhost"):
-            click.echo("whoever reaches this address may use it: there are no tokens yet", err=True)
+        if not is_loopback(settings.host) and not _has_tokens(settings):
+            click.echo("nobody may use this address yet: mlpkg token create --role application", err=True)
         code = server.wait()
         raise MlpkgError(f"the server has ended with code {code}", "its last lines say why")
     except KeyboardInterrupt:
         click.echo("stopping", err=True)
     finally:
         stop_server(server)
+
+
+def _has_tokens(settings: Settings) -> bool:
+    platform = open_platform(settings)
+    try:
+        return any(map(holds, platform.tokens().values()))
+    finally:
+        platform.close()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

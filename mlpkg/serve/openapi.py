@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..access import ROLES
 from ..events import Outcome, Source
 from ..platform import Receipt
 
@@ -54,16 +55,27 @@ def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[s
 
 # %% ../../nbs/serve/openapi.ipynb #paths
 _STATUS = {
-    400: "not JSON",
+    400: "not readable",
+    401: "a token is needed, or this one does not hold",
+    403: "the role of the token does not suffice",
     404: "there is none",
     405: "another method",
     408: "the body did not arrive in time",
     409: "the id was used for other content",
     413: "too large",
+    414: "path or query too long",
     415: "another content type",
     422: "against the contract",
+    431: "headers too many or too large",
     500: "unexpected",
     503: "no store or no model",
+}
+_ALWAYS = (405, 414, 431, 500, 503)
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+_TIME = {"type": "string", "description": "A date, a time (UTC without a zone), or microseconds since 1970."}
+_PAGE = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    "cursor": {"type": "string", "pattern": "^[1-9][0-9]{0,17}$", "description": "`next` of the page before."},
 }
 
 
@@ -75,50 +87,109 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": _REF + name}
 
 
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _list(name: str, item: dict[str, Any]) -> dict[str, Any]:
+    return _object(**{name: {"type": "array", "items": item}, "next": {"type": ["string", "null"]}})
+
+
 def _lines(what: str) -> dict[str, Any]:
     return _content({"type": "string", "description": what}, "application/x-ndjson")
 
 
-def _answers(good: dict[str, Any], what: str, *refusals: int) -> dict[str, Any]:
+def _operation(
+    summary: str, name: str, need: str | None, good: dict[str, Any], what: str, *refusals: int
+) -> dict[str, Any]:
+    """What every operation says; `need` is the permission that it takes, None that any token will do."""
+    roles = ", ".join(role for role, may in ROLES.items() if need in may)
     wrong = _content(_ref("Problem"), "application/problem+json")
-    refused = {str(s): {"description": _STATUS[s], "content": wrong} for s in (*refusals, 405, 500, 503)}
-    return {"200": {"description": what, "content": good}, **refused}
+    refused = {str(s): {"description": _STATUS[s], "content": wrong} for s in sorted({401, *refusals, *_ALWAYS})}
+    if need:
+        refused["403"] = {"description": _STATUS[403], "content": wrong}
+    told = {"summary": summary, "description": f"For the roles: {roles}." if need else "For any role."}
+    return {"operationId": name, **told, "responses": {"200": {"description": what, "content": good}, **refused}}
 
 
-def _post(summary: str, sent: str, back: str, name: str) -> dict[str, Any]:
+def _post(summary: str, sent: str, back: str, name: str, need: str) -> dict[str, Any]:
     body = _content(_ref(sent)) | _lines(f"One {sent} a line; there is an answer per line.")
     good = _content(_ref(back)) | _lines(f"One {back} or Problem a line.")
-    answers = _answers(good, "Taken, now or before.", 400, 404, 408, 409, 413, 415, 422)
-    request = {"required": True, "content": body}
-    return {"post": {"operationId": name, "summary": summary, "requestBody": request, "responses": answers}}
+    operation = _operation(summary, name, need, good, "Taken, now or before.", 400, 404, 408, 409, 413, 415, 422)
+    return {"post": operation | {"requestBody": {"required": True, "content": body}}}
 
 
-def _get(summary: str, schema: dict[str, Any], name: str, *parameters: str) -> dict[str, Any]:
-    given = [
-        {"name": p, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for p in parameters
-    ]
-    answers = _answers(_content(schema), "Here it is.", *([404] if parameters else []))
-    return {"get": {"operationId": name, "summary": summary, "parameters": given, "responses": answers}}
+def _get(
+    summary: str,
+    schema: dict[str, Any],
+    name: str,
+    need: str | None,
+    *,
+    id: bool = False,
+    query: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    given = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}] if id else []
+    given += [{"name": n, "in": "query", "required": False, "schema": s} for n, s in (query or {}).items()]
+    refusals = [404] * id + [400] * bool(query)
+    return {"get": _operation(summary, name, need, _content(schema), "Here it is.", *refusals) | {"parameters": given}}
+
+
+def _probe(summary: str, name: str, *refusals: int) -> dict[str, Any]:
+    operation = _get(summary, {"type": "object", "required": ["status"]}, name, None)["get"]
+    del operation["description"], operation["responses"]["401"]
+    wrong = operation["responses"]["500"]["content"]
+    operation["responses"] |= {str(s): {"description": _STATUS[s], "content": wrong} for s in refusals}
+    return {"get": operation | {"security": [{}, {"token": []}]}}
 
 # %% ../../nbs/serve/openapi.ipynb #openapi
 def openapi(use_case: "UseCase") -> dict[str, Any]:
     """The OpenAPI 3.1 document of the service of a use case."""
     sources = use_case.sources
     outcomes = {o.stream: o for o in use_case.outcomes.values()}
-    paths = {"/v1/decide": _post("Decide an event.", use_case.on.name, "Decision", "decide")}
+    paths = {"/v1/decide": _post("Decide an event.", use_case.on.name, "Decision", "decide", "decide")}
+    entity = {
+        "type": "array",
+        "items": {**_TEXT, "pattern": "="},
+        "description": "field=value; several for a key of several fields.",
+    }
+    paths["/v1/decisions"] = _get(
+        "The records of decisions, newest first.",
+        _list("decisions", _ref("Decision")),
+        "decisions",
+        "decisions",
+        query={"entity": entity, "since": _TIME, "until": _TIME} | _PAGE,
+    )
     paths["/v1/decisions/{id}"] = _get(
-        "The record of a decision, by the id of its event.", _ref("Decision"), "decision", "id"
+        "The record of a decision, by the id of its event.", _ref("Decision"), "decision", "decisions", id=True
     )
     for name in sources:
-        paths[f"/v1/events/{name}"] = _post(
-            f"Send {name} that nothing is to be decided about.", name, "Receipt", f"send_{name}"
-        )
+        summary = f"Send {name} that nothing is to be decided about."
+        paths[f"/v1/events/{name}"] = _post(summary, name, "Receipt", f"send_{name}", "send")
         where = f"One of the {name}, and where it stands in the log."
-        paths[f"/v1/events/{name}/{{id}}"] = _get(where, _ref(f"{name}_entry"), f"get_{name}", "id")
+        paths[f"/v1/events/{name}/{{id}}"] = _get(where, _ref(f"{name}_entry"), f"get_{name}", "events", id=True)
     for stream, outcome in outcomes.items():
         summary = f"Report {outcome.name} of one of the {outcome.source.name}, by its id."
-        paths[f"/v1/outcomes/{stream}"] = _post(summary, stream, "Receipt", f"report_{stream.replace('.', '_')}")
-    paths["/v1/health"] = _get("Alive?", {"type": "object"}, "health")
-    paths["/v1/ready"] = _get("Can the store be written, and is a model loaded?", {"type": "object"}, "ready")
+        name = f"report_{stream.replace('.', '_')}"
+        paths[f"/v1/outcomes/{stream}"] = _post(summary, stream, "Receipt", name, "report")
+    keys = dict.fromkeys(use_case.features.keys, _TEXT)
+    present = _object(entity=_MAP, time=_TEXT, model=_MAP, features=_MAP)
+    paths["/v1/features"] = _get(
+        "What the live model would be told of an entity now.", present, "features", "features", query=keys
+    )
+    paths["/v1/models"] = _get("Which models there are, and which is live.", _object(models=_MAPS), "models", "models")
+    paths["/v1/catalog"] = _get("What sources, features and models mean.", _MAPS, "catalog", "catalog")
+    accesses = _list("access", _MAP)
+    paths["/v1/access"] = _get("Who looked at what, newest first.", accesses, "access", "access", query=_PAGE)
+    paths["/v1/openapi.json"] = _get("This document.", _MAP, "openapi", None)
+    paths["/v1/health"] = _probe("Alive?", "health")
+    paths["/v1/ready"] = _probe(
+        "Can the store be written, and is a model loaded? Operators are told why not.", "ready", 401
+    )
     info = {"title": use_case.name, "version": "1", "description": f"Live decisions of the use case {use_case.name}."}
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": _schemas(sources, outcomes)}}
+    scheme = {"type": "http", "scheme": "bearer", "description": "mlpkg token create; on loopback none is needed."}
+    components = {"schemas": _schemas(sources, outcomes), "securitySchemes": {"token": scheme}}
+    return {"openapi": "3.1.0", "info": info, "security": [{"token": []}, {}], "paths": paths, "components": components}
+
+
+_MAP = {"type": "object"}
+_MAPS = {"type": "array", "items": _MAP}

@@ -54,6 +54,8 @@ def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> 
         **os.environ,
         "MLPKG_STATE": str(settings.state),
         "MLPKG_ENV": settings.env,
+        "MLPKG_HOST": settings.host,  # who listens to more than this machine asks for tokens
+        "MLPKG_PORT": str(settings.port),
         "BENTOML_HOME": str(settings.state / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         # the mlpkg that was packaged, whatever this one has become since

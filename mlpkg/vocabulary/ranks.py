@@ -40,6 +40,8 @@ class _At(OfColumn):
 class First(_At):
     """The earliest value of a column in the window: a number in its unit, or a category."""
 
+    made_of: ClassVar[tuple[str, ...] | None] = ("first",)
+
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``x`` of the first row."""
         return self.values(windows, windows.lo)
@@ -49,6 +51,8 @@ class First(_At):
 @dataclass(frozen=True)
 class Last(_At):
     """The latest value of a column in the window: a number in its unit, or a category."""
+
+    made_of: ClassVar[tuple[str, ...] | None] = ("last",)
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``x`` of the last row."""

@@ -29,6 +29,8 @@ class Count(Aggregate):
     column: str | None = None
 
     additive: ClassVar[bool] = True
+    made_of: ClassVar[tuple[str, ...] | None] = ()
+    fewest: ClassVar[int] = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,6 +46,10 @@ class Count(Aggregate):
         """An int."""
         return "int"
 
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+        """``n``."""
+        return n
+
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``n``."""
         return windows.count
@@ -58,9 +64,13 @@ class Moment(OfNumber):
 
     additive: ClassVar[bool] = True
     powers: ClassVar[int] = 1
-    least: ClassVar[int] = 1  # rows below which it is null
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    @property
+    def made_of(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Its sums; `finish` is given the central ones where there are several."""
+        return {1: ("sum",), 2: ("sum", "squares")}.get(self.powers)
+
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """The value of n rows, given the sum, or the central sums where there are several; Python integers or exact arrays."""
         raise NotImplementedError
 
@@ -71,7 +81,7 @@ class Moment(OfNumber):
         if self.powers > 1:
             sums += [windows.power_sum(self.column, k) for k in range(2, self.powers + 1)]
             sums = exact.power_sums(n, *sums)
-        return np.where(n >= self.least, self.finish(np.maximum(n, self.least), scale, *sums), np.nan)
+        return np.where(n >= self.fewest, self.finish(np.maximum(n, self.fewest), scale, *sums), np.nan)
 
 
 @register
@@ -79,7 +89,7 @@ class Moment(OfNumber):
 class Sum(Moment):
     """The sum of a column over the window: ``S / scale`` in the column's unit, with ``S`` an exact sum of integers."""
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / scale``."""
         return exact.to_float(t[0]) / scale
 
@@ -89,7 +99,7 @@ class Sum(Moment):
 class Mean(Moment):
     """The mean of a column over the window: ``S / (n · scale)``, one division of two exact integers."""
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / (n · scale)``."""
         return exact.to_float(t[0]) / (exact.to_float(n) * scale)
 
@@ -104,11 +114,11 @@ class Var(Moment):
     powers: ClassVar[int] = 2
 
     @property
-    def least(self) -> int:  # type: ignore[override]
+    def fewest(self) -> int:  # type: ignore[override]
         """One row more than the degrees of freedom that are taken away."""
         return self.ddof + 1
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """`exact.variance`."""
         return exact.variance(n, t[0], t[1], scale, self.ddof)
 
@@ -118,7 +128,7 @@ class Var(Moment):
 class Std(Var):
     """The standard deviation of a column over the window, in its unit: the square root of `Var`."""
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """``√var``."""
         return exact.square_root(exact.variance(n, t[0], t[1], scale, self.ddof))
 
@@ -129,9 +139,9 @@ class Skew(Moment):
     """The skewness of a column over the window, unbiased as in pandas; null below three rows, 0 where all values are equal."""
 
     powers: ClassVar[int] = 3
-    least: ClassVar[int] = 3
+    fewest: ClassVar[int] = 3
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """`exact.skewness`."""
         return exact.skewness(n, *t)
 
@@ -142,9 +152,9 @@ class Kurt(Moment):
     """The excess kurtosis of a column over the window, unbiased as in pandas; null below four rows, 0 where all values are equal."""
 
     powers: ClassVar[int] = 4
-    least: ClassVar[int] = 4
+    fewest: ClassVar[int] = 4
 
-    def finish(self, n: Any, scale: int, *t: Any) -> Any:
+    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """`exact.kurtosis`."""
         return exact.kurtosis(n, *t)
 
@@ -155,12 +165,13 @@ class Min(OfNumber):
     """The least value of a column in the window, in the column's unit."""
 
     reduction: ClassVar[np.ufunc] = np.minimum
+    made_of: ClassVar[tuple[str, ...] | None] = ("least",)
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``min(x) / scale``."""
         values, scale = windows.codes(self.column), windows.columns[self.column].scale
         found = windows.each(lambda lo, hi: extreme(values, lo, hi, self.reduction))
-        return np.where(windows.hi > windows.lo, found / scale, np.nan)
+        return np.where(windows.hi > windows.lo, self.finish(1, scale, found), np.nan)
 
 
 @register
@@ -169,6 +180,7 @@ class Max(Min):
     """The greatest value of a column in the window, in the column's unit."""
 
     reduction: ClassVar[np.ufunc] = np.maximum
+    made_of: ClassVar[tuple[str, ...] | None] = ("greatest",)
 
 # %% ../../nbs/vocabulary/sums.ipynb #share
 def _literal(value: Any) -> str:
@@ -250,7 +262,7 @@ class Ratio(Aggregate):
 
     def words(self) -> str:
         """Which two."""
-        return f"{self.a.words()} over {self.b.words()}"
+        return f"{_said(self.a)} over {_said(self.b)}"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a / b``."""
@@ -279,11 +291,15 @@ class Change(Aggregate):
 
     def words(self) -> str:
         """What changed."""
-        return f"change of {self.a.words()} against {self.against}"
+        return f"change of {_said(self.a)} against {self.against}"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a / b − 1``."""
         return quotient(inner[0].astype(np.float64), inner[1]) - 1.0
+
+
+def _said(a: Aggregate) -> str:
+    return a.words() + (f" where {a.where}" if a.where else "")
 
 
 def _within(a: Aggregate, over: Any, where: str | None) -> Aggregate:

@@ -5,7 +5,7 @@ from pathlib import Path
 import bentoml
 
 from mlpkg.serve.app import Application
-from mlpkg.serve.bento import settings, start
+from mlpkg.serve.bento import Alone, settings, start
 
 HERE = Path(__file__).parent
 app = Application("fraud", settings(HERE))
@@ -33,3 +33,6 @@ class Fraud:
     @bentoml.on_shutdown
     def close(self) -> None:
         app.close()
+
+
+Fraud.add_asgi_middleware(Alone, app=app)  # type: ignore[arg-type]
