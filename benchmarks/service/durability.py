@@ -66,7 +66,7 @@ async def load(port: int, connections: int, seconds: float, tag: str) -> list[fl
         while (began := time.perf_counter()) < end:
             body = payment(k, rng).replace(b'"b-', b'"%b-%d-' % (tag.encode(), number))
             writer.write(
-                b"POST /v1/decide HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+                b"POST /v1/decide HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
                 % (len(body), body)
             )
             head = await reader.readuntil(b"\r\n\r\n")
