@@ -103,7 +103,9 @@ class Client:
     def __init__(self, port: int, path: str):
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+        self.head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+        )
 
     def post(self, body: bytes) -> tuple[float, bytes]:
         """Seconds, and the body of the answer."""

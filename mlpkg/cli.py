@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_json', 'use_case_argument', 'mlpkg', 'main', 'Instant', 'say', 'progress', 'opened', 'decide', 'outcome',
-           'decisions', 'models', 'promote', 'verify', 'replay', 'dead_letters', 'timeline', 'catalog', 'features',
-           'diff', 'token', 'create_token', 'list_tokens', 'revoke_token', 'access_log']
+           'decisions', 'models', 'promote', 'verify', 'replay', 'dead_letters', 'backup', 'restore', 'timeline',
+           'catalog', 'features', 'diff', 'token', 'create_token', 'list_tokens', 'revoke_token', 'access_log']
 
 # %% ../nbs/cli.ipynb #imports
 import sys
@@ -23,6 +23,7 @@ from . import access as _access
 from . import catalog as _catalog
 from . import decisions as _decisions
 from . import models as _models
+from .backends import backup as _backup
 from .columns import Column
 from .events import Rejected
 from .features import FeatureSet
@@ -312,6 +313,32 @@ def dead_letters(use_case: str, as_json: bool) -> None:
         click.echo(f"{iso(d.at)}  {d.source}{row}  {d.event or '-'}  {d.field}: {d.value} {d.reason}")
     if not found:
         click.echo("no dead letters")
+
+# %% ../nbs/cli.ipynb #backup
+@mlpkg.command()
+@click.option("-o", "folder", type=click.Path(path_type=Path), required=True, help="A folder that does not exist yet.")
+@as_json
+def backup(folder: Path, as_json: bool) -> None:
+    """Copy the store, its models and the key of its pseudonyms, as of one moment, while it is running."""
+    with progress("copying") as bar:
+        made = _backup.backup(Settings.load(), folder.absolute(), bar.update)
+    if as_json:
+        return say(made)
+    click.echo(f"{len(made.files)} files, up to position {made.position} of the log, are in {folder}")
+
+
+@mlpkg.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--replace", is_flag=True, help="Move what is there aside.")
+@as_json
+def restore(folder: Path, replace: bool, as_json: bool) -> None:
+    """Put the backup in FOLDER in the place of the store that the settings name, after checking it."""
+    settings = Settings.load()
+    with progress("restoring") as bar:
+        made = _backup.restore(settings, folder.absolute(), replace=replace, progress=bar.update)
+    if as_json:
+        return say(made)
+    click.echo(f"{settings.state} is as of {made.made}, up to position {made.position} of the log")
 
 # %% ../nbs/cli.ipynb #timeline
 def _given(pairs: tuple[str, ...]) -> dict[str, str]:

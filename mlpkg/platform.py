@@ -7,7 +7,7 @@ __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Token', 'Batch', 'Loaded', 'Unit',
            'open']
 
 # %% ../nbs/platform.ipynb #imports
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -126,6 +126,7 @@ class Platform(Protocol):
     """What mlpkg asks of the outside world."""
 
     settings: Settings
+    patience: float  # seconds to wait for another process that has the store locked
 
     def register(self, use_case: str, features: Any) -> None:
         """Make the sources and timelines of a feature set known; timelines that are missing are built from the log."""
@@ -245,6 +246,14 @@ class Platform(Protocol):
 
     def check(self) -> None:
         """Raise `MlpkgError` unless the store can be written."""
+        ...
+
+    def defer(self) -> Callable[[], None] | None:
+        """Leave it to the caller to wait for the disk before it acknowledges anything.
+
+        Gives the function that waits until all that was committed before is as durable as the settings say; `None` where a commit is
+        that at once. Without this, every method that writes returns only when that is so.
+        """
         ...
 
     def close(self) -> None:

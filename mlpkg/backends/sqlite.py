@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from shutil import disk_usage
 from typing import Any, ParamSpec, TypeVar
 
 import apsw
@@ -19,7 +20,8 @@ from msgspec.structs import astuple
 
 from . import past
 from .building import Building, Wanted, in_order, key_json
-from .file import connect, store_error
+from .disk import Disk
+from .file import Patience, connect, store_error
 from .timelines import Bulk, Head, Timelines
 from ..cells import Cells
 from ..events import NULL, Decisions, Fact, Outcome, Rejected, Row, Source, compare_contracts, event_id, source_of
@@ -108,6 +110,7 @@ def _id_range(id: str) -> tuple[str, str, str]:
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
 _REACH = 5000  # how many entries a look back passes over at most
 _VERSIONS = "source=? and (id=? or id>? and id<?)"
+_ROOM = 1 << 20  # bytes that are free on a disk that is not full; a decision needs some ten pages
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -123,7 +126,7 @@ def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
             platform: Any = args[0]
             if platform.db.in_transaction:  # which will say so itself
                 raise
-            raise store_error(platform.settings.store, error) from error
+            raise platform._told(error) from error
 
     return read
 
@@ -133,7 +136,9 @@ class SqlitePlatform:
 
     def __init__(self, settings: Settings, create: bool = True):
         self.settings = settings
-        self.db: Any = connect(settings, create)
+        self._busy = Patience()
+        self.db: Any = connect(settings, create, self._busy)
+        self._damaged: MlpkgError | None = None
         self._lock = threading.RLock()
         self._run = self.db.cursor().execute  # for all of a transaction; each call ends the one before it
         self._generation = -1
@@ -144,16 +149,56 @@ class SqlitePlatform:
         self._live: dict[str, str] = {}
         self._tokens: dict[str, Token] = {}
         self._waiting = False  # whether any outcome waits for its event
+        self._disk: Disk | None = None
+        self._deferred = False  # whether others wait for the disk
+        if settings.durability == "disk":
+            self._checkpoint("passive")  # what one before us may have left unsynced, now that nothing builds on it
+            self._disk = Disk(settings.store)
 
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
+            if self._disk:
+                self._disk.close()
             self.db.close()
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for another process that has the store locked."""
+        return self._busy.seconds
+
+    @patience.setter
+    def patience(self, seconds: float) -> None:
+        self._busy.seconds = seconds
+
+    def _told(self, error: apsw.Error) -> MlpkgError:
+        told = store_error(self.settings.store, error)
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            self._damaged = told  # a page that is well by itself does not make up for it
+        return told
+
     def check(self) -> None:
-        """Raise `MlpkgError` unless the store can be written."""
+        """Raise `MlpkgError` unless the store can be written, and no damage was met in it."""
+        if self._damaged:
+            raise self._damaged
+        if disk_usage(self.settings.state).free < _ROOM:
+            raise store_error(self.settings.store, apsw.FullError())
         with self._transaction():
             self.db.execute("update control set generation=generation where id=1")
+        if self._disk and self._deferred:
+            self._disk.sync()
+
+    def defer(self) -> Callable[[], None] | None:
+        """Leave it to the caller to wait for the disk, with the function that this gives; `None` where nothing waits for it."""
+        self._deferred = self._disk is not None
+        return self._disk and self._disk.sync
+
+    def _checkpoint(self, mode: str) -> bool:
+        """Copy the write-ahead log into the database; whether that is done."""
+        try:
+            return not self.db.execute(f"pragma wal_checkpoint({mode})").fetchone()[0]
+        except apsw.Error:
+            return False
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -169,6 +214,8 @@ class SqlitePlatform:
         """Take the lock and begin a transaction that knows what other processes changed."""
         self._lock.acquire()
         try:
+            if self._disk and self._disk.failed:
+                self._disk.recover(lambda: self._checkpoint("truncate"))
             self._run("begin immediate")
             self._look()
         except BaseException as error:
@@ -190,7 +237,11 @@ class SqlitePlatform:
         finally:
             self._lock.release()
         if isinstance(error, apsw.Error):
-            raise store_error(self.settings.store, error) from error
+            if isinstance(error, apsw.FullError):
+                self._checkpoint("passive")  # what it holds twice may be the room that is missing
+            raise self._told(error) from error
+        if error is None and self._disk and not self._deferred:
+            self._disk.sync()
 
     def _refresh(self, generation: int) -> None:
         self._sources = dict(self.db.execute("select name, id from source"))

@@ -19,10 +19,11 @@ from ..access import Caller
 from ..events import Outcome, Source
 from ..platform import Entry, Platform, decisions_of
 from ..platform import open as open_platform
+from .gate import Gate
 from .guard import Guard, Head, read_head
 from .openapi import openapi
 from .problem import Problem, problem
-from ..settings import Settings
+from ..settings import MlpkgError, Settings
 from ..times import iso
 
 if TYPE_CHECKING:  # BentoML's supervisor imports a service too, and has no need of LightGBM
@@ -38,7 +39,7 @@ _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"applic
 
 # %% ../../nbs/serve/app.ipynb #body
 _DROP = 64  # how many times `limit` is read and dropped before the connection is closed
-_PATIENCE = 0.8  # seconds for a body to arrive; BentoML's timeout in services is 1 s
+_PATIENCE = 0.8  # seconds for a body to arrive, or for another process to unlock the store; BentoML's timeout is 1 s
 
 
 class _Gone(Exception):
@@ -81,10 +82,17 @@ _LINES_AT_ONCE = 32  # lines taken before others get their turn
 _BATCH = 16  # how many times the bound of one body a whole batch may have
 
 _Accept = Callable[[bytes], Any]
+_Durable = Callable[[], Awaitable[None]]  # waits until what was accepted may be acknowledged
 
 
 async def _take(
-    accept: _Accept, limit: int, scope: _Message, head: Head, receive: _Receive, send: _Send
+    accept: _Accept,
+    durable: _Durable,
+    limit: int,
+    scope: _Message,
+    head: Head,
+    receive: _Receive,
+    send: _Send,
 ) -> _Answer | None:
     if scope["method"] != "POST":
         raise Problem(405, "only POST is allowed here", "method", scope["method"], allow="POST")
@@ -92,38 +100,46 @@ async def _take(
         raise Problem(415, "is not supported; send the body as it is", "content-encoding", packed.decode("latin-1"))
     kind = head.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
     if kind == _JSON:
-        return 200, _JSON, _encode(accept(await _read(receive, limit)))
+        answer = _encode(accept(await _read(receive, limit)))
+        await durable()
+        return 200, _JSON, answer
     if kind != _LINES:
         raise Problem(
             415, "is neither application/json nor application/x-ndjson", "content-type", kind.decode("latin-1")
         )
-    await _take_lines(accept, limit, receive, send)
+    await _take_lines(accept, durable, limit, receive, send)
     return None
 
 
-async def _take_lines(accept: _Accept, limit: int, receive: _Receive, send: _Send) -> None:
-    answers, rest, size, number, more = [], b"", 0, 0, True
+async def _take_lines(accept: _Accept, durable: _Durable, limit: int, receive: _Receive, send: _Send) -> None:
+    answers: dict[int, bytes] = {}  # by line
+    rest, size, number, more, begun = b"", 0, 0, True, False
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return
         more, piece = message.get("more_body", False), message.get("body", b"")
         size += len(piece)
+        if not begun:  # from now on no timeout of a server strikes
+            begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES), *_MORE]})
         *lines, rest = (rest + piece).split(b"\n") if more else [*(rest + piece).split(b"\n"), b""]
         for line in lines:
             number += 1
             if line.strip():
-                answers.append(_encode(_line(accept, limit, number, line)))
+                answers[number] = _encode(_line(accept, limit, number, line))
             if number % _LINES_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        if size == len(piece):  # the first piece: from now on no timeout of a server strikes
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES), *_MORE]})
         if len(rest) > limit or size > _BATCH * limit:
             what, most = ("line", limit) if len(rest) > limit else ("batch", _BATCH * limit)
             told = Problem(413, f"the {what} is larger than {most} bytes; nothing from here on was taken", "body", size)
-            answers.append(_encode(problem(told) | {"line": number + 1}))
+            answers[number + 1] = _encode(problem(told) | {"line": number + 1})
             break
-    await send({"type": "http.response.body", "body": b"\n".join([*answers, b""])})
+    try:
+        await durable()
+    except MlpkgError as error:  # nothing of it is acknowledged
+        answers = {line: _encode(problem(error) | {"line": line}) for line in answers}
+    await send({"type": "http.response.body", "body": b"\n".join([*answers.values(), b""])})
 
 
 def _line(accept: _Accept, limit: int, number: int, line: bytes) -> Any:
@@ -168,7 +184,20 @@ class Application:
         """The decider of this process, made on first use."""
         from mlpkg.decisions import Decider
 
-        return Decider(self.use_case, self.platform)
+        made = Decider(self.use_case, self.platform)
+        self.platform.patience = min(self.platform.patience, _PATIENCE)  # while it waits, nobody is answered
+        return made
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """Where requests wait for the disk, when the settings say so."""
+        sync = self.platform.defer()
+        return Gate(sync) if sync else None
+
+    async def durable(self) -> None:
+        """Wait until all that was committed may be acknowledged."""
+        if self.gate is not None:
+            await self.gate.durable()
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -195,7 +224,8 @@ class Application:
 
     def close(self) -> None:
         """Close the store."""
-        self.__dict__.pop("decider", None)
+        for name in ("decider", "gate"):
+            self.__dict__.pop(name, None)
         if "platform" in self.__dict__:
             self.__dict__.pop("platform").close()
 
@@ -263,12 +293,12 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     if id:
         return _get(asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
     accept = partial(app.platform.accept, source, live=True)
-    return await _take(accept, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
+    return await _take(accept, app.durable, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
 
 
 async def _outcomes(app: Application, asked: _Asked) -> _Answer | None:
     accept = partial(app.platform.report, _named(app.outcomes, "outcome", asked.name or ""))
-    return await _take(accept, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
+    return await _take(accept, app.durable, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
 
 
 async def _decisions(app: Application, asked: _Asked) -> _Answer:
@@ -345,7 +375,7 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     if path == "/v1/decide":  # first, and past all else, because it has to be quick
         app.guard.check(caller := app.guard.admit(scope, head), "decide", scope)
         accept = partial(app.decide, caller=caller.name) if caller and caller.name else app.decide
-        return await _take(accept, app.settings.max_body, scope, head, receive, send)
+        return await _take(accept, app.durable, app.settings.max_body, scope, head, receive, send)
     if path in _ALIVE:
         return _get(_Asked(scope, head, None, None, receive, send), lambda: {"status": "alive"})
     asked = _Asked(scope, head, app.guard.admit(scope, head), None, receive, send)
