@@ -380,7 +380,7 @@ def compute(
     else:
         present, time, own = events.columns, events.time, events.position
     out: dict[str, Array] = {}
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         for part in features._parts:
             asked = {name: present[name] for name in part.reduction.present}

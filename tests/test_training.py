@@ -1,10 +1,10 @@
 """A training run is a notebook with checked parameters, and leaves a model that says where it came from."""
 
 import json
-import os
 from contextlib import closing
 from pathlib import Path
 
+import bentoml
 import nbformat
 import pytest
 from conftest import Command, Project
@@ -103,7 +103,7 @@ def test_training_makes_a_model_with_its_lineage(stocked: Project, notebook: Pat
     executed = nbformat.read(done.json["notebook"], 4)
     assert any("rounds = 12" in cell.source for cell in executed.cells)
     assert model.read("metrics")["auc"] == done.json["auc"]
-    in_bentoml = Path(os.environ["BENTOML_HOME"], "models", "fraud", model.version.lower())
+    in_bentoml = Path(bentoml.models.get(f"fraud:{model.version.lower()}").path)
     assert (in_bentoml / "manifest.json").read_bytes() == (model.folder / "manifest.json").read_bytes()
 
     assert cli("promote", "fraud", model.version).status == 0
