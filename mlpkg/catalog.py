@@ -393,6 +393,7 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
         "feature_set": case.features.name,
         "definition": _hash(to_json(case.features)),
         "live": live,
+        "store": platform is not None,
         "sources": [describe_source(s) | _version(platform, s.name) for s in case.sources.values()],
         "features": features,
         "older_features": list(older.values()),
@@ -616,6 +617,8 @@ def _named(case: Mapping[str, Any], versions: Sequence[str]) -> str:
 
 
 def _models_page(case: Mapping[str, Any]) -> str:
+    if not case["models"] and not case["store"]:
+        return "Nothing is known of them: there was no store to look into.\n"
     if not case["models"]:
         return f"None is stored yet. Train one: `mlpkg train {case['name']}`.\n"
     rows = []

@@ -167,7 +167,7 @@ def outcome(
     as_json: bool,
 ) -> None:
     """Report the TRUTH about the event ID, for example: mlpkg outcome fraud tx-1 true"""
-    case, platform = opened(use_case, create=not waiting)
+    case, platform = opened(use_case)
     if waiting:
         found = [
             {"id": e.id, "outcome": e.source, "arrived": iso(e.arrived), **msgspec.json.decode(e.body)}
@@ -409,9 +409,11 @@ def catalog(use_cases: tuple[str, ...], folder: Path | None, as_json: bool) -> N
     """Describe sources, features and models in words; by default those of all use cases."""
     settings = Settings.load()
     cases = [_decisions.use_case(name, settings) for name in use_cases or settings.use_cases]
-    platform = open_platform(settings) if settings.store.exists() else None
+    platform = open_platform(settings, create=False) if settings.store.exists() else None
     if platform is None:
-        click.echo(f"no store at {settings.store}: no model is told of", err=True)
+        click.echo(
+            f"there is no store in {settings.state}: this tells of no model; check MLPKG_STATE and MLPKG_ENV", err=True
+        )
     found = [_catalog.describe(case, settings.state, platform) for case in cases]
     if folder is None:
         return say(found) if as_json else click.echo(_catalog.markdown(found), nl=False)

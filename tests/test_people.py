@@ -52,6 +52,14 @@ by_both = ml.FeatureSet("pairs", on=orders, both=orders.by("customer", "coupon")
 pairs = ml.UseCase("pairs", by_both, policy=lambda score, event: "send")
 
 
+def of_morning(time: Any) -> Any:
+    return time // HOUR % 24 < 12
+
+
+mornings = ml.FeatureSet("mornings", on=orders, morning=orders.by(of_morning).agg(n=ml.count(over="7d")))
+by_morning = ml.UseCase("mornings", mornings, policy=lambda score, event: "send")
+
+
 def definition(features: ml.FeatureSet) -> dict[str, Any]:
     return json.loads(to_json(features))
 
@@ -108,6 +116,8 @@ def test_the_catalog_says_which_models_use_a_feature(stocked: Project, cli: Comm
 def test_a_catalog_without_a_store_tells_of_the_code_and_makes_none(project: Project, cli: Command) -> None:
     answer = cli("catalog", "fraud")
     assert answer.status == 0 and "## fraud" in answer.out and "No model is live" in answer.out
+    assert f"there is no store in {project.state}" in answer.err and "check MLPKG_STATE" in answer.err
+    assert "there was no store to look into" in answer.out
     assert not project.state.exists()
 
 
@@ -144,10 +154,6 @@ def test_a_condition_a_delay_and_the_value_of_nothing_are_changes() -> None:
     assert said(one(), one(where="amount > 5")) == ["changed: a_n_7d: mean where none → amount > 5"]
     assert said(one(), one(delay="1d")) == ["changed: a_n_7d: mean delay 0d → 1d"]
     assert said(one(), one(empty=0.0)) == ["changed: a_n_7d: mean empty none → 0.0"]
-
-
-def of_morning(time: Any) -> Any:
-    return time // HOUR % 24 < 12
 
 
 def test_another_key_is_a_change() -> None:
@@ -227,7 +233,7 @@ def test_a_timeline_of_an_outcome_shows_the_truth(stocked: Project, cli: Command
 @pytest.fixture
 def shop_platform(project: Project) -> Iterator[Any]:
     """A shop whose orders come late, out of order and without coupons; its live model is none."""
-    cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n"
+    cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n    mornings = {__name__}:by_morning\n"
     (project.folder / "settings.ini").write_text(SETTINGS + cases)
     platform = ml.open(project.settings)
     platform.register("shop", habits)
@@ -288,6 +294,7 @@ def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) ->
         ("verify", "fraud"),
         ("dead-letters", "fraud"),
         ("outcome", "fraud", "--waiting"),
+        ("outcome", "fraud", "tx-1", "true"),
         ("timeline", "fraud", "customer_id=7"),
         ("report", "fraud"),
         ("export", "fraud"),
@@ -298,6 +305,15 @@ def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) ->
 def test_a_verb_that_reads_makes_no_store(command: tuple[str, ...], project: Project, cli: Command) -> None:
     state = project.folder / "mistyped"
     assert cli(*command, state=state).said_one_line("there is no store", "check MLPKG_STATE")
+    assert not state.exists()
+
+
+def test_the_lab_reads_and_makes_no_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = project.folder / "mistyped"
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("MLPKG_STATE", str(state))
+    with pytest.raises(MlpkgError, match=f"there is no store in {state}; check MLPKG_STATE"):
+        lab.events(handbook.transactions)
     assert not state.exists()
 
 
@@ -438,6 +454,30 @@ def test_a_picture_has_the_feature_as_it_was_at_each_event(bank: Bank) -> None:
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["event", "fraud", "customer_avg_amount_30d"]
     with pytest.raises(MlpkgError, match="no event of customer_id=5"):
         lab.plot_timeline(handbook.features, "amount", customer_id=5, platform=bank.platform)
+
+
+def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:
+    """The customers of a terminal are points, and so is what is made of them; the terminal's own features are lines."""
+    for i in range(6):
+        bank.pays(f"t{i}", i, customer_id=i % 2)
+    names = ["customer_n_tx_7d", "terminal_n_tx_7d", "amount"]
+    ax = lab.plot_timeline(handbook.features, names, terminal_id=7, platform=bank.platform)
+    drawn = {line.get_label(): line.get_linestyle() for a in ax.figure.axes for line in a.lines}
+    assert drawn == {"customer_n_tx_7d": "None", "terminal_n_tx_7d": "-", "amount": "-"}
+    assert ax.figure.get_layout_engine() is not None  # nothing is cut off where it is saved
+
+
+def test_an_entity_that_a_function_gives_is_named_by_it(shop_platform: Any, cli: Command) -> None:
+    """In a picture by the function's name; in a timeline also as it is written among the keys."""
+    shop_platform.register("mornings", mornings)
+    ax = lab.plot_timeline(mornings, "morning_n_7d", of_morning=1, platform=shop_platform)
+    rows: Any = lab.events(orders, platform=shop_platform)
+    mine = rows[rows["time"].dt.hour < 12]
+    (line,) = [each for a in ax.figure.axes for each in a.lines]
+    assert len(line.get_xdata()) == len(mine) and line.get_linestyle() == "-"
+    for named in ("of_morning=1", "of_morning(time)=1"):
+        (found,) = cli("timeline", "mornings", named, "-n", 0, "--json").json["timelines"]
+        assert [r["id"] for r in found["latest"]] == mine.sort_values(["time", "position"])["id"].tolist()
 
 
 def test_only_mature_outcomes_are_judged() -> None:

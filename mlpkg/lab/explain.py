@@ -23,10 +23,12 @@ from ..columns import NULL, Column
 from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
+from ..keys import Key
 from .frames import events as events_of
 from .frames import preview, series, texts_of, the_platform, times
 from ..platform import Platform
 from ..settings import MlpkgError
+from ..terms import Formula, OtherFeature
 from ..timeline import FAR, Array
 from ..times import LATEST, duration, iso
 
@@ -575,7 +577,10 @@ def plot_timeline(
     platform: Platform | None = None,
     **entity: Any,
 ) -> Any:
-    """Draw the events of one entity over time, and features over them as step lines, as they were at each event.
+    """Draw the events of one entity over time, and features over them, as they were at each event.
+
+    A feature that belongs to this entity is a step line; one that belongs to others, such as that of the customer of each event
+    of a shop, is a point for each event.
 
     Parameters
     ----------
@@ -588,7 +593,7 @@ def plot_timeline(
     start, end
         Only what lies between these times.
     entity
-        The key of the entity, such as ``customer_id=596``.
+        The key of the entity, such as ``customer_id=596``; a part of a key that a function gives is named like that, ``hour_of_day=3``.
 
     Returns
     -------
@@ -600,14 +605,21 @@ def plot_timeline(
     column = column or _column_of(features, names[0])
     drawn = preview(features, _of_entity(features, entity, start, end, platform), platform=platform)
     drawn = drawn.sort_values(["time", "position"])
-    ax = plt.subplots(figsize=(8, 3))[1] if ax is None else ax
+    new = ax is None
+    ax = plt.subplots(figsize=(8, 3))[1] if new else ax
     line = ax if all(_same_unit(features, name, column) for name in names) else ax.twinx()
     _draw_events(ax, drawn, column, outcome or _yes_or_no(features.on))
     for name, colour in zip(names, itertools.cycle(_COLOURS)):
         values = drawn[name].fillna("") if name in features.categories else drawn[name]
-        line.step(drawn["time"], values, where="post", color=colour, linewidth=1.5, label=name, zorder=2)
+        how: Any = {"color": colour, "label": name, "zorder": 2}
+        if _belongs(features, name, entity):
+            line.step(drawn["time"], values, where="post", linewidth=1.5, **how)
+        else:
+            line.plot(drawn["time"], values, "x", markersize=5, **how)
     _dress(ax, line, column, names)
     ax.set_title(", ".join(f"{k} {v}" for k, v in entity.items()), loc="left", pad=28, fontsize="medium")
+    if new:
+        ax.figure.set_layout_engine("tight")  # so that savefig cuts off neither the title nor the dates
     return ax
 
 
@@ -617,16 +629,45 @@ _COLOURS = ("tab:orange", "tab:green", "tab:purple", "tab:brown")
 def _of_entity(features: FeatureSet, entity: Mapping[str, Any], start: Any, end: Any, platform: Platform | None) -> Any:
     """The events of one entity."""
     source = features.on
-    if wrong := next((f"{name!r} is no field of {source.name!r}" for name in entity if name not in source.seen), None):
-        raise MlpkgError(wrong, f"it has {', '.join(source.seen)}")
+    made = {p.function.__name__: p for key in _keys(features) for p in key.parts if not isinstance(p, str)}
+    known = [*source.seen, *made]
+    if wrong := next((f"{name!r} is no field of {source.name!r}" for name in entity if name not in known), None):
+        raise MlpkgError(wrong, f"it has {', '.join(known)}")
     if not entity:
         raise MlpkgError("no entity was named", f"name it by a field, such as {(*features.keys, *source.seen)[0]}=...")
     rows: Any = events_of(source, 0 if start is None else start, LATEST if end is None else end, platform=platform)
     for name, wanted in entity.items():
-        rows = rows[rows[name] == wanted]
+        if name in source.seen:
+            rows = rows[rows[name] == wanted]
+        elif len(rows):
+            before = rows["time"].max().value // 1000 + 1
+            all = (platform or the_platform()).history([source], [], before=before).events[source.name]
+            there = made[name].of_many(all.columns, all.time) == wanted
+            rows = rows[rows["position"].isin(all.position[there])]
     if not len(rows):
         raise MlpkgError(f"there is no event of {', '.join(f'{k}={v}' for k, v in entity.items())}", "see lab.events")
     return rows
+
+
+def _keys(features: FeatureSet, feature: str | None = None) -> list[Key]:
+    """The keys of all its groups, or of those that one feature comes from."""
+    if feature is None:
+        return [what.key for what in features.members.values() if isinstance(what, Group)]
+    what = origin_of(features, feature).what
+    if isinstance(what, Formula):
+        return [key for leaf in what.leaves() if isinstance(leaf, OtherFeature) for key in _keys(features, leaf.name)]
+    return [what.key] if isinstance(what, Group) else []
+
+
+def _belongs(features: FeatureSet, feature: str, entity: Mapping[str, Any]) -> bool:
+    """Whether all events of the entity are of one entity of the feature too."""
+    return all(
+        {part} <= entity.keys()
+        if isinstance(part, str)
+        else part.function.__name__ in entity or {*part.arguments} <= entity.keys()
+        for key in _keys(features, feature)
+        for part in key.parts
+    )
 
 
 def _yes_or_no(source: Source) -> str | None:

@@ -32,11 +32,11 @@ _platforms: dict[str, Platform] = {}
 
 
 def the_platform() -> Platform:
-    """The platform of the present settings, opened once."""
+    """The platform of the present settings, opened once; the store has to be there, for this is what only reads."""
     settings = Settings.load()
     key = str(settings.store)
     if key not in _platforms:
-        _platforms[key] = open_platform(settings)
+        _platforms[key] = open_platform(settings, create=False)
     return _platforms[key]
 
 
