@@ -4,8 +4,10 @@ import contextlib
 import json
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import clicks
 import handbook
 import matplotlib
 import numpy as np
@@ -15,7 +17,7 @@ from conftest import SETTINGS, START, Bank, Command, Project, booster
 
 import mlpkg as ml
 from mlpkg import lab, models
-from mlpkg.catalog import changes
+from mlpkg.catalog import changes, describe, markdown
 from mlpkg.features import Request, to_json
 from mlpkg.settings import MlpkgError
 from mlpkg.times import DAY, HOUR, iso
@@ -119,6 +121,40 @@ def test_a_catalog_without_a_store_tells_of_the_code_and_makes_none(project: Pro
     assert f"there is no store in {project.state}" in answer.err and "check MLPKG_STATE" in answer.err
     assert "there was no store to look into" in answer.out
     assert not project.state.exists()
+
+
+def test_every_part_and_unit_of_a_feature_is_said_in_words() -> None:
+    words = {f.name: f.words for f in clicks.features.features}
+    begin = {
+        "session_again_all_before": "whether item was the same before (1 or 0) over clicks of the same session",
+        "session_again_all_ago": "seconds since item was last the same over",
+        "session_often_1h_2": "number 2 of the 2 most frequent values of category over",
+        "session_before_all_1": "number 1 of the 3 latest values of category over",
+        "session_idle_all": "seconds since the last event over",
+        "session_gap_all": "max gap in seconds over",
+        "shown_user_places_7d_le_3": "count of place above 1 and up to 3 over",
+        "shown_user_places_7d_gt_3": "count of place above 3 over",
+        "item_trend_7d": "trend of price per second over",
+        "aisle_busy_1h": "count relative to that in 1d, less 1, over clicks of the same category in 1h",
+    }
+    assert {name: words[name][: len(said)] for name, said in begin.items()} == begin
+    assert words["session_price_last_5"].endswith("of the same session in the last 5 events")
+
+
+def test_the_catalog_lists_all_functions_with_what_they_say_of_themselves() -> None:
+    """Folds and the functions of keys too."""
+    described = describe(clicks.coupons, Path("nowhere"))
+    page = markdown([described])
+    assert "- `clicks.fall`, for `session_fall_last_5`: How far the latest price lies below the highest." in page
+    assert "- `clicks.hour_of_day`, for `hourly_n_3d`, `hourly_n_7d`, `hourly_users_3d`\n" in page
+    assert set(described["code"]) == {f"clicks.{f}" for f in ("during_evening", "fall", "hour_of_day", "price_band")}
+
+
+def test_a_feature_that_all_models_use_names_none_of_them(stocked: Project, cli: Command) -> None:
+    (live,) = models.versions(stocked.state, "fraud")
+    page = cli("catalog", "fraud").out
+    row = next(line for line in page.splitlines() if "`customer_n_tx_1d`" in line)
+    assert row.endswith("| all |") and f"all are [`{live}`](#fraud-{live}) (live)." in page
 
 
 # -- differences -----------------------------------------------------------------------------------------------------
