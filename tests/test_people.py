@@ -19,7 +19,7 @@ import mlpkg as ml
 from mlpkg import lab, models
 from mlpkg.catalog import changes, describe, markdown
 from mlpkg.features import Request, to_json
-from mlpkg.settings import MlpkgError
+from mlpkg.settings import MlpkgError, Settings
 from mlpkg.times import DAY, HOUR, iso
 
 matplotlib.use("Agg")
@@ -490,6 +490,61 @@ def test_a_picture_has_the_feature_as_it_was_at_each_event(bank: Bank) -> None:
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["event", "fraud", "customer_avg_amount_30d"]
     with pytest.raises(MlpkgError, match="no event of customer_id=5"):
         lab.plot_timeline(handbook.features, "amount", customer_id=5, platform=bank.platform)
+
+
+@pytest.fixture
+def loaded_later(tmp_path: Path) -> Iterator[Any]:
+    """A shop whose orders were loaded first, and after all of them their returns, with the times at which each arrived."""
+    settings = Settings(state=tmp_path / "later")
+    platform = ml.open(settings)
+    platform.register("shop", habits)
+    for i in range(20):
+        body = {"id": f"o{i}", "time": iso(START + i * DAY), "customer": "an" if i % 3 else "bo", "amount": float(i)}
+        platform.accept(orders, body, arrived=START + i * DAY)
+    for i in range(0, 20, 2):
+        platform.report(returned, {"id": f"o{i}", "returned": i % 4 == 0}, arrived=START + i * DAY + 2 * HOUR)
+    with contextlib.closing(platform):
+        yield platform
+
+
+LATE = "all of orders.returned stands behind these events in the log.*history='as_known'"
+
+
+def test_a_history_that_was_loaded_later_is_warned_of_and_can_be_seen_by_arrival(loaded_later: Any) -> None:
+    rows: Any = lab.events(orders, platform=loaded_later)
+    with pytest.warns(UserWarning, match=LATE):
+        assert not lab.preview(habits, rows, platform=loaded_later)["returns_n_7d"].any()
+    with pytest.warns(UserWarning, match=LATE):
+        lab.training_set(habits, START, START + 30 * DAY, platform=loaded_later)
+    with pytest.warns(UserWarning, match=LATE):
+        assert lab.explain(habits, "returns_n_7d", "o9", platform=loaded_later).value == 0
+
+    known = lab.preview(habits, rows, history="as_known", platform=loaded_later)
+    trained = lab.training_set(habits, START, START + 30 * DAY, history="as_known", platform=loaded_later)
+    assert known["returns_n_7d"].any() and known["returns_n_7d"].tolist() == trained["returns_n_7d"].tolist()
+    with pytest.raises(MlpkgError, match="there is no history='by_arrival'"):
+        lab.preview(habits, rows, history="by_arrival", platform=loaded_later)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_explanation_by_arrival_gives_what_a_preview_by_arrival_does(loaded_later: Any) -> None:
+    rows: Any = lab.events(orders, platform=loaded_later)
+    known = lab.preview(habits, rows, history="as_known", platform=loaded_later).set_index("id")
+    for event in ("o3", "o9", "o16"):
+        for feature in habits.names:
+            found = lab.explain(habits, feature, event, history="as_known", platform=loaded_later)
+            assert found.value == known.loc[event, feature] or found.value != found.value
+    found = lab.explain(habits, "returns_dear_7d", "o9", history="as_known", platform=loaded_later)
+    assert set(found.rows.loc[found.rows["counts"], "id"]) == {"o6"}  # bo made o3 and o6 before
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_history_that_came_as_it_happened_is_not_warned_of(shop_platform: Any) -> None:
+    """Also of its first events, before which nothing was reported."""
+    rows: Any = lab.events(orders, platform=shop_platform)
+    lab.preview(habits, rows.head(1), platform=shop_platform)
+    lab.explain(habits, "returns_n_7d", rows["id"].iloc[0], platform=shop_platform)
+    lab.training_set(habits, START, START + DAY, platform=shop_platform)
 
 
 def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:

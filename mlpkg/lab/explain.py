@@ -25,7 +25,8 @@ from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
 from ..keys import Key
 from .frames import events as events_of
-from .frames import preview, series, texts_of, the_platform, times
+from .frames import Order, check_order, preview, series, texts_of, the_platform, times, warn_of_late
+from .training import as_known
 from ..platform import Platform
 from ..settings import MlpkgError
 from ..terms import Formula, OtherFeature
@@ -353,6 +354,7 @@ def explain(
     event: Any,
     *,
     seen: int | None = None,
+    history: Order = "as_recorded",
     platform: Platform | None = None,
 ) -> Explanation:
     """How one feature of one event came about.
@@ -364,6 +366,9 @@ def explain(
     seen
         The position up to which the log is seen: by default that of the event, as `preview` has it; that of a decision is the
         second number of its moment.
+    history
+        ``"as_recorded"``, or ``"as_known"`` for a history that was loaded after the fact; see `training_set`. Positions are ranks by
+        arrival then, and `seen` does not apply.
 
     Raises
     ------
@@ -372,6 +377,7 @@ def explain(
     AssertionError
         When the rows that count do not give the number: a fault of mlpkg, never of the data.
     """
+    check_order(history)
     platform, origin = platform or the_platform(), origin_of(features, feature)
     id = event if isinstance(event, str) else str(event["id"])
     entry = platform.entry(features.on.stream, id)
@@ -379,27 +385,33 @@ def explain(
         raise MlpkgError(
             f"there is no event {id!r} of {features.on.name!r}", "see lab.events, whose rows can be given too"
         )
-    at = _Moment(entry.time, entry.position if seen is None else seen, entry.position)
-    since = max(0, at.time - max(features.reach.values(), default=0))
-    history = platform.history(features.sources, features.outcomes, since=since, before=at.time + 1)
-    on = history.events[features.on.name]
-    row = int(np.searchsorted(on.position, at.own))
-    value = _value(features, feature, history, at)
+    since = max(0, entry.time - max(features.reach.values(), default=0))
+    past = platform.history(features.sources, features.outcomes, since=since, before=entry.time + 1)
+    on = past.events[features.on.name]
+    row = int(np.searchsorted(on.position, entry.position))
+    if history == "as_known":
+        past, row = _as_known(features, past, row)
+        on, seen = past.events[features.on.name], None
+    own = int(on.position[row])
+    at = _Moment(entry.time, own if seen is None else seen, own)
+    value = _value(features, feature, past, at)
     about = next(f for f in features.features if f.name == feature)
     shown = _text(value, [*features.sources, *features.outcomes], platform) if about.kind == "category" else value
     made = {"feature": feature, "meaning": about.words, "event": id, "time": iso(at.time), "value": shown}
     if not origin.label:
-        return _explain_present(features, origin, made, platform, on, row, at)
+        return _explain_present(features, origin, made, platform, on, row, at, history)
     group, aggregate = origin.what, origin.what.aggregates[origin.label]
     if aggregate.inner:
-        return _explain_inner(features, origin, made, platform, at)
+        return _explain_inner(features, origin, made, platform, at, history)
+    if history == "as_recorded":
+        warn_of_late(_alone(features, origin), past, np.array([row]), np.array([at.position]))
     late = group.delay + duration(aggregate.delay)
-    found = _candidates(group, history, on, row, origin.window, late, at)
+    found = _candidates(group, past, on, row, origin.window, late, at)
     _apply(aggregate, group.source, origin.window, found, at.own)
-    kept = _only(history, group.source.base.name, features.on.name, found, at.own)
+    kept = _only(past, group.source.base.name, features.on.name, found, at.own)
     again = _value(_alone(features, origin), feature, kept, at)
     assert _same(again, value), f"{feature}: {again!r} from the rows that count, {value!r} from all"
-    _check_count(features, origin, aggregate, history, kept, found, at)
+    _check_count(features, origin, aggregate, past, kept, found, at)
     written = _write(aggregate, group.source, feature, found, at.time)
     if written is None:
         words = (
@@ -414,9 +426,17 @@ def explain(
     return Explanation(
         **made,
         words=words,
-        rows=_frame(group, aggregate, found, history.events[group.source.base.name], platform),
+        rows=_frame(group, aggregate, found, past.events[group.source.base.name], platform),
         parts={},
     )
+
+
+def _as_known(features: FeatureSet, past: History, row: int) -> tuple[History, int]:
+    """The history as if everything had been appended when it arrived, with its ids, and the place of an event there."""
+    known, places = as_known(past, features.outcomes)
+    for name, events in known.events.items():
+        events.ids = [past.events[name].ids[i] for i in np.argsort(places[name])]
+    return known, int(places[features.on.name][row])
 
 
 def _value(features: FeatureSet, feature: str, history: History, at: _Moment) -> Any:
@@ -486,19 +506,27 @@ def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, platf
     names = [n for n in stream.seen if n in used]
     columns: dict[str, Any] = {n: series(stream.seen[n], found.columns[n]) for n in names}
     texts = [n for n in names if stream.seen[n].kind == "text" and n in stream.base.seen]
-    bodies = [next(platform.read(p - 1, until=p)).body for p in found.event.tolist()] if texts else []
+    ids = [base.ids[i] for i in np.searchsorted(base.position, found.event)]
+    entries = [platform.entry(stream.base.stream, id) for id in ids] if texts else []
+    bodies = [entry.body for entry in entries if entry]
     for name in texts:
         columns[name] = [msgspec.json.decode(body).get(name) for body in bodies]
     for name in (n for n in names if stream.seen[n].kind == "text" and n not in stream.base.seen):
         columns[name] = [_text(code, [stream], platform) for code in found.columns[name].tolist()]
     why = np.where(found.counts, found.note, found.why)
-    ids = [base.ids[i] for i in np.searchsorted(base.position, found.event)]
     known = {"position": found.position, "id": ids, "time": times(found.time)}
     return pd.DataFrame({**known, **columns, "counts": found.counts, "why": why})
 
 
 def _explain_present(
-    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, on: Events, row: int, at: _Moment
+    features: FeatureSet,
+    origin: Origin,
+    made: dict[str, Any],
+    platform: Platform,
+    on: Events,
+    row: int,
+    at: _Moment,
+    history: Order,
 ) -> Explanation:
     """A feature of the event's own fields, or an expression over other features."""
     what, seen = origin.what, features.on.seen
@@ -516,7 +544,7 @@ def _explain_present(
     else:
         parts = _parts_of(features, origin.member, made["feature"])
         explained = {
-            name: explain(features, name, made["event"], seen=at.position, platform=platform)
+            name: explain(features, name, made["event"], seen=at.position, history=history, platform=platform)
             if name in features.names
             else field(name)
             for name in parts
@@ -527,14 +555,14 @@ def _explain_present(
 
 
 def _explain_inner(
-    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, at: _Moment
+    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, at: _Moment, history: Order
 ) -> Explanation:
     """An aggregate of aggregates, each of which has rows of its own."""
     whole, parts = replace(origin.what.aggregates[origin.label], over=origin.window), {}
     for inner in whole.inner:
         group = replace(origin.what, aggregates={origin.label: replace(inner, delay=whole.delay)})
         alone = FeatureSet(features.name, on=features.on, **{origin.member: group})
-        of = explain(alone, alone.names[0], made["event"], seen=at.position, platform=platform)
+        of = explain(alone, alone.names[0], made["event"], seen=at.position, history=history, platform=platform)
         parts[of.meaning] = of
     return Explanation(**made, words=f"{whole.words()} = {_shown(made['value'])}", rows=pd.DataFrame(), parts=parts)
 
@@ -574,6 +602,7 @@ def plot_timeline(
     start: str | int | None = None,
     end: str | int | None = None,
     ax: Any = None,
+    history: Order = "as_recorded",
     platform: Platform | None = None,
     **entity: Any,
 ) -> Any:
@@ -592,6 +621,8 @@ def plot_timeline(
         Which outcome is marked, if the source has several: events that were reported to be so are red.
     start, end
         Only what lies between these times.
+    history
+        As for `preview`.
     entity
         The key of the entity, such as ``customer_id=596``; a part of a key that a function gives is named like that, ``hour_of_day=3``.
 
@@ -603,7 +634,7 @@ def plot_timeline(
 
     names = [feature] if isinstance(feature, str) else list(feature)
     column = column or _column_of(features, names[0])
-    drawn = preview(features, _of_entity(features, entity, start, end, platform), platform=platform)
+    drawn = preview(features, _of_entity(features, entity, start, end, platform), history=history, platform=platform)
     drawn = drawn.sort_values(["time", "position"])
     new = ax is None
     ax = plt.subplots(figsize=(8, 3))[1] if new else ax
