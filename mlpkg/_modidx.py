@@ -890,6 +890,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlpkg.lab.explain._explain_inner': ('lab/explain.html#_explain_inner', 'mlpkg/lab/explain.py'),
                                    'mlpkg.lab.explain._explain_present': ('lab/explain.html#_explain_present', 'mlpkg/lab/explain.py'),
                                    'mlpkg.lab.explain._frame': ('lab/explain.html#_frame', 'mlpkg/lab/explain.py'),
+                                   'mlpkg.lab.explain._given': ('lab/explain.html#_given', 'mlpkg/lab/explain.py'),
+                                   'mlpkg.lab.explain._joined': ('lab/explain.html#_joined', 'mlpkg/lab/explain.py'),
                                    'mlpkg.lab.explain._keys': ('lab/explain.html#_keys', 'mlpkg/lab/explain.py'),
                                    'mlpkg.lab.explain._mean': ('lab/explain.html#_mean', 'mlpkg/lab/explain.py'),
                                    'mlpkg.lab.explain._number': ('lab/explain.html#_number', 'mlpkg/lab/explain.py'),

@@ -621,8 +621,8 @@ def _features_page(case: Mapping[str, Any]) -> str:
 
 _PRECISELY = """\
 Precisely, where `n` is how many events count in the window and `x` the value of one as a whole number of the steps of its field,
-`scale` to the unit; `S` is the sum of all `x`, `W` the weight of an event, at first 2³⁰ and half of it with every half-life; `t` is the moment and
-`τ` the time of an event, both in microseconds:
+`scale` to the unit; `S` is the sum of all `x`, `W` the weight of an event, at first 2³⁰ and half of it with every half-life; `t` is
+the moment and `τ` the time of an event, both in microseconds:
 """
 
 

@@ -451,6 +451,35 @@ def test_the_numbers_are_put_into_the_formula(bank: Bank) -> None:
     assert found.words in found._repr_html_() and "t1" in repr(found)
 
 
+def swing(amounts: Any) -> Any:
+    return max(amounts) - min(amounts)
+
+
+def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank) -> None:
+    """A function of one's own is called by its name; of very many values, the first and the last are shown."""
+    given = ml.FeatureSet(
+        "given",
+        on=handbook.transactions,
+        customer=handbook.transactions.by("customer_id").agg(
+            middle=ml.median("amount", over=["1d", "7d"]),
+            swing=ml.fold(swing, "amount", over="1d"),
+            same=ml.seen("amount", over="7d"),
+            most=ml.max_by("amount", by="terminal_id", over="1d"),
+        ),
+    )
+    for i in range(12):
+        bank.pays(f"t{i}", i / 2, amount=i + 0.25)
+    words = {name: lab.explain(given, name, "t11", platform=bank.platform).words for name in given.names}
+    assert words == {
+        "customer_middle_1d": "median of amount, of 10.25, 11.25 = 10.75",
+        "customer_middle_7d": "median of amount, of 0.25, 1.25, 2.25, …, 10.25, 11.25 = 5.75",
+        "customer_swing_1d": "swing(amount), of 10.25, 11.25 = 1.0",
+        "customer_same_7d_before": "whether amount was the same before (1 or 0), of 0.25, 1.25, 2.25, …, 9.25, 10.25 = 0.0",
+        "customer_same_7d_ago": "seconds since amount was last the same, of 0.25, 1.25, 2.25, …, 9.25, 10.25 = missing",
+        "customer_most_1d": "amount where terminal_id is greatest, of (10.25, 7), (11.25, 7) = 11.25",
+    }
+
+
 def test_fields_and_functions_of_the_event_are_explained_by_its_fields(bank: Bank) -> None:
     bank.pays("t0", 0.5, amount=12.0)
     found = lab.explain(handbook.features, "amount", "t0", platform=bank.platform)

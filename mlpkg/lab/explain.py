@@ -24,8 +24,8 @@ from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
 from ..keys import Key
-from .frames import events as events_of
 from .frames import Order, check_order, preview, series, texts_of, the_platform, times, warn_of_late
+from .frames import events as events_of
 from .training import as_known
 from ..platform import Platform
 from ..settings import MlpkgError
@@ -209,9 +209,11 @@ def _number(value: float) -> str:
 
 
 def _row_of(values: list[float], sign: str = " + ") -> str:
-    if len(values) > _SHOWN:
-        return sign.join([*map(_number, values[:3]), "…", *map(_number, values[-2:])])
-    return sign.join(map(_number, values))
+    return _joined([_number(v) for v in values], sign)
+
+
+def _joined(texts: list[str], sign: str) -> str:
+    return sign.join([*texts[:3], "…", *texts[-2:]] if len(texts) > _SHOWN else texts)
 
 
 Written = tuple[str, float | None]  # a formula with its numbers, and its value
@@ -413,10 +415,9 @@ def explain(
     assert _same(again, value), f"{feature}: {again!r} from the rows that count, {value!r} from all"
     _check_count(features, origin, aggregate, past, kept, found, at)
     written = _write(aggregate, group.source, feature, found, at.time)
+    rows = _frame(group, aggregate, found, past.events[group.source.base.name], platform)
     if written is None:
-        words = (
-            f"{aggregate.verb().replace('_', ' ')} of the {int(found.counts.sum())} events that count = {_shown(shown)}"
-        )
+        words = f"{_given(aggregate, feature, rows)} = {_shown(shown)}"
     else:
         text, number = written
         assert _same(float("nan") if number is None else number, value), (
@@ -426,16 +427,30 @@ def explain(
     return Explanation(
         **made,
         words=words,
-        rows=_frame(group, aggregate, found, past.events[group.source.base.name], platform),
+        rows=rows,
         parts={},
     )
+
+
+def _given(aggregate: Any, feature: str, rows: pd.DataFrame) -> str:
+    """What an aggregate without a formula is, and the values that it was given."""
+    part = next((p for p in aggregate.parts if feature.endswith(f"_{p}")), None)
+    what = aggregate.words() if part is None else aggregate.part_words(part)
+    counted = rows.loc[rows["counts"], [name for name in _asked(aggregate) if name in rows]]
+    if not len(counted):
+        return f"{what}; no event counts"
+    if not len(counted.columns):
+        return f"{what}, of the {len(counted)} events that count"
+    values = [", ".join(map(_cell, row)) for row in counted.itertuples(index=False)]
+    return f"{what}, of {_joined(values if len(counted.columns) == 1 else [f'({v})' for v in values], ', ')}"
 
 
 def _as_known(features: FeatureSet, past: History, row: int) -> tuple[History, int]:
     """The history as if everything had been appended when it arrived, with its ids, and the place of an event there."""
     known, places = as_known(past, features.outcomes)
     for name, events in known.events.items():
-        events.ids = [past.events[name].ids[i] for i in np.argsort(places[name])]
+        ids: Any = past.events[name].ids
+        events.ids = [ids[i] for i in np.argsort(places[name]).tolist()]
     return known, int(places[features.on.name][row])
 
 
@@ -506,7 +521,8 @@ def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, platf
     names = [n for n in stream.seen if n in used]
     columns: dict[str, Any] = {n: series(stream.seen[n], found.columns[n]) for n in names}
     texts = [n for n in names if stream.seen[n].kind == "text" and n in stream.base.seen]
-    ids = [base.ids[i] for i in np.searchsorted(base.position, found.event)]
+    named: Any = base.ids
+    ids = [named[i] for i in np.searchsorted(base.position, found.event).tolist()]
     entries = [platform.entry(stream.base.stream, id) for id in ids] if texts else []
     bodies = [entry.body for entry in entries if entry]
     for name in texts:

@@ -218,7 +218,7 @@ def warn_of_late(features: FeatureSet, history: History, rows: Array, seen: Arra
     past |= {o.stream: (r.known, r.arrived) for o in features.outcomes for r in [history.reports[o.stream]]}
     late = [name for name, (at, came) in past.items() if len(at) and at.min() > last and came.min() < arrived]
     if late:
-        text = f"all of {' and '.join(late)} stands behind these events in the log, so no feature sees any of it, though some arrived before"
+        text = f"all of {' and '.join(late)} stands behind these events in the log, though some arrived before: no feature sees it"
         warn(f"{text}; history='as_known' goes by arrival", stacklevel=3)
 
 
