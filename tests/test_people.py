@@ -13,11 +13,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SETTINGS, START, Bank, Command, Project, booster
+import shopping
+from conftest import SETTINGS, START, Bank, Command, Project, booster, put_live
 
 import mlpkg as ml
 from mlpkg import lab, models
 from mlpkg.catalog import changes, describe, markdown
+from mlpkg.decisions import Decider
 from mlpkg.features import Request, to_json
 from mlpkg.settings import MlpkgError, Settings
 from mlpkg.times import DAY, HOUR, iso
@@ -317,6 +319,18 @@ def test_a_key_that_is_not_kept_is_refused_with_those_that_are(stocked: Project,
 def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) -> None:
     answer = cli("timeline", "fraud", "customer_id=seven")
     assert answer.status == 2 and "'seven' is no int" in answer.err
+
+
+def test_a_decision_is_printed_with_the_texts_of_its_categories(project: Project, cli: Command) -> None:
+    """As it was recorded, with their codes, for machines."""
+    (project.folder / "settings.ini").write_text(SETTINGS + "    shopping = shopping:shopping\n")
+    with contextlib.closing(ml.open(project.settings)) as platform:
+        put_live(shopping.shopping, platform)
+        body = {"id": "p1", "time": iso(START), "buyer": 1, "kind": "tea", "price": 3.0}
+        decided = Decider(shopping.shopping, platform).decide(body, arrived=START)
+    printed = cli("decisions", "shopping", "p1").json
+    assert (printed["features"]["kind"], printed["features"]["buyer_usual_7d"]) == ("tea", "tea")
+    assert cli("decisions", "shopping", "p1", "--json").json["features"] == decided.features
 
 
 # -- a mistyped state ------------------------------------------------------------------------------------------------

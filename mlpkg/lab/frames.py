@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['When', 'Order', 'the_platform', 'find_source', 'find_use_case', 'times', 'series', 'frame_of', 'events',
-           'texts_of_events', 'nullable', 'texts_of', 'readable', 'decisions', 'check_order', 'warn_of_late', 'preview']
+           'texts_of_events', 'nullable', 'readable', 'decisions', 'check_order', 'warn_of_late', 'preview']
 
 # %% ../../nbs/lab/frames.ipynb #imports
-from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 from warnings import warn
 
@@ -15,12 +14,12 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from ..columns import NULL, Column, text_code
+from ..columns import NULL, Column
 from ..decisions import UseCase, use_case
-from ..events import Fact, Outcome, Source
+from ..events import Outcome, Source
 from ..features import FeatureSet, compute
 from ..history import Events, History
-from ..platform import Platform, decisions_of
+from ..platform import Platform, decisions_of, texts_of
 from ..platform import open as open_platform
 from ..settings import MlpkgError, Settings
 from ..timeline import Array
@@ -137,27 +136,6 @@ def nullable(codes: Array) -> Any:
     """A column of int64 whose nulls are pandas' own."""
     unknown = codes == NULL
     return pd.arrays.IntegerArray(np.where(unknown, 0, codes), unknown)
-
-
-def texts_of(streams: Sequence[Source | Fact], codes: Iterable[int], platform: Platform) -> dict[int, str]:
-    """The texts behind codes, as far as the log of these streams has them."""
-    fields = {s.stream: [c.name for c in _columns(s) if c.kind == "text"] for s in streams}
-    wanted = {*codes} - {NULL}
-    found: dict[int, str] = {}
-    if not wanted or not any(fields.values()):
-        return found
-    for entry in platform.read(streams=[stream for stream, names in fields.items() if names]):
-        body = msgspec.json.decode(entry.body)
-        for text in (body.get(name) for name in fields[entry.source]):
-            if isinstance(text, str) and (code := text_code(text)) in wanted:
-                found[code] = text
-        if len(found) == len(wanted):
-            break
-    return found
-
-
-def _columns(stream: Source | Fact) -> Sequence[Column]:
-    return stream.columns if isinstance(stream, Source) else stream.facts
 
 
 def readable(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | None = None) -> pd.DataFrame:
