@@ -114,6 +114,10 @@ class Aggregate:
         """What it is, for a person who reads a catalogue."""
         return self.verb().replace("_", " ") + (f" of {' and '.join(self.names)}" if self.names else "")
 
+    def part_words(self, part: str) -> str:
+        """What one part of its result is, for the same person."""
+        return f"{self.words()}, part {part}"
+
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """The value of n rows, given the scale of its column and what it is made of: integers, or arrays of integers."""
         raise NotImplementedError

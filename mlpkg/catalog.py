@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from . import models
 from .aggregates import REGISTRY
-from .code import code_hash
+from .code import code_hash, function_of
 from .columns import NULL, Column
 from .decisions import UseCase, use_case
 from .events import Outcome, Source, Table
@@ -78,11 +78,15 @@ def in_words(how: Mapping[str, Any]) -> str:
         f"over {how['stream']}",
         how.get("where") and f"where {how['where']}",
         f"of the same {key_in_words(how['key'])}",
-        how["over"] and f"in {how['over']}",
+        how["over"] and f"in {_window(how['over'])}",
     ]
     late = f", {spoken(how['delay'])} before" if how["delay"] else ""
     empty = f"; {how['empty']:g} where there is none" if how.get("empty") is not None else ""
     return " ".join(p for p in parts if p) + late + empty
+
+
+def _window(over: str) -> str:
+    return f"the {over} events" if over.startswith("last ") else over
 
 
 def key_in_words(key: Any) -> str:
@@ -393,8 +397,10 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
         "feature_set": case.features.name,
         "definition": _hash(to_json(case.features)),
         "live": live,
+        "store": platform is not None,
         "sources": [describe_source(s) | _version(platform, s.name) for s in case.sources.values()],
         "features": features,
+        "code": {name: _doc(function_of(code)) for name, code in _code(definition["members"]).items()},
         "older_features": list(older.values()),
         "models": [{k: v for k, v in m.items() if k != "entries"} for m in stored],
     }
@@ -428,7 +434,6 @@ def _describe_model(state: Path, case: str, version: str, live: str | None, curr
 
 def _describe_feature(feature: Any, entry: Entry) -> dict[str, Any]:
     how = entry.how
-    code = how.get("request") or how.get("f") or {}
     return {
         "name": feature.name,
         "words": feature.words,
@@ -438,8 +443,16 @@ def _describe_feature(feature: Any, entry: Entry) -> dict[str, Any]:
         "stream": how.get("stream"),
         "key": key_in_words(how["key"]) if "key" in how else None,
         "aggregate": how.get("aggregate"),
-        "code": f"{code['module']}.{code['name']}" if "module" in code else None,
+        "code": list(_code(how)),
     }
+
+
+def _code(plain: Any) -> dict[str, Mapping[str, str]]:
+    """The functions of one's own that a definition names, by module and name: fields worked out, folds, parts of keys."""
+    if isinstance(plain, Mapping) and "module" in plain:
+        return {f"{plain['module']}.{plain['name']}": plain}
+    parts = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list | tuple) else ()
+    return {name: code for part in parts for name, code in _code(part).items()}
 
 
 def _feature_type(feature: Any) -> str:
@@ -579,7 +592,9 @@ def _features_page(case: Mapping[str, Any]) -> str:
     ]
     page = [
         f"The feature set `{case['feature_set']}` as the code has it now, definition `{case['definition']}`. *Used by* names the "
-        "stored models that have a feature of the same name and meaning.\n",
+        "stored models that have a feature of the same name and meaning"
+        + (f"; all are {_named(case, versions)}" if versions else "")
+        + ".\n",
         _table(["feature", "what it is", "type", "window", "key", "used by"], rows),
     ]
     told = {f"{s['name']}.{o['name']}": (s["name"], o) for s in case["sources"] for o in s["outcomes"]}
@@ -590,10 +605,13 @@ def _features_page(case: Mapping[str, Any]) -> str:
     verbs = dict.fromkeys(f["aggregate"] for f in case["features"] if f["aggregate"] in REGISTRY)
     if verbs:
         lines = [f"- **{v.replace('_', ' ')}**: {_tidy(_doc(REGISTRY[v]))}" for v in verbs]
-        page += ["Precisely:\n", "\n".join(lines) + "\n"]
-    codes = [f for f in case["features"] if f["code"]]
-    if codes:
-        page += ["Worked out by code: " + ", ".join(f"`{f['name']}` by `{f['code']}`" for f in codes) + ".\n"]
+        page += [_PRECISELY, "\n".join(lines) + "\n"]
+    if case["code"]:
+        lines = []
+        for name, about in case["code"].items():
+            of = ", ".join(f"`{f['name']}`" for f in case["features"] if name in f["code"])
+            lines.append(f"- `{name}`, for {of}" + (f": {_tidy(about)}" if about else ""))
+        page += ["Worked out by code:\n", "\n".join(lines) + "\n"]
     if case["older_features"]:
         rows = [[f"`{f['name']}`", f["words"], _named(case, f["used_by"])] for f in case["older_features"]]
         page += ["Features that only stored models have, or that meant something else in them:\n"]
@@ -601,10 +619,17 @@ def _features_page(case: Mapping[str, Any]) -> str:
     return "\n".join(page)
 
 
+_PRECISELY = """\
+Precisely, where `n` is how many events count in the window and `x` the value of one as a whole number of the steps of its field,
+`scale` to the unit; `S` is the sum of all `x`, `W` the weight of an event, at first 2³⁰ and half of it with every half-life; `t` is
+the moment and `τ` the time of an event, both in microseconds:
+"""
+
+
 def _uses(case: Mapping[str, Any], feature: Mapping[str, Any], versions: Sequence[str]) -> str:
     text = _named(case, feature["used_by"]) or ("no stored model" if versions else "")
-    if len(versions) > 2 and feature["used_by"] == list(versions):
-        text = f"all {len(versions)} models"
+    if versions and feature["used_by"] == list(versions):
+        text = "all"
     return text + (
         f"; means something else in {_named(case, feature['otherwise_in'])}" if feature["otherwise_in"] else ""
     )
@@ -616,6 +641,8 @@ def _named(case: Mapping[str, Any], versions: Sequence[str]) -> str:
 
 
 def _models_page(case: Mapping[str, Any]) -> str:
+    if not case["models"] and not case["store"]:
+        return "Nothing is known of them: there was no store to look into.\n"
     if not case["models"]:
         return f"None is stored yet. Train one: `mlpkg train {case['name']}`.\n"
     rows = []

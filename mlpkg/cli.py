@@ -27,7 +27,7 @@ from .backends import backup as _backup
 from .columns import Column
 from .events import Rejected
 from .features import FeatureSet
-from .platform import decisions_of
+from .platform import decisions_of, texts_of
 from .platform import open as open_platform
 from .settings import Missing, MlpkgError, Settings
 from .timeline import Timeline
@@ -168,7 +168,7 @@ def outcome(
     as_json: bool,
 ) -> None:
     """Report the TRUTH about the event ID, for example: mlpkg outcome fraud tx-1 true"""
-    case, platform = opened(use_case, create=not waiting)
+    case, platform = opened(use_case)
     if waiting:
         found = [
             {"id": e.id, "outcome": e.source, "arrived": iso(e.arrived), **msgspec.json.decode(e.body)}
@@ -196,6 +196,13 @@ def outcome(
     )
 
 
+def _with_texts(features: FeatureSet, values: dict[str, Any], platform: Any) -> dict[str, Any]:
+    """The features of a record, categories as their texts as far as the log has them."""
+    codes = {name: values[name] for name in features.categories if isinstance(values.get(name), int)}
+    texts = texts_of([*features.sources, *features.outcomes], codes.values(), platform)
+    return values | {name: texts.get(code, code) for name, code in codes.items()}
+
+
 @mlpkg.command()
 @use_case_argument
 @click.argument("id", required=False)
@@ -203,14 +210,17 @@ def outcome(
 @click.option("-n", "most", default=20, show_default=True, help="How many, the latest ones; 0 for all.")
 @as_json
 def decisions(use_case: str, id: str | None, since: int, most: int, as_json: bool) -> None:
-    """List the recorded decisions, or print that of the event ID."""
+    """List the recorded decisions, or print that of the event ID: as recorded with --json, else with the texts of categories."""
     case, platform = opened(use_case)
     stream = decisions_of(case.name)
     if id is not None:
         entry = platform.entry(stream, id)
         if entry is None:
             raise MlpkgError(f"{use_case!r} has no decision on the event {id!r}")
-        return say(msgspec.json.decode(entry.body))
+        record = msgspec.json.decode(entry.body)
+        return say(
+            record if as_json else record | {"features": _with_texts(case.features, record["features"], platform)}
+        )
     found = [msgspec.json.decode(e.body) for e in platform.read(streams=[stream]) if e.time >= since]
     found = found[-most:] if most else found
     if as_json:
@@ -436,9 +446,11 @@ def catalog(use_cases: tuple[str, ...], folder: Path | None, as_json: bool) -> N
     """Describe sources, features and models in words; by default those of all use cases."""
     settings = Settings.load()
     cases = [_decisions.use_case(name, settings) for name in use_cases or settings.use_cases]
-    platform = open_platform(settings) if settings.store.exists() else None
+    platform = open_platform(settings, create=False) if settings.store.exists() else None
     if platform is None:
-        click.echo(f"no store at {settings.store}: no model is told of", err=True)
+        click.echo(
+            f"there is no store in {settings.state}: this tells of no model; check MLPKG_STATE and MLPKG_ENV", err=True
+        )
     found = [_catalog.describe(case, settings.state, platform) for case in cases]
     if folder is None:
         return say(found) if as_json else click.echo(_catalog.markdown(found), nl=False)

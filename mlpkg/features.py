@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .aggregates import Aggregate, Kind, from_spec
+from .aggregates import Aggregate, Kind, Span, from_spec
 from .cells import Cells
 from .code import function_of, reference
 from .columns import NULL, Column
@@ -319,21 +319,22 @@ def _features_of(member: str, name: str, group: Group, aggregate: Aggregate) -> 
     found = []
     for span in aggregate.spans:
         window = "" if aggregate.verb() == "latest" else f"_{span.name}"
-        words = _in_words(group, aggregate, span.name)
+        words = _rows_in_words(group, aggregate, span)
         for part in aggregate.parts or ("",):
-            tail, which = (f"_{part}", f"{part}: ") if part else ("", "")
-            found.append(Feature(f"{member}_{name}{window}{tail}", kind, which + words))
+            what, tail = (aggregate.part_words(part), f"_{part}") if part else (aggregate.words(), "")
+            found.append(Feature(f"{member}_{name}{window}{tail}", kind, f"{what} {words}"))
     return found
 
 
-def _in_words(group: Group, aggregate: Aggregate, window: str) -> str:
+def _rows_in_words(group: Group, aggregate: Aggregate, span: Span) -> str:
     where = f" where {aggregate.where}" if aggregate.where else ""
     late = group.delay + duration(aggregate.delay)
     delay = f", {_spoken(late)} before" if late else ""
     empty = f"; {aggregate.empty:g} where there is none" if aggregate.empty is not None else ""
-    within = {"all": f"all kept ({group.source.base.keep})"}.get(window, window.replace("_", " "))
+    kept = f"all kept ({group.source.base.keep})"
+    within = kept if span.name == "all" else f"the last {span.latest} events" if span.latest else span.name
     over = f"over {group.source.stream}{where} of the same {group.key.name.replace(',', ' and ')} in {within}"
-    return f"{aggregate.words()} {over}{delay}{empty}"
+    return f"{over}{delay}{empty}"
 
 
 def _spoken(us: int) -> str:

@@ -116,11 +116,18 @@ class Key:
     def typed(self, columns: Mapping[str, Column], given: Mapping[str, str], time: int = 0) -> int | None:
         """The key of an entity as a person names it, a text for each field; None if these are not the fields of this key.
 
+        A part that a function gives may be named instead of its fields: ``hour_of_day``, or ``hour_of_day(time)``.
+
         Raises
         ------
         ValueError
             When a text is no value of its field.
         """
+        parts = {name.partition("(")[0]: text for name, text in given.items()}
+        names = [p if isinstance(p, str) else p.function.__name__ for p in self.parts]
+        if parts.keys() == set(names):
+            codes = [columns.get(name, Column(name, "int")).typed(parts[name]) for name in names]
+            return codes[0] if self.plain else mix(codes)
         if set(self.fields) != given.keys():
             return None
         return self.of({name: columns[name].typed(given[name]) for name in self.fields}, time)

@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Token', 'Batch', 'Loaded', 'Unit', 'Platform', 'decisions_of', 'promotions_of',
-           'open']
+           'texts_of', 'open']
 
 # %% ../nbs/platform.ipynb #imports
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Mapping, Sequence
+=======
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+>>>>>>> people
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from .cells import Cells
+from .columns import NULL, Column, text_code
 from .events import Fact, Outcome, Rejected, Row, Source
 from .history import Events, History
 from .settings import MlpkgError, Settings
@@ -269,6 +274,27 @@ def decisions_of(use_case: str) -> str:
 def promotions_of(use_case: str) -> str:
     """The name of the stream that holds the promotions of a use case."""
     return f"promotions.{use_case}"
+
+# %% ../nbs/platform.ipynb #texts
+def texts_of(streams: Sequence[Source | Fact], codes: Iterable[int], platform: Platform) -> dict[int, str]:
+    """The texts behind codes, as far as the log of these streams has them."""
+    fields = {s.stream: [c.name for c in _columns(s) if c.kind == "text"] for s in streams}
+    wanted = {*codes} - {NULL}
+    found: dict[int, str] = {}
+    if not wanted or not any(fields.values()):
+        return found
+    for entry in platform.read(streams=[stream for stream, names in fields.items() if names]):
+        body = msgspec.json.decode(entry.body)
+        for text in (body.get(name) for name in fields[entry.source]):
+            if isinstance(text, str) and (code := text_code(text)) in wanted:
+                found[code] = text
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _columns(stream: Source | Fact) -> Sequence[Column]:
+    return stream.columns if isinstance(stream, Source) else stream.facts
 
 # %% ../nbs/platform.ipynb #open
 def open(settings: Settings | None = None, create: bool = True) -> Platform:

@@ -352,7 +352,7 @@ def test_what_people_read_of_the_shop_is_in_words(played: Played, project: Proje
     held = {t["stream"]: t["latest"] for t in answer.json["timelines"]}
     assert {r["id"]: r["action"] for r in held["decisions.coupons"]}[id] == played.decisions[id].action
     assert {r["id"]: r["category"] for r in held["clicks"]}[id] == played.events["clicks"][id].values["category"]
-    assert "count where price > 50 over count over clicks" in cli("catalog", "coupons", state=played.state).out
+    assert "count where price > 50 divided by count over clicks" in cli("catalog", "coupons", state=played.state).out
     span = ("--from", "2014-04-02", "--to", "2014-04-04", "-o", "days.parquet")
     cli("training-set", "coupons", *span, state=played.state).said_one_line("several outcomes", "bought, paid")
     assert cli("training-set", "coupons", *span, "--outcome", "paid", state=played.state).status == 0

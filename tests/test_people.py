@@ -4,20 +4,24 @@ import contextlib
 import json
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import clicks
 import handbook
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SETTINGS, START, Bank, Command, Project, booster
+import shopping
+from conftest import SETTINGS, START, Bank, Command, Project, booster, put_live
 
 import mlpkg as ml
 from mlpkg import lab, models
-from mlpkg.catalog import changes
+from mlpkg.catalog import changes, describe, markdown
+from mlpkg.decisions import Decider
 from mlpkg.features import Request, to_json
-from mlpkg.settings import MlpkgError
+from mlpkg.settings import MlpkgError, Settings
 from mlpkg.times import DAY, HOUR, iso
 
 matplotlib.use("Agg")
@@ -50,6 +54,14 @@ habits = ml.FeatureSet(
 shop = ml.UseCase("shop", habits, policy=lambda score, event: "send")
 by_both = ml.FeatureSet("pairs", on=orders, both=orders.by("customer", "coupon").agg(spent=ml.sum("amount", over="7d")))
 pairs = ml.UseCase("pairs", by_both, policy=lambda score, event: "send")
+
+
+def of_morning(time: Any) -> Any:
+    return time // HOUR % 24 < 12
+
+
+mornings = ml.FeatureSet("mornings", on=orders, morning=orders.by(of_morning).agg(n=ml.count(over="7d")))
+by_morning = ml.UseCase("mornings", mornings, policy=lambda score, event: "send")
 
 
 def definition(features: ml.FeatureSet) -> dict[str, Any]:
@@ -108,7 +120,43 @@ def test_the_catalog_says_which_models_use_a_feature(stocked: Project, cli: Comm
 def test_a_catalog_without_a_store_tells_of_the_code_and_makes_none(project: Project, cli: Command) -> None:
     answer = cli("catalog", "fraud")
     assert answer.status == 0 and "## fraud" in answer.out and "No model is live" in answer.out
+    assert f"there is no store in {project.state}" in answer.err and "check MLPKG_STATE" in answer.err
+    assert "there was no store to look into" in answer.out
     assert not project.state.exists()
+
+
+def test_every_part_and_unit_of_a_feature_is_said_in_words() -> None:
+    words = {f.name: f.words for f in clicks.features.features}
+    begin = {
+        "session_again_all_before": "whether item was the same before (1 or 0) over clicks of the same session",
+        "session_again_all_ago": "seconds since item was last the same over",
+        "session_often_1h_2": "number 2 of the 2 most frequent values of category over",
+        "session_before_all_1": "number 1 of the 3 latest values of category over",
+        "session_idle_all": "seconds since the last event over",
+        "session_gap_all": "max gap in seconds over",
+        "shown_user_places_7d_le_3": "count of place above 1 and up to 3 over",
+        "shown_user_places_7d_gt_3": "count of place above 3 over",
+        "item_trend_7d": "trend of price per second over",
+        "aisle_busy_1h": "count relative to that in 1d, less 1, over clicks of the same category in 1h",
+    }
+    assert {name: words[name][: len(said)] for name, said in begin.items()} == begin
+    assert words["session_price_last_5"].endswith("of the same session in the last 5 events")
+
+
+def test_the_catalog_lists_all_functions_with_what_they_say_of_themselves() -> None:
+    """Folds and the functions of keys too."""
+    described = describe(clicks.coupons, Path("nowhere"))
+    page = markdown([described])
+    assert "- `clicks.fall`, for `session_fall_last_5`: How far the latest price lies below the highest." in page
+    assert "- `clicks.hour_of_day`, for `hourly_n_3d`, `hourly_n_7d`, `hourly_users_3d`\n" in page
+    assert set(described["code"]) == {f"clicks.{f}" for f in ("during_evening", "fall", "hour_of_day", "price_band")}
+
+
+def test_a_feature_that_all_models_use_names_none_of_them(stocked: Project, cli: Command) -> None:
+    (live,) = models.versions(stocked.state, "fraud")
+    page = cli("catalog", "fraud").out
+    row = next(line for line in page.splitlines() if "`customer_n_tx_1d`" in line)
+    assert row.endswith("| all |") and f"all are [`{live}`](#fraud-{live}) (live)." in page
 
 
 # -- differences -----------------------------------------------------------------------------------------------------
@@ -144,10 +192,6 @@ def test_a_condition_a_delay_and_the_value_of_nothing_are_changes() -> None:
     assert said(one(), one(where="amount > 5")) == ["changed: a_n_7d: mean where none → amount > 5"]
     assert said(one(), one(delay="1d")) == ["changed: a_n_7d: mean delay 0d → 1d"]
     assert said(one(), one(empty=0.0)) == ["changed: a_n_7d: mean empty none → 0.0"]
-
-
-def of_morning(time: Any) -> Any:
-    return time // HOUR % 24 < 12
 
 
 def test_another_key_is_a_change() -> None:
@@ -227,7 +271,7 @@ def test_a_timeline_of_an_outcome_shows_the_truth(stocked: Project, cli: Command
 @pytest.fixture
 def shop_platform(project: Project) -> Iterator[Any]:
     """A shop whose orders come late, out of order and without coupons; its live model is none."""
-    cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n"
+    cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n    mornings = {__name__}:by_morning\n"
     (project.folder / "settings.ini").write_text(SETTINGS + cases)
     platform = ml.open(project.settings)
     platform.register("shop", habits)
@@ -277,6 +321,18 @@ def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) ->
     assert answer.status == 2 and "'seven' is no int" in answer.err
 
 
+def test_a_decision_is_printed_with_the_texts_of_its_categories(project: Project, cli: Command) -> None:
+    """As it was recorded, with their codes, for machines."""
+    (project.folder / "settings.ini").write_text(SETTINGS + "    shopping = shopping:shopping\n")
+    with contextlib.closing(ml.open(project.settings)) as platform:
+        put_live(shopping.shopping, platform)
+        body = {"id": "p1", "time": iso(START), "buyer": 1, "kind": "tea", "price": 3.0}
+        decided = Decider(shopping.shopping, platform).decide(body, arrived=START)
+    printed = cli("decisions", "shopping", "p1").json
+    assert (printed["features"]["kind"], printed["features"]["buyer_usual_7d"]) == ("tea", "tea")
+    assert cli("decisions", "shopping", "p1", "--json").json["features"] == decided.features
+
+
 # -- a mistyped state ------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +344,7 @@ def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) ->
         ("verify", "fraud"),
         ("dead-letters", "fraud"),
         ("outcome", "fraud", "--waiting"),
+        ("outcome", "fraud", "tx-1", "true"),
         ("timeline", "fraud", "customer_id=7"),
         ("report", "fraud"),
         ("export", "fraud"),
@@ -298,6 +355,15 @@ def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) ->
 def test_a_verb_that_reads_makes_no_store(command: tuple[str, ...], project: Project, cli: Command) -> None:
     state = project.folder / "mistyped"
     assert cli(*command, state=state).said_one_line("there is no store", "check MLPKG_STATE")
+    assert not state.exists()
+
+
+def test_the_lab_reads_and_makes_no_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = project.folder / "mistyped"
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("MLPKG_STATE", str(state))
+    with pytest.raises(MlpkgError, match=f"there is no store in {state}; check MLPKG_STATE"):
+        lab.events(handbook.transactions)
     assert not state.exists()
 
 
@@ -399,6 +465,35 @@ def test_the_numbers_are_put_into_the_formula(bank: Bank) -> None:
     assert found.words in found._repr_html_() and "t1" in repr(found)
 
 
+def swing(amounts: Any) -> Any:
+    return max(amounts) - min(amounts)
+
+
+def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank) -> None:
+    """A function of one's own is called by its name; of very many values, the first and the last are shown."""
+    given = ml.FeatureSet(
+        "given",
+        on=handbook.transactions,
+        customer=handbook.transactions.by("customer_id").agg(
+            middle=ml.median("amount", over=["1d", "7d"]),
+            swing=ml.fold(swing, "amount", over="1d"),
+            same=ml.seen("amount", over="7d"),
+            most=ml.max_by("amount", by="terminal_id", over="1d"),
+        ),
+    )
+    for i in range(12):
+        bank.pays(f"t{i}", i / 2, amount=i + 0.25)
+    words = {name: lab.explain(given, name, "t11", platform=bank.platform).words for name in given.names}
+    assert words == {
+        "customer_middle_1d": "median of amount, of 10.25, 11.25 = 10.75",
+        "customer_middle_7d": "median of amount, of 0.25, 1.25, 2.25, …, 10.25, 11.25 = 5.75",
+        "customer_swing_1d": "swing(amount), of 10.25, 11.25 = 1.0",
+        "customer_same_7d_before": "whether amount was the same before (1 or 0), of 0.25, 1.25, 2.25, …, 9.25, 10.25 = 0.0",
+        "customer_same_7d_ago": "seconds since amount was last the same, of 0.25, 1.25, 2.25, …, 9.25, 10.25 = missing",
+        "customer_most_1d": "amount where terminal_id is greatest, of (10.25, 7), (11.25, 7) = 11.25",
+    }
+
+
 def test_fields_and_functions_of_the_event_are_explained_by_its_fields(bank: Bank) -> None:
     bank.pays("t0", 0.5, amount=12.0)
     found = lab.explain(handbook.features, "amount", "t0", platform=bank.platform)
@@ -438,6 +533,85 @@ def test_a_picture_has_the_feature_as_it_was_at_each_event(bank: Bank) -> None:
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["event", "fraud", "customer_avg_amount_30d"]
     with pytest.raises(MlpkgError, match="no event of customer_id=5"):
         lab.plot_timeline(handbook.features, "amount", customer_id=5, platform=bank.platform)
+
+
+@pytest.fixture
+def loaded_later(tmp_path: Path) -> Iterator[Any]:
+    """A shop whose orders were loaded first, and after all of them their returns, with the times at which each arrived."""
+    settings = Settings(state=tmp_path / "later")
+    platform = ml.open(settings)
+    platform.register("shop", habits)
+    for i in range(20):
+        body = {"id": f"o{i}", "time": iso(START + i * DAY), "customer": "an" if i % 3 else "bo", "amount": float(i)}
+        platform.accept(orders, body, arrived=START + i * DAY)
+    for i in range(0, 20, 2):
+        platform.report(returned, {"id": f"o{i}", "returned": i % 4 == 0}, arrived=START + i * DAY + 2 * HOUR)
+    with contextlib.closing(platform):
+        yield platform
+
+
+LATE = "all of orders.returned stands behind these events in the log.*history='as_known'"
+
+
+def test_a_history_that_was_loaded_later_is_warned_of_and_can_be_seen_by_arrival(loaded_later: Any) -> None:
+    rows: Any = lab.events(orders, platform=loaded_later)
+    with pytest.warns(UserWarning, match=LATE):
+        assert not lab.preview(habits, rows, platform=loaded_later)["returns_n_7d"].any()
+    with pytest.warns(UserWarning, match=LATE):
+        lab.training_set(habits, START, START + 30 * DAY, platform=loaded_later)
+    with pytest.warns(UserWarning, match=LATE):
+        assert lab.explain(habits, "returns_n_7d", "o9", platform=loaded_later).value == 0
+
+    known = lab.preview(habits, rows, history="as_known", platform=loaded_later)
+    trained = lab.training_set(habits, START, START + 30 * DAY, history="as_known", platform=loaded_later)
+    assert known["returns_n_7d"].any() and known["returns_n_7d"].tolist() == trained["returns_n_7d"].tolist()
+    with pytest.raises(MlpkgError, match="there is no history='by_arrival'"):
+        lab.preview(habits, rows, history="by_arrival", platform=loaded_later)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_explanation_by_arrival_gives_what_a_preview_by_arrival_does(loaded_later: Any) -> None:
+    rows: Any = lab.events(orders, platform=loaded_later)
+    known = lab.preview(habits, rows, history="as_known", platform=loaded_later).set_index("id")
+    for event in ("o3", "o9", "o16"):
+        for feature in habits.names:
+            found = lab.explain(habits, feature, event, history="as_known", platform=loaded_later)
+            assert found.value == known.loc[event, feature] or found.value != found.value
+    found = lab.explain(habits, "returns_dear_7d", "o9", history="as_known", platform=loaded_later)
+    assert set(found.rows.loc[found.rows["counts"], "id"]) == {"o6"}  # bo made o3 and o6 before
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_history_that_came_as_it_happened_is_not_warned_of(shop_platform: Any) -> None:
+    """Also of its first events, before which nothing was reported."""
+    rows: Any = lab.events(orders, platform=shop_platform)
+    lab.preview(habits, rows.head(1), platform=shop_platform)
+    lab.explain(habits, "returns_n_7d", rows["id"].iloc[0], platform=shop_platform)
+    lab.training_set(habits, START, START + DAY, platform=shop_platform)
+
+
+def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:
+    """The customers of a terminal are points, and so is what is made of them; the terminal's own features are lines."""
+    for i in range(6):
+        bank.pays(f"t{i}", i, customer_id=i % 2)
+    names = ["customer_n_tx_7d", "terminal_n_tx_7d", "amount"]
+    ax = lab.plot_timeline(handbook.features, names, terminal_id=7, platform=bank.platform)
+    drawn = {line.get_label(): line.get_linestyle() for a in ax.figure.axes for line in a.lines}
+    assert drawn == {"customer_n_tx_7d": "None", "terminal_n_tx_7d": "-", "amount": "-"}
+    assert ax.figure.get_layout_engine() is not None  # nothing is cut off where it is saved
+
+
+def test_an_entity_that_a_function_gives_is_named_by_it(shop_platform: Any, cli: Command) -> None:
+    """In a picture by the function's name; in a timeline also as it is written among the keys."""
+    shop_platform.register("mornings", mornings)
+    ax = lab.plot_timeline(mornings, "morning_n_7d", of_morning=1, platform=shop_platform)
+    rows: Any = lab.events(orders, platform=shop_platform)
+    mine = rows[rows["time"].dt.hour < 12]
+    (line,) = [each for a in ax.figure.axes for each in a.lines]
+    assert len(line.get_xdata()) == len(mine) and line.get_linestyle() == "-"
+    for named in ("of_morning=1", "of_morning(time)=1"):
+        (found,) = cli("timeline", "mornings", named, "-n", 0, "--json").json["timelines"]
+        assert [r["id"] for r in found["latest"]] == mine.sort_values(["time", "position"])["id"].tolist()
 
 
 def test_only_mature_outcomes_are_judged() -> None:

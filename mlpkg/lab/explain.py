@@ -23,10 +23,13 @@ from ..columns import NULL, Column
 from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
+from ..keys import Key
+from .frames import Order, check_order, preview, series, texts_of, the_platform, times, warn_of_late
 from .frames import events as events_of
-from .frames import preview, series, texts_of, the_platform, times
+from .training import as_known
 from ..platform import Platform
 from ..settings import MlpkgError
+from ..terms import Formula, OtherFeature
 from ..timeline import FAR, Array
 from ..times import LATEST, duration, iso
 
@@ -206,9 +209,11 @@ def _number(value: float) -> str:
 
 
 def _row_of(values: list[float], sign: str = " + ") -> str:
-    if len(values) > _SHOWN:
-        return sign.join([*map(_number, values[:3]), "…", *map(_number, values[-2:])])
-    return sign.join(map(_number, values))
+    return _joined([_number(v) for v in values], sign)
+
+
+def _joined(texts: list[str], sign: str) -> str:
+    return sign.join([*texts[:3], "…", *texts[-2:]] if len(texts) > _SHOWN else texts)
 
 
 Written = tuple[str, float | None]  # a formula with its numbers, and its value
@@ -351,6 +356,7 @@ def explain(
     event: Any,
     *,
     seen: int | None = None,
+    history: Order = "as_recorded",
     platform: Platform | None = None,
 ) -> Explanation:
     """How one feature of one event came about.
@@ -362,6 +368,9 @@ def explain(
     seen
         The position up to which the log is seen: by default that of the event, as `preview` has it; that of a decision is the
         second number of its moment.
+    history
+        ``"as_recorded"``, or ``"as_known"`` for a history that was loaded after the fact; see `training_set`. Positions are ranks by
+        arrival then, and `seen` does not apply.
 
     Raises
     ------
@@ -370,6 +379,7 @@ def explain(
     AssertionError
         When the rows that count do not give the number: a fault of mlpkg, never of the data.
     """
+    check_order(history)
     platform, origin = platform or the_platform(), origin_of(features, feature)
     id = event if isinstance(event, str) else str(event["id"])
     entry = platform.entry(features.on.stream, id)
@@ -377,32 +387,37 @@ def explain(
         raise MlpkgError(
             f"there is no event {id!r} of {features.on.name!r}", "see lab.events, whose rows can be given too"
         )
-    at = _Moment(entry.time, entry.position if seen is None else seen, entry.position)
-    since = max(0, at.time - max(features.reach.values(), default=0))
-    history = platform.history(features.sources, features.outcomes, since=since, before=at.time + 1)
-    on = history.events[features.on.name]
-    row = int(np.searchsorted(on.position, at.own))
-    value = _value(features, feature, history, at)
+    since = max(0, entry.time - max(features.reach.values(), default=0))
+    past = platform.history(features.sources, features.outcomes, since=since, before=entry.time + 1)
+    on = past.events[features.on.name]
+    row = int(np.searchsorted(on.position, entry.position))
+    if history == "as_known":
+        past, row = _as_known(features, past, row)
+        on, seen = past.events[features.on.name], None
+    own = int(on.position[row])
+    at = _Moment(entry.time, own if seen is None else seen, own)
+    value = _value(features, feature, past, at)
     about = next(f for f in features.features if f.name == feature)
     shown = _text(value, [*features.sources, *features.outcomes], platform) if about.kind == "category" else value
     made = {"feature": feature, "meaning": about.words, "event": id, "time": iso(at.time), "value": shown}
     if not origin.label:
-        return _explain_present(features, origin, made, platform, on, row, at)
+        return _explain_present(features, origin, made, platform, on, row, at, history)
     group, aggregate = origin.what, origin.what.aggregates[origin.label]
     if aggregate.inner:
-        return _explain_inner(features, origin, made, platform, at)
+        return _explain_inner(features, origin, made, platform, at, history)
+    if history == "as_recorded":
+        warn_of_late(_alone(features, origin), past, np.array([row]), np.array([at.position]))
     late = group.delay + duration(aggregate.delay)
-    found = _candidates(group, history, on, row, origin.window, late, at)
+    found = _candidates(group, past, on, row, origin.window, late, at)
     _apply(aggregate, group.source, origin.window, found, at.own)
-    kept = _only(history, group.source.base.name, features.on.name, found, at.own)
+    kept = _only(past, group.source.base.name, features.on.name, found, at.own)
     again = _value(_alone(features, origin), feature, kept, at)
     assert _same(again, value), f"{feature}: {again!r} from the rows that count, {value!r} from all"
-    _check_count(features, origin, aggregate, history, kept, found, at)
+    _check_count(features, origin, aggregate, past, kept, found, at)
     written = _write(aggregate, group.source, feature, found, at.time)
+    rows = _frame(group, aggregate, found, past.events[group.source.base.name], platform)
     if written is None:
-        words = (
-            f"{aggregate.verb().replace('_', ' ')} of the {int(found.counts.sum())} events that count = {_shown(shown)}"
-        )
+        words = f"{_given(aggregate, feature, rows)} = {_shown(shown)}"
     else:
         text, number = written
         assert _same(float("nan") if number is None else number, value), (
@@ -412,9 +427,31 @@ def explain(
     return Explanation(
         **made,
         words=words,
-        rows=_frame(group, aggregate, found, history.events[group.source.base.name], platform),
+        rows=rows,
         parts={},
     )
+
+
+def _given(aggregate: Any, feature: str, rows: pd.DataFrame) -> str:
+    """What an aggregate without a formula is, and the values that it was given."""
+    part = next((p for p in aggregate.parts if feature.endswith(f"_{p}")), None)
+    what = aggregate.words() if part is None else aggregate.part_words(part)
+    counted = rows.loc[rows["counts"], [name for name in _asked(aggregate) if name in rows]]
+    if not len(counted):
+        return f"{what}; no event counts"
+    if not len(counted.columns):
+        return f"{what}, of the {len(counted)} events that count"
+    values = [", ".join(map(_cell, row)) for row in counted.itertuples(index=False)]
+    return f"{what}, of {_joined(values if len(counted.columns) == 1 else [f'({v})' for v in values], ', ')}"
+
+
+def _as_known(features: FeatureSet, past: History, row: int) -> tuple[History, int]:
+    """The history as if everything had been appended when it arrived, with its ids, and the place of an event there."""
+    known, places = as_known(past, features.outcomes)
+    for name, events in known.events.items():
+        ids: Any = past.events[name].ids
+        events.ids = [ids[i] for i in np.argsort(places[name]).tolist()]
+    return known, int(places[features.on.name][row])
 
 
 def _value(features: FeatureSet, feature: str, history: History, at: _Moment) -> Any:
@@ -484,19 +521,28 @@ def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, platf
     names = [n for n in stream.seen if n in used]
     columns: dict[str, Any] = {n: series(stream.seen[n], found.columns[n]) for n in names}
     texts = [n for n in names if stream.seen[n].kind == "text" and n in stream.base.seen]
-    bodies = [next(platform.read(p - 1, until=p)).body for p in found.event.tolist()] if texts else []
+    named: Any = base.ids
+    ids = [named[i] for i in np.searchsorted(base.position, found.event).tolist()]
+    entries = [platform.entry(stream.base.stream, id) for id in ids] if texts else []
+    bodies = [entry.body for entry in entries if entry]
     for name in texts:
         columns[name] = [msgspec.json.decode(body).get(name) for body in bodies]
     for name in (n for n in names if stream.seen[n].kind == "text" and n not in stream.base.seen):
         columns[name] = [_text(code, [stream], platform) for code in found.columns[name].tolist()]
     why = np.where(found.counts, found.note, found.why)
-    ids = [base.ids[i] for i in np.searchsorted(base.position, found.event)]
     known = {"position": found.position, "id": ids, "time": times(found.time)}
     return pd.DataFrame({**known, **columns, "counts": found.counts, "why": why})
 
 
 def _explain_present(
-    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, on: Events, row: int, at: _Moment
+    features: FeatureSet,
+    origin: Origin,
+    made: dict[str, Any],
+    platform: Platform,
+    on: Events,
+    row: int,
+    at: _Moment,
+    history: Order,
 ) -> Explanation:
     """A feature of the event's own fields, or an expression over other features."""
     what, seen = origin.what, features.on.seen
@@ -514,7 +560,7 @@ def _explain_present(
     else:
         parts = _parts_of(features, origin.member, made["feature"])
         explained = {
-            name: explain(features, name, made["event"], seen=at.position, platform=platform)
+            name: explain(features, name, made["event"], seen=at.position, history=history, platform=platform)
             if name in features.names
             else field(name)
             for name in parts
@@ -525,14 +571,14 @@ def _explain_present(
 
 
 def _explain_inner(
-    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, at: _Moment
+    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, at: _Moment, history: Order
 ) -> Explanation:
     """An aggregate of aggregates, each of which has rows of its own."""
     whole, parts = replace(origin.what.aggregates[origin.label], over=origin.window), {}
     for inner in whole.inner:
         group = replace(origin.what, aggregates={origin.label: replace(inner, delay=whole.delay)})
         alone = FeatureSet(features.name, on=features.on, **{origin.member: group})
-        of = explain(alone, alone.names[0], made["event"], seen=at.position, platform=platform)
+        of = explain(alone, alone.names[0], made["event"], seen=at.position, history=history, platform=platform)
         parts[of.meaning] = of
     return Explanation(**made, words=f"{whole.words()} = {_shown(made['value'])}", rows=pd.DataFrame(), parts=parts)
 
@@ -572,10 +618,14 @@ def plot_timeline(
     start: str | int | None = None,
     end: str | int | None = None,
     ax: Any = None,
+    history: Order = "as_recorded",
     platform: Platform | None = None,
     **entity: Any,
 ) -> Any:
-    """Draw the events of one entity over time, and features over them as step lines, as they were at each event.
+    """Draw the events of one entity over time, and features over them, as they were at each event.
+
+    A feature that belongs to this entity is a step line; one that belongs to others, such as that of the customer of each event
+    of a shop, is a point for each event.
 
     Parameters
     ----------
@@ -587,8 +637,10 @@ def plot_timeline(
         Which outcome is marked, if the source has several: events that were reported to be so are red.
     start, end
         Only what lies between these times.
+    history
+        As for `preview`.
     entity
-        The key of the entity, such as ``customer_id=596``.
+        The key of the entity, such as ``customer_id=596``; a part of a key that a function gives is named like that, ``hour_of_day=3``.
 
     Returns
     -------
@@ -598,16 +650,23 @@ def plot_timeline(
 
     names = [feature] if isinstance(feature, str) else list(feature)
     column = column or _column_of(features, names[0])
-    drawn = preview(features, _of_entity(features, entity, start, end, platform), platform=platform)
+    drawn = preview(features, _of_entity(features, entity, start, end, platform), history=history, platform=platform)
     drawn = drawn.sort_values(["time", "position"])
-    ax = plt.subplots(figsize=(8, 3))[1] if ax is None else ax
+    new = ax is None
+    ax = plt.subplots(figsize=(8, 3))[1] if new else ax
     line = ax if all(_same_unit(features, name, column) for name in names) else ax.twinx()
     _draw_events(ax, drawn, column, outcome or _yes_or_no(features.on))
     for name, colour in zip(names, itertools.cycle(_COLOURS)):
         values = drawn[name].fillna("") if name in features.categories else drawn[name]
-        line.step(drawn["time"], values, where="post", color=colour, linewidth=1.5, label=name, zorder=2)
+        how: Any = {"color": colour, "label": name, "zorder": 2}
+        if _belongs(features, name, entity):
+            line.step(drawn["time"], values, where="post", linewidth=1.5, **how)
+        else:
+            line.plot(drawn["time"], values, "x", markersize=5, **how)
     _dress(ax, line, column, names)
     ax.set_title(", ".join(f"{k} {v}" for k, v in entity.items()), loc="left", pad=28, fontsize="medium")
+    if new:
+        ax.figure.set_layout_engine("tight")  # so that savefig cuts off neither the title nor the dates
     return ax
 
 
@@ -617,16 +676,45 @@ _COLOURS = ("tab:orange", "tab:green", "tab:purple", "tab:brown")
 def _of_entity(features: FeatureSet, entity: Mapping[str, Any], start: Any, end: Any, platform: Platform | None) -> Any:
     """The events of one entity."""
     source = features.on
-    if wrong := next((f"{name!r} is no field of {source.name!r}" for name in entity if name not in source.seen), None):
-        raise MlpkgError(wrong, f"it has {', '.join(source.seen)}")
+    made = {p.function.__name__: p for key in _keys(features) for p in key.parts if not isinstance(p, str)}
+    known = [*source.seen, *made]
+    if wrong := next((f"{name!r} is no field of {source.name!r}" for name in entity if name not in known), None):
+        raise MlpkgError(wrong, f"it has {', '.join(known)}")
     if not entity:
         raise MlpkgError("no entity was named", f"name it by a field, such as {(*features.keys, *source.seen)[0]}=...")
     rows: Any = events_of(source, 0 if start is None else start, LATEST if end is None else end, platform=platform)
     for name, wanted in entity.items():
-        rows = rows[rows[name] == wanted]
+        if name in source.seen:
+            rows = rows[rows[name] == wanted]
+        elif len(rows):
+            before = rows["time"].max().value // 1000 + 1
+            all = (platform or the_platform()).history([source], [], before=before).events[source.name]
+            there = made[name].of_many(all.columns, all.time) == wanted
+            rows = rows[rows["position"].isin(all.position[there])]
     if not len(rows):
         raise MlpkgError(f"there is no event of {', '.join(f'{k}={v}' for k, v in entity.items())}", "see lab.events")
     return rows
+
+
+def _keys(features: FeatureSet, feature: str | None = None) -> list[Key]:
+    """The keys of all its groups, or of those that one feature comes from."""
+    if feature is None:
+        return [what.key for what in features.members.values() if isinstance(what, Group)]
+    what = origin_of(features, feature).what
+    if isinstance(what, Formula):
+        return [key for leaf in what.leaves() if isinstance(leaf, OtherFeature) for key in _keys(features, leaf.name)]
+    return [what.key] if isinstance(what, Group) else []
+
+
+def _belongs(features: FeatureSet, feature: str, entity: Mapping[str, Any]) -> bool:
+    """Whether all events of the entity are of one entity of the feature too."""
+    return all(
+        {part} <= entity.keys()
+        if isinstance(part, str)
+        else part.function.__name__ in entity or {*part.arguments} <= entity.keys()
+        for key in _keys(features, feature)
+        for part in key.parts
+    )
 
 
 def _yes_or_no(source: Source) -> str | None:

@@ -25,8 +25,8 @@ from ..features import FeatureSet, complete
 from ..history import Events, History, Reports
 from ..keys import Key
 from .archive import Archive, events_of, facts_of, int64_of, reports_of, table_of, told_in
-from .frames import the_platform
-from .training import Order, Plan, as_frame, key_fields, seen_of
+from .frames import Order, the_platform
+from .training import Plan, as_frame, key_fields, seen_of
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
 from ..timeline import Array, stable_order

@@ -77,6 +77,10 @@ class TopK(_Top):
         """1 to k."""
         return tuple(str(i + 1) for i in range(self.k))
 
+    def part_words(self, part: str) -> str:
+        """Which of them."""
+        return f"number {part} of the {self.k} most frequent values of {self.column}"
+
 # %% ../../nbs/vocabulary/counting.ipynb #seen
 @register
 @dataclass(frozen=True)
@@ -89,6 +93,12 @@ class Seen(OfColumn):
     def parts(self) -> tuple[str, ...]:
         """``before`` and ``ago``."""
         return ("before", "ago")
+
+    def part_words(self, part: str) -> str:
+        """Whether, or how long ago."""
+        if part == "ago":
+            return f"seconds since {self.column} was last the same"
+        return f"whether {self.column} was the same before (1 or 0)"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``(t − τ) / 10⁶`` of the latest row with the value, passing over the own event."""

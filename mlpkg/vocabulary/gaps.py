@@ -34,6 +34,10 @@ def _first(windows: Windows) -> Array:
 class TimeSinceLast(Aggregate):
     """Seconds from the latest earlier event in the window to the moment: ``(t − τ_last) / 10⁶``; null where there is none."""
 
+    def words(self) -> str:
+        """In seconds."""
+        return "seconds since the last event"
+
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``(t − τ_last) / 10⁶``, passing over the event that is being decided."""
         last = windows.last()
@@ -45,6 +49,10 @@ class TimeSinceLast(Aggregate):
 class TimeSinceFirst(Aggregate):
     """Seconds from the first event in the window to the moment: ``(t − τ_first) / 10⁶``; null where there is none."""
 
+    def words(self) -> str:
+        """In seconds."""
+        return "seconds since the first event"
+
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``(t − τ_first) / 10⁶``."""
         return np.where(windows.hi > windows.lo, (windows.moments.time - _first(windows)) / SECOND, np.nan)
@@ -54,6 +62,10 @@ class TimeSinceFirst(Aggregate):
 @dataclass(frozen=True)
 class MeanGap(Aggregate):
     """Seconds from one event of the window to the next, on average: ``(τ_last − τ_first) / ((n − 1) · 10⁶)``; null below two."""
+
+    def words(self) -> str:
+        """In seconds."""
+        return "mean gap in seconds"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``(τ_last − τ_first) / ((n − 1) · 10⁶)``."""
@@ -66,6 +78,10 @@ class MeanGap(Aggregate):
 @dataclass(frozen=True)
 class MaxGap(Aggregate):
     """The longest time from one event of the window to the next, in seconds; null below two."""
+
+    def words(self) -> str:
+        """In seconds."""
+        return "max gap in seconds"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``max(τ_i − τ_(i−1)) / 10⁶``."""

@@ -70,6 +70,10 @@ class _Several(_At):
         """1 to k."""
         return tuple(str(i + 1) for i in range(self.k))
 
+    def part_words(self, part: str) -> str:
+        """Which of them."""
+        return f"number {part} of the {self.k} {'latest' if self.verb() == 'last_k' else 'earliest'} values of {self.column}"
+
 
 @register
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class Trend(OfNumber):
 
     powers: ClassVar[int] = 1
 
+    def words(self) -> str:
+        """Per second."""
+        return f"{super().words()} per second"
+
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """Numerator and denominator are exact up to 127 bits."""
         if not len(windows.timeline):

@@ -226,6 +226,13 @@ class Histogram(OfNumber):
         """``le_<edge>`` for each edge, and ``gt_<last edge>``."""
         return (*(f"le_{e:g}" for e in self.edges), f"gt_{self.edges[-1]:g}")
 
+    def part_words(self, part: str) -> str:
+        """Between which edges."""
+        at = self.parts.index(part)
+        above = [f"above {self.edges[at - 1]:g}"] if at else []
+        up_to = [f"up to {self.edges[at]:g}"] if at < len(self.edges) else []
+        return f"count of {self.column} {' and '.join(above + up_to)}"
+
     def kind(self, columns: Mapping[str, Column]) -> Kind:
         """Ints."""
         return "int"
@@ -263,7 +270,7 @@ class Ratio(Aggregate):
 
     def words(self) -> str:
         """Which two."""
-        return f"{_said(self.a)} over {_said(self.b)}"
+        return f"{_said(self.a)} divided by {_said(self.b)}"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a / b``."""
@@ -292,7 +299,7 @@ class Change(Aggregate):
 
     def words(self) -> str:
         """What changed."""
-        return f"change of {_said(self.a)} against {self.against}"
+        return f"{_said(self.a)} relative to that in {self.against}, less 1,"
 
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a / b − 1``."""
