@@ -125,7 +125,8 @@ def use_case(name: str, settings: Settings | None = None) -> UseCase:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise MlpkgError(
-            f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}", "run nbdev-export"
+            f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}",
+            "the folder of its module must be importable (on PYTHONPATH, or installed); what a notebook exports, needs nbdev-export",
         ) from error
     if not isinstance(found, UseCase):
         raise MlpkgError(f"{settings.use_cases[name]} is a {type(found).__name__}, not a UseCase")
