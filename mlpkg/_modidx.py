@@ -999,6 +999,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlpkg.lab.runs._execute': ('lab/runs.html#_execute', 'mlpkg/lab/runs.py'),
                                 'mlpkg.lab.runs._forget_places': ('lab/runs.html#_forget_places', 'mlpkg/lab/runs.py'),
                                 'mlpkg.lab.runs._into_bentoml': ('lab/runs.html#_into_bentoml', 'mlpkg/lab/runs.py'),
+                                'mlpkg.lab.runs._made': ('lab/runs.html#_made', 'mlpkg/lab/runs.py'),
                                 'mlpkg.lab.runs._new_run': ('lab/runs.html#_new_run', 'mlpkg/lab/runs.py'),
                                 'mlpkg.lab.runs._user': ('lab/runs.html#_user', 'mlpkg/lab/runs.py'),
                                 'mlpkg.lab.runs._write': ('lab/runs.html#_write', 'mlpkg/lab/runs.py'),

@@ -380,8 +380,8 @@ def _batch(
 def read_file(path: str | Path, stream: Source | Outcome, size: int = 200_000) -> Iterator[pd.DataFrame]:
     """The rows of a file as `ingest` takes them, by the contract of a source or as reports of an outcome.
 
-    A file of a source has ``id``, ``time`` (with a zone) and its fields as columns; optional fields may be missing. ``arrived`` says when an
-    event arrived, if not at its time. A column named like an outcome with `presume` and `after` holds the truth; where it is not the
+    A file of a source has ``id``, ``time`` (with a zone) and its fields as columns; optional fields may be missing. ``arrived`` says when
+    an event arrived, if not at its time. A column named like an outcome with `presume` and `after` holds the truth; where it is not the
     presumed one, it was reported `after` the event. A file of an outcome has ``id``, ``arrived`` and the outcome's name as columns.
 
     Raises

@@ -168,8 +168,8 @@ def _names(path: Path, columns: Iterable[str]) -> dict[str, str]:
 def read(path: str | Path, size: int = 200_000) -> Iterator[pd.DataFrame]:
     """The payments of a file and the reports of its frauds, in log order, in batches of about `size` rows.
 
-    Reads what `File` reads, with the handbook's column names or those of `simulate`; other columns are left out. Bad values are handed on as
-    they are. See `in_log_order` for what it yields.
+    Reads what `File` reads, with the handbook's column names or those of `simulate`; other columns are left out. Bad values are handed on
+    as they are. See `in_log_order` for what it yields.
 
     Raises
     ------
