@@ -125,7 +125,8 @@ def use_case(name: str, settings: Settings | None = None) -> UseCase:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise MlpkgError(
-            f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}", "run nbdev-export"
+            f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}",
+            "the folder of its module must be importable (on PYTHONPATH, or installed); what a notebook exports, needs nbdev-export",
         ) from error
     except ValueError as error:  # a definition that cannot be
         raise MlpkgError(f"the use case {name!r} cannot be defined as in {module}: {error}") from error

@@ -7,11 +7,7 @@ __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Token', 'Batch', 'Loaded', 'Unit',
            'texts_of', 'open']
 
 # %% ../nbs/platform.ipynb #imports
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Mapping, Sequence
-=======
-from collections.abc import Iterable, Iterator, Mapping, Sequence
->>>>>>> people
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module

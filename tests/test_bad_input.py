@@ -200,7 +200,11 @@ def test_the_command_line_says_in_one_line_what_is_wrong(stocked: Project, cli: 
     wrong = cli("training-set", "fraud", "--from", "2018-05-01", "--to", "2018-05-02", "-o", "x.xlsx")
     wrong.said_one_line("x.xlsx", ".parquet", ".csv")
     cli("ingest", "fraud", "nowhere.csv").said_one_line("nowhere.csv")
-    cli("ingest", "early", "nowhere.csv").said_one_line("'early' has no lab side", "nbs/lab/early.ipynb")
+    cli("ingest", "early", "nowhere.csv").said_one_line("nowhere.csv is not a file")
+    cli("ingest", "early", "nowhere.csv", "--source", "payments").said_one_line(
+        "no source or outcome 'payments'", "fraud"
+    )
+    cli("simulate", "early", "-o", "early.csv").said_one_line("'early' has no simulator")
 
 
 # A file of three thousand rows, ten of them bad, in each of the three formats

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import mlpkg as ml
 from mlpkg import lab
@@ -131,3 +132,37 @@ def test_what_a_refused_row_says_of_the_outcome_is_passed_over(tmp_path: Path):
         assert [e.source for e in platform.read()] == ["payments"] and platform.waiting() == []
         assert len(platform.dead_letters()) == 2
         platform.close()
+
+
+def test_a_file_is_read_by_the_contract_of_the_source_that_is_named(tmp_path: Path):
+    """Bad rows go to the dead letters, each with its number; the others are what they would have been."""
+    (tmp_path / "orders.csv").write_text(
+        "id,time,customer,amount,arrived\n"
+        "a,2020-01-01T10:00:00Z,an,12.50,2020-01-02T00:00:00Z\n"
+        "b,2020-01-01T11:00:00,an,7.25,\n"
+        "c,2020-01-01T12:00:00Z,an,,soon\n"
+        "d,2020-01-01T13:00:00Z,an,,\n"
+    )
+    (tmp_path / "profiles.ndjson").write_text(
+        '{"id": "p", "time": "2020-01-01T00:00:00Z", "customer": "an", "limit": 500}\n'
+        '{"id": "q", "time": "2020-01-02T00:00:00Z", "customer": "an", "deleted": true}\n'
+    )
+    platform = ml.open(Settings(state=tmp_path / "state", use_cases={}))
+    assert lab.ingest_file(case, tmp_path / "profiles.ndjson", platform, source="profiles").new == {"profiles": 2}
+    done = lab.ingest_file(case, tmp_path / "orders.csv", platform)
+    assert (done.new, [row for row, _ in done.refused]) == ({"orders": 2}, [1, 2])
+    assert "has no time zone" in done.refused[0][1] and "Order.arrived: soon is not a time" in done.refused[1][1]
+    found = [(e.id, iso(e.arrived), e.body) for e in platform.read(streams=["orders"])]
+    assert found == [
+        ("a", "2020-01-02T00:00:00Z", '{"customer":"an","amount":12.5,"items":null}'),
+        ("d", "2020-01-01T13:00:00Z", '{"customer":"an","amount":null,"items":null}'),
+    ]
+    platform.close()
+
+
+def test_a_use_case_may_read_its_files_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "odd_shop.py").write_text("import test_ingest\n\n\ndef read(path):\n    yield test_ingest.frame()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    platform = ml.open(Settings(state=tmp_path / "state", use_cases={"orders": "odd_shop:case"}))
+    assert lab.ingest_file(case, "whatever", platform).new == {"profiles": 2, "orders": 4}
+    platform.close()

@@ -5,13 +5,14 @@ from contextlib import closing
 from pathlib import Path
 
 import bentoml
+import handbook
 import nbformat
 import pytest
-from conftest import Command, Project
+from conftest import Command, Project, booster
 from nbformat.v4 import new_code_cell, new_notebook
 
 import mlpkg as ml
-from mlpkg import models
+from mlpkg import lab, models
 
 PARAMETERS = """train_from = "2018-05-01"  # the first day
 train_to = "2018-05-15"
@@ -111,6 +112,20 @@ def test_training_makes_a_model_with_its_lineage(stocked: Project, notebook: Pat
     decided = cli("decide", "fraud", json.dumps(payment), "--arrived", payment["time"], "--json")
     assert decided.json["model"]["version"] == model.version
     assert cli("verify", "fraud").status == 0
+
+
+def test_a_model_saved_by_a_script_can_be_promoted(stocked: Project, cli: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(stocked.folder)
+    rows = lab.training_set(handbook.features, "2018-05-08", "2018-05-15")
+    made = lab.save_model(handbook.fraud, booster(handbook.features), rows, metrics={"auc": 0.5})
+    with closing(ml.open(stocked.settings)) as platform:
+        assert platform.live("fraud") != made.name
+    assert made.name in [m["version"] for m in cli("models", "fraud", "--json").json]
+    lineage = models.load(made).read("lineage")
+    assert lineage["trained_on"]["rows"] == len(rows) and lineage["decided"]["why"] == "lab.save_model"
+    assert cli("promote", "fraud", made.name).status == 0
+    with closing(ml.open(stocked.settings)) as platform:
+        assert platform.live("fraud") == made.name
 
 
 def test_a_cell_that_fails_is_named_in_one_line_and_makes_no_model(stocked: Project, cli: Command):

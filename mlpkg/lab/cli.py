@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..cli import Instant, as_json, opened, progress, say, use_case_argument
-from ..settings import MlpkgError
+from ..settings import MlpkgError, Settings
 from ..times import iso
 
 # %% ../../nbs/lab/cli.ipynb #shared
@@ -29,14 +29,22 @@ def _write_frame(frame: Any, path: Path) -> None:
 @click.command()
 @use_case_argument
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--source", metavar="NAME", help="Of which source or outcome they are; by default of the source that is decided on."
+)
 @as_json
-def ingest(use_case: str, file: Path, as_json: bool) -> None:
-    """Put the events of FILE into the log; what is refused is listed and goes to the dead letters."""
+def ingest(use_case: str, file: Path, source: str | None, as_json: bool) -> None:
+    """Put the rows of FILE into the log; what is refused is listed and goes to the dead letters.
+
+    FILE is Parquet, CSV or NDJSON, with id, time (with a zone) and the fields of the source as columns, unless the use case has a
+    reader of its own. A column `arrived` says when an event arrived, if not at its time; one named like an outcome, what was
+    reported later.
+    """
     from mlpkg.lab.ingest import ingest_file
 
     case, platform = opened(use_case, create=True)
     with progress("ingesting") as bar:
-        done = ingest_file(case, file, platform, bar.update)
+        done = ingest_file(case, file, platform, bar.update, source=source)
     if as_json:
         return say(done)
     click.echo(
@@ -71,7 +79,9 @@ def simulate(use_case: str, out: Path, parameters: tuple[tuple[str, str], ...]) 
     from mlpkg.lab.ingest import lab_of
     from mlpkg.lab.runs import cast
 
-    simulator = lab_of(use_case).simulate
+    simulator = lab_of(use_case, "simulate", Settings.load())
+    if simulator is None:
+        raise MlpkgError(f"{use_case!r} has no simulator", "write a function simulate() beside the use case")
     known = {n: p.default for n, p in inspect.signature(simulator).parameters.items()}
     for name, _ in parameters:
         if name not in known:

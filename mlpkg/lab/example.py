@@ -59,7 +59,9 @@ def example_store(case: UseCase, *, decided_days: int = 0, **simulation: Any) ->
         return ExampleStore()
     found = ExampleStore(Path(tempfile.mkdtemp(prefix="mlpkg-")))
     assert found.folder
-    events = lab_of(case.name).simulate(**simulation)
+    simulator = lab_of(case.name, "simulate", Settings.load())
+    assert simulator is not None, f"{case.name!r} has no simulator"
+    events = simulator(**simulation)
     events.to_parquet(found.folder / "events.parquet")
     state = found.folder / ("history" if decided_days else "state")
     platform = open_platform(Settings.load(state=state))

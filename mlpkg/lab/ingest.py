@@ -20,8 +20,9 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from ..decisions import UseCase
 from ..events import Column, Outcome, Rejected, Resolution, Source
+from .files import read_file
 from ..platform import Batch, Platform
-from ..settings import MlpkgError
+from ..settings import MlpkgError, Settings
 from ..times import EARLIEST, LATEST, micros
 
 # %% ../../nbs/lab/ingest.ipynb #glance
@@ -62,6 +63,7 @@ def _fine(source: Source, column: Column, frame: pd.DataFrame) -> tuple[np.ndarr
         or any(not isinstance(m, Ge | Gt | Le | Lt | Resolution) for m in info.metadata)
         or column.nullable
         or column.kind == "text"
+        or column.name not in frame  # it has a default
     ):
         return np.zeros(len(frame), bool), np.zeros(len(frame))
     values: Any = frame[column.name]
@@ -103,7 +105,8 @@ def _event(stream: Source | Outcome, frame: pd.DataFrame, i: int) -> dict[str, A
 def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Columns", refused: Refusals) -> None:
     mine = frame.iloc[at].reset_index(drop=True)
     time, arrived = _micros(mine["time"]), out.arrived[at]
-    fine = _plain_ids(mine["id"]) & (time >= EARLIEST) & (time < LATEST) & (arrived - time <= source.lateness_us)
+    fine = _plain_ids(mine["id"]) & (time >= EARLIEST) & (time < LATEST)
+    fine &= (arrived >= EARLIEST) & (arrived - time <= source.lateness_us)
     numbers = []
     for column in source.columns:
         vouched, found = _fine(source, column, mine)
@@ -127,6 +130,7 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
         body: Any = line or _event(source, mine, i)
         try:
             row = source.parse(body)
+            _check_said(source.contract.__name__, mine["arrived"].iloc[i], int(arrived[i]), row.id, source.name)
             source.check_arrival(row, int(arrived[i]) if arrived[i] >= EARLIEST else row.time, live=False)
         except Rejected as why:
             if why.status == 400:  # a line of a file is a row all the same
@@ -139,11 +143,20 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
     out.codes[source.stream] = codes[out.keep[at]]
 
 
+def _check_said(contract: str, said: Any, arrived: int, event: str, source: str) -> None:
+    """Raise `Rejected` where a file says of a row when it arrived, and that is no time."""
+    if not EARLIEST <= arrived < LATEST and _plain(said) is not None:
+        raise Rejected(f"{contract}.arrived", said, "is not a time with a zone", event=event, source=source)
+
+
 def _take_reports(outcome: Outcome, frame: pd.DataFrame, at: np.ndarray, out: "_Columns", refused: Refusals) -> None:
     codes = np.zeros((len(at), 1), np.int64)
     for k, i in enumerate(at.tolist()):
         body = _event(outcome, frame, i)
         try:
+            _check_said(
+                outcome.stream, frame["arrived"].iloc[i], int(out.arrived[i]), str(body.get("id")), outcome.stream
+            )
             if out.arrived[i] < EARLIEST:
                 raise Rejected(
                     f"{outcome.stream}.arrived",
@@ -216,14 +229,21 @@ class Ingested:
     refused: list[tuple[int, str]] = field(default_factory=list)
 
 
-def lab_of(use_case: str) -> Any:
-    """The lab side of a use case: the module ``mlpkg.lab.<name>`` with its ``read`` and ``simulate``."""
-    try:
-        return import_module(f"mlpkg.lab.{use_case}")
-    except ModuleNotFoundError as error:
-        raise MlpkgError(
-            f"{use_case!r} has no lab side: {error}", f"write nbs/lab/{use_case}.ipynb with a function read(path)"
-        ) from None
+def lab_of(use_case: str, verb: str, settings: Settings) -> Callable[..., Any] | None:
+    """The function `verb` (``read`` or ``simulate``) of a use case's own, if it has one.
+
+    It stands in the module that the settings name for the use case, or in ``mlpkg.lab.<name>``.
+    """
+    for module in (settings.use_cases.get(use_case, "").partition(":")[0], f"mlpkg.lab.{use_case}"):
+        try:
+            found = getattr(import_module(module), verb, None) if module else None
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise MlpkgError(f"{module} cannot be imported: {error}", "install what is missing") from None
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def ingest(
@@ -261,7 +281,27 @@ def ingest(
 
 
 def ingest_file(
-    use_case: UseCase, path: str | Path, platform: Platform, progress: Callable[[int], object] = lambda n: None
+    use_case: UseCase,
+    path: str | Path,
+    platform: Platform,
+    progress: Callable[[int], object] = lambda n: None,
+    *,
+    source: str | None = None,
 ) -> Ingested:
-    """Put a file into the log; the use case's lab side reads it."""
-    return ingest(use_case, lab_of(use_case.name).read(Path(path)), platform, progress)
+    """Put a file into the log.
+
+    Without `source`, a function ``read(path)`` of the use case's own reads it (see `lab_of`), where there is one. Else it is read as
+    events of that source, by default of the one that is decided on, or as reports of that outcome; see `read_file`.
+
+    Raises
+    ------
+    MlpkgError
+        When the file cannot be read, or there is no such source or outcome.
+    """
+    own = lab_of(use_case.name, "read", platform.settings) if source is None else None
+    if own is not None:
+        return ingest(use_case, own(Path(path)), platform, progress)
+    named: dict[str, Source | Outcome] = {**use_case.outcomes, **use_case.sources}
+    if (name := source or use_case.on.name) not in named:
+        raise MlpkgError(f"{use_case.name!r} has no source or outcome {name!r}", f"it has: {', '.join(sorted(named))}")
+    return ingest(use_case, read_file(path, named[name]), platform, progress)

@@ -106,7 +106,10 @@ def save_model(
     hyperparameters: Mapping[str, Any] | None = None,
     categories: models.Categories | None = None,
 ) -> Path:
-    """Hand over what a training notebook has made: the booster, its metrics, and the rows it was trained on.
+    """Make a model of what was trained: the booster, its metrics, and the rows it was trained on.
+
+    Under `mlpkg train` this hands it over to the run, which makes the model. Anywhere else, in a notebook or a script, the model is
+    made at once, and waits to be promoted: `mlpkg promote` takes its version, which is the name of the folder.
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ def save_model(
 
     Returns
     -------
-    The folder of the run. Under `mlpkg train` a model is made of it.
+    The folder of the model; under `mlpkg train` that of the run.
 
     Raises
     ------
@@ -127,7 +130,8 @@ def save_model(
         if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(float(value)):
             raise MlpkgError(f"metric {name} = {value!r} is not a finite number")
     models.check_trained(booster, case.features, categories)
-    folder = Path(os.environ["MLPKG_RUN"]) if "MLPKG_RUN" in os.environ else _new_run(Settings.load().state, case.name)
+    settings, trains = Settings.load(), "MLPKG_RUN" in os.environ
+    folder = Path(os.environ["MLPKG_RUN"]) if trains else _new_run(settings.state, case.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.txt").write_text(booster.model_to_string(), "utf-8")
     (folder / "features.json").write_text(to_json(case.features), "utf-8")
@@ -136,7 +140,7 @@ def save_model(
     _write(folder / "metrics.json", {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()})
     subject = case.on.subject
     if subject and subject in rows:
-        (folder / "subjects.u64").write_bytes(pseudonyms(Settings.load().state, table[subject]).tobytes())
+        (folder / "subjects.u64").write_bytes(pseudonyms(settings.state, table[subject]).tobytes())
     trained = {
         "rows": len(rows),
         "from": table["time"].min().isoformat() if len(rows) else None,
@@ -150,7 +154,7 @@ def save_model(
         folder / "handover.json",
         {"trained_on": trained, "hyperparameters": dict(hyperparameters or booster.params), "policy": policy},
     )
-    return folder
+    return folder if trains else _made(case.name, folder, settings, why="lab.save_model").folder
 
 
 def pseudonyms(state: Path, subjects: pd.Series) -> np.ndarray:
@@ -207,44 +211,47 @@ def train(
         raise MlpkgError(
             f"{notebook.name} handed over no model", f"end it with lab.save_model(...); it was executed to {executed}"
         )
-    handed = json.loads((run / "handover.json").read_text("utf-8"))
-    features = from_json((run / "features.json").read_text("utf-8"))
-    lineage = {
-        "notebook": {
-            "path": path.as_posix(),
-            "executed": "executed.ipynb",
-        },
+    path_and_parameters = {
+        "notebook": {"path": path.as_posix(), "executed": executed.name},
         "parameters": parameters_of(notebook) | given,
-        "hyperparameters": handed["hyperparameters"],
-        "features": version_of(features),
-        "code": _code_version(settings.root),
-        "packages": {
-            d.metadata["Name"]: d.version
-            for d in sorted(distributions(), key=lambda d: str(d.metadata["Name"]).lower())
-        },
-        "trained_on": handed["trained_on"],
-        "decided": {"by": by or _user(), "why": why or "mlpkg train", "run": run.name},
     }
-    tables = run / "categories.json"
-    subjects = run / "subjects.u64"
-    attached = {"executed.ipynb": executed.read_bytes()} | (
-        {"subjects.u64": subjects.read_bytes()} if subjects.exists() else {}
-    )
+    model = _made(case.name, run, settings, path_and_parameters, by=by, why=why or "mlpkg train")
+    if platform.live(case.name) is None:
+        _decisions.promote(platform, model, by=by or _user(), why="the first model")
+    return model
+
+
+def _made(
+    use_case: str, run: Path, settings: Settings, lineage: Mapping[str, Any] | None = None, *, by: str = "", why: str
+) -> models.Model:
+    """The model of what was handed over in the folder of a run, with its lineage."""
+    handed, tables = json.loads((run / "handover.json").read_text("utf-8")), run / "categories.json"
+    features = from_json((run / "features.json").read_text("utf-8"))
+    kept = [path for name in ("executed.ipynb", "subjects.u64") if (path := run / name).exists()]
     version = models.save(
         settings.state,
-        case.name,
+        use_case,
         lgb.Booster(model_file=str(run / "model.txt")),
         features,
         metrics=json.loads((run / "metrics.json").read_text("utf-8")),
-        lineage=lineage,
+        lineage={
+            **(lineage or {}),
+            "hyperparameters": handed["hyperparameters"],
+            "features": version_of(features),
+            "code": _code_version(settings.root),
+            "packages": {
+                d.metadata["Name"]: d.version
+                for d in sorted(distributions(), key=lambda d: str(d.metadata["Name"]).lower())
+            },
+            "trained_on": handed["trained_on"],
+            "decided": {"by": by or _user(), "why": why, "run": run.name},
+        },
         policy=handed["policy"],
         categories=models.Categories(json.loads(tables.read_text("utf-8"))) if tables.exists() else None,
-        attachments=attached,
+        attachments={path.name: path.read_bytes() for path in kept},
     )
-    model = models.find(settings.state, case.name, version)
+    model = models.find(settings.state, use_case, version)
     _into_bentoml(model, settings)
-    if platform.live(case.name) is None:
-        _decisions.promote(platform, model, by=by or _user(), why="the first model")
     return model
 
 
