@@ -170,7 +170,7 @@ class Client(_Talks):
                 asked = talk.send(said)
             except StopIteration as end:
                 return end.value
-            if isinstance(asked, float):
+            if not isinstance(asked, httpx.Request):
                 said = time.sleep(asked)
                 continue
             try:
@@ -247,7 +247,7 @@ class AsyncClient(_Talks):
                 asked = talk.send(said)
             except StopIteration as end:
                 return end.value
-            if isinstance(asked, float):
+            if not isinstance(asked, httpx.Request):
                 said = await asyncio.sleep(asked)
                 continue
             try:
