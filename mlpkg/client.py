@@ -9,7 +9,7 @@ __all__ = ['Refused', 'Unavailable', 'Client', 'AsyncClient']
 import asyncio
 import random
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -41,7 +41,6 @@ class Unavailable(MlpkgError):
 
 # %% ../nbs/client.ipynb #call
 _T = TypeVar("_T")
-_Talk = Generator[httpx.Request | float, Any, _T]
 _AGAIN = {408, 425, 429, 502, 503, 504}
 _LINES = "application/x-ndjson"
 _encode = msgspec.json.Encoder(
@@ -58,21 +57,29 @@ class _Talks:
         self.url, self.timeout, self.attempts = url.rstrip("/"), timeout, attempts
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> _Talk[Any]:
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        raise NotImplementedError
+
+    async def _pause(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    async def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
         headers = self._headers | ({"content-type": kind} if body is not None else {})
         timeout = httpx.Timeout(self.timeout).as_dict()
         pause, why = 0.05, ""
         for attempt in range(self.attempts):
             if attempt:
-                yield pause * random.uniform(0.5, 1.0)  # not all at once, when a service comes back
+                await self._pause(pause * random.uniform(0.5, 1.0))  # not all at once, when a service comes back
                 pause = min(2 * pause, 2.0)
             request = httpx.Request(
                 method, self.url + path, headers=headers, content=body, extensions={"timeout": timeout}
             )
-            said = yield request
-            if isinstance(said, httpx.TransportError):
-                why = f"{type(said).__name__}: {said}"
-            elif said.status_code in _AGAIN:
+            try:
+                said = await self._send(request)
+            except httpx.TransportError as error:
+                why = f"{type(error).__name__}: {error}"
+                continue
+            if said.status_code in _AGAIN:
                 why = f"{said.status_code}: {_problem(said).get('detail')}"
                 pause = max(pause, min(_seconds(said.headers.get("retry-after")), 5.0))
             elif said.status_code >= 400:
@@ -81,12 +88,12 @@ class _Talks:
                 return said.content
         raise Unavailable(f"{self.url} did not answer in {self.attempts} attempts ({why})", "is the service running?")
 
-    def _one(self, path: str, event: Mapping[str, Any], of: type[_T]) -> _Talk[_T]:
+    async def _one(self, path: str, event: Mapping[str, Any], of: type[_T]) -> _T:
         if not event.get("id"):
             raise ValueError("an event needs an id of the caller's own: it makes a repeated request harmless")
-        return msgspec.json.decode((yield from self._ask("POST", path, _encode(event))), type=of)
+        return msgspec.json.decode(await self._ask("POST", path, _encode(event)), type=of)
 
-    def _many(self, path: str, events: Iterable[Mapping[str, Any]], of: type[_T]) -> _Talk[list[_T | Refused]]:
+    async def _many(self, path: str, events: Iterable[Mapping[str, Any]], of: type[_T]) -> list[_T | Refused]:
         """An answer for each, in order; those that could not be taken just now are sent again."""
         lines = [_encode(event) for event in events]
         found: dict[int, Any] = {}
@@ -95,8 +102,8 @@ class _Talks:
             if not open:
                 break
             if attempt:
-                yield min(0.05 * 2**attempt, 2.0)
-            said = yield from self._ask("POST", path, b"\n".join(lines[i] for i in open), _LINES)
+                await self._pause(min(0.05 * 2**attempt, 2.0))
+            said = await self._ask("POST", path, b"\n".join(lines[i] for i in open), _LINES)
             for i, line in zip(open, said.splitlines(), strict=False):
                 answer = msgspec.json.decode(line)
                 if answer.get("status", 200) not in _AGAIN:
@@ -107,9 +114,9 @@ class _Talks:
             )
         return [found[i] for i in range(len(lines))]
 
-    def _get(self, path: str, of: type[_T]) -> _Talk[_T | None]:
+    async def _get(self, path: str, of: type[_T]) -> _T | None:
         try:
-            return msgspec.json.decode((yield from self._ask("GET", path)), type=of)
+            return msgspec.json.decode(await self._ask("GET", path), type=of)
         except Refused as error:
             if error.status == 404 and error.field == "id":
                 return None
@@ -121,9 +128,9 @@ def _problem(said: httpx.Response) -> dict[str, Any]:
         problem = msgspec.json.decode(said.content)
     except msgspec.DecodeError:
         problem = None
-    return (
-        problem if isinstance(problem, dict) else {"status": said.status_code, "detail": f"answered {said.status_code}"}
-    )
+    if isinstance(problem, dict):
+        return problem
+    return {"status": said.status_code, "detail": f"answered {said.status_code}"}
 
 
 def _seconds(text: str | None) -> float:
@@ -163,20 +170,11 @@ class Client(_Talks):
         """Close its connections."""
         self._http.close()
 
-    def _hold(self, talk: _Talk[_T]) -> _T:
-        said = None
-        while True:
-            try:
-                asked = talk.send(said)
-            except StopIteration as end:
-                return end.value
-            if not isinstance(asked, httpx.Request):
-                said = time.sleep(asked)
-                continue
-            try:
-                said = self._http.send(asked)
-            except httpx.TransportError as error:
-                said = error
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        return self._http.send(request)
+
+    async def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def decide(self, event: Mapping[str, Any]) -> Decision:
         """The decision on an event; the same event again gets the same one.
@@ -188,35 +186,44 @@ class Client(_Talks):
         Unavailable
             When no attempt got an answer.
         """
-        return self._hold(self._one("/v1/decide", event, Decision))
+        return _finished(self._one("/v1/decide", event, Decision))
 
     def decide_many(self, events: Iterable[Mapping[str, Any]]) -> list[Decision | Refused]:
         """A decision for each event in order, or why it was refused."""
-        return self._hold(self._many("/v1/decide", events, Decision))
+        return _finished(self._many("/v1/decide", events, Decision))
 
     def send(self, source: str, event: Mapping[str, Any]) -> Receipt:
         """Send an event of a source that nothing is to be decided about."""
-        return self._hold(self._one(_path("events", source), event, Receipt))
+        return _finished(self._one(_path("events", source), event, Receipt))
 
     def send_many(self, source: str, events: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:
         """Send many of them; a receipt for each in order, or why it was refused."""
-        return self._hold(self._many(_path("events", source), events, Receipt))
+        return _finished(self._many(_path("events", source), events, Receipt))
 
     def report(self, outcome: str, id: str, truth: Any, *, corrects: bool = False) -> Receipt:
         """Report what became of the event with this id; with `corrects`, in place of what was reported before."""
-        return self._hold(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt))
+        return _finished(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt))
 
     def decision(self, id: str) -> Decision | None:
         """The recorded decision on the event with this id."""
-        return self._hold(self._get(_path("decisions", id), Decision))
+        return _finished(self._get(_path("decisions", id), Decision))
 
     def event(self, source: str, id: str) -> dict[str, Any] | None:
         """An event as it stands in the log."""
-        return self._hold(self._get(_path("events", source, id), dict[str, Any]))
+        return _finished(self._get(_path("events", source, id), dict[str, Any]))
 
     def ready(self) -> dict[str, Any] | None:
         """Which model decides."""
-        return self._hold(self._get("/v1/ready", dict[str, Any]))
+        return _finished(self._get("/v1/ready", dict[str, Any]))
+
+
+def _finished(talk: Coroutine[Any, Any, _T]) -> _T:
+    """What becomes of a talk that blocks where others wait."""
+    try:
+        talk.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("it waited")
 
 
 def _report(outcome: str, id: str, truth: Any, corrects: bool) -> dict[str, Any]:
@@ -240,49 +247,40 @@ class AsyncClient(_Talks):
         """Close its connections."""
         await self._http.aclose()
 
-    async def _hold(self, talk: _Talk[_T]) -> _T:
-        said = None
-        while True:
-            try:
-                asked = talk.send(said)
-            except StopIteration as end:
-                return end.value
-            if not isinstance(asked, httpx.Request):
-                said = await asyncio.sleep(asked)
-                continue
-            try:
-                said = await self._http.send(asked)
-            except httpx.TransportError as error:
-                said = error
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        return await self._http.send(request)
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def decide(self, event: Mapping[str, Any]) -> Decision:
         """The decision on an event; the same event again gets the same one."""
-        return await self._hold(self._one("/v1/decide", event, Decision))
+        return await self._one("/v1/decide", event, Decision)
 
     async def decide_many(self, events: Iterable[Mapping[str, Any]]) -> list[Decision | Refused]:
         """A decision for each event in order, or why it was refused."""
-        return await self._hold(self._many("/v1/decide", events, Decision))
+        return await self._many("/v1/decide", events, Decision)
 
     async def send(self, source: str, event: Mapping[str, Any]) -> Receipt:
         """Send an event of a source that nothing is to be decided about."""
-        return await self._hold(self._one(_path("events", source), event, Receipt))
+        return await self._one(_path("events", source), event, Receipt)
 
     async def send_many(self, source: str, events: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:
         """Send many of them; a receipt for each in order, or why it was refused."""
-        return await self._hold(self._many(_path("events", source), events, Receipt))
+        return await self._many(_path("events", source), events, Receipt)
 
     async def report(self, outcome: str, id: str, truth: Any, *, corrects: bool = False) -> Receipt:
         """Report what became of the event with this id; with `corrects`, in place of what was reported before."""
-        return await self._hold(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt))
+        return await self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt)
 
     async def decision(self, id: str) -> Decision | None:
         """The recorded decision on the event with this id."""
-        return await self._hold(self._get(_path("decisions", id), Decision))
+        return await self._get(_path("decisions", id), Decision)
 
     async def event(self, source: str, id: str) -> dict[str, Any] | None:
         """An event as it stands in the log."""
-        return await self._hold(self._get(_path("events", source, id), dict[str, Any]))
+        return await self._get(_path("events", source, id), dict[str, Any])
 
     async def ready(self) -> dict[str, Any] | None:
         """Which model decides."""
-        return await self._hold(self._get("/v1/ready", dict[str, Any]))
+        return await self._get("/v1/ready", dict[str, Any])

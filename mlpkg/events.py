@@ -58,7 +58,7 @@ class Rejected(ValueError):
 
     def problem(self) -> dict[str, object]:
         """The error as an RFC 9457 problem document."""
-        titles = {400: "Not readable", 404: "Not found", 409: "Conflict", 413: "Too large"}
+        titles = {400: "Not readable", 409: "Conflict"}
         known = {
             "field": self.field,
             "value": self.value,

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -186,13 +187,9 @@ def save(
     files[_MANIFEST] = _json(
         {"use_case": use_case, "version": version, "created": f"{now:%Y-%m-%dT%H:%M:%SZ}", "files": hashes}
     )
-    folder = models_dir(state, use_case)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{version}.{os.getpid()}"
-    part.mkdir()
-    for name, data in files.items():
-        (part / name).write_bytes(data)
-    _put(part, folder / version)
+    with _whole(models_dir(state, use_case) / version) as part:
+        for name, data in files.items():
+            (part / name).write_bytes(data)
     return version
 
 
@@ -238,14 +235,19 @@ def _within(info: str, most: int) -> bool:
     return not info.startswith("[") and max(map(int, info.split(":"))) <= most
 
 
-def _put(part: Path, folder: Path) -> None:
-    """Move a finished folder to its name; the same model may be there already."""
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is whole, unless the same model is there already."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    part.mkdir(parents=True)
     try:
+        yield part
         part.rename(folder)
     except OSError:
         if not (folder / _MANIFEST).exists():
             raise
-        shutil.rmtree(part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _json(value: Any) -> bytes:
@@ -342,8 +344,6 @@ def adopt(state: Path, folder: Path) -> Model:
     model = load(folder)
     target = models_dir(state, model.use_case) / model.version
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.parent / f".{model.version}.{os.getpid()}"
-        shutil.copytree(folder, part)
-        _put(part, target)
+        with _whole(target) as part:
+            shutil.copytree(folder, part, dirs_exist_ok=True)
     return load(target)

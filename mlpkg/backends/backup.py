@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -58,7 +58,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path, progress: _Progress) -> str:
-    """Copy a file so that it is on the disk and nobody else may read it; its hash."""
+    """Copy a file so that nobody else may read it; its hash."""
     _make_folder(target.parent)
     digest = hashlib.sha256()
     with source.open("rb") as read, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as write:
@@ -66,9 +66,29 @@ def _copy(source: Path, target: Path, progress: _Progress) -> str:
             digest.update(piece)
             write.write(piece)
             progress(len(piece))
-        write.flush()
-        flush(write.fileno())
     return digest.hexdigest()
+
+
+@contextmanager
+def _meanwhile(part: Path, what: str, hint: str) -> Iterator[None]:
+    """A folder to fill, which is gone afterwards, with all that was not moved out of it; an error of the disk is told to a person."""
+    try:
+        _make_folder(part)
+        yield
+    except OSError as error:
+        raise MlpkgError(f"the backup cannot be {what}: {error.strerror}: {error.filename}", hint) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _flush_all(folder: Path) -> None:
+    """Bring the files of a folder and their names to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            flush_folder(path)
+            continue
+        with path.open("r+b") as file:
+            flush(file.fileno())
 
 # %% ../../nbs/backends/backup.ipynb #backup
 def _copy_store(settings: Settings, target: Path, progress: _Progress) -> int:
@@ -105,8 +125,7 @@ def backup(settings: Settings, folder: Path, progress: _Progress = lambda n: Non
             f"{folder} exists already", "name a folder that does not; a backup is never written over another"
         )
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        _make_folder(part)
+    with _meanwhile(part, "written", "make room, or name another folder"):
         made, position = iso(now()), _copy_store(settings, part / _STORE, progress)
         digest = _digest(part / _STORE)
         files = {name: _copy(settings.state / name, part / name, progress) for name in _beside(settings.state)}
@@ -116,28 +135,12 @@ def backup(settings: Settings, folder: Path, progress: _Progress = lambda n: Non
         _flush_all(part)
         part.rename(folder)
         flush_folder(folder.parent)
-    except OSError as error:
-        raise MlpkgError(
-            f"the backup cannot be written: {error.strerror}: {error.filename}", "make room, or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return found
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_all(folder: Path) -> None:
-    """Bring the files of a folder and their names to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            flush_folder(path)
-            continue
-        with path.open("r+b") as file:
-            flush(file.fileno())
 
 # %% ../../nbs/backends/backup.ipynb #restore
 def restore(settings: Settings, folder: Path, *, replace: bool = False, progress: _Progress = lambda n: None) -> Backup:
@@ -154,8 +157,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
     if there and not replace:
         raise MlpkgError(f"{state} holds {', '.join(there)} already", "say --replace to move that aside")
     part, aside = state / f".restore.{os.getpid()}.part", state / f"before-restore-{iso(now())[:19].replace(':', '')}"
-    try:
-        _make_folder(part)
+    with _meanwhile(part, "restored", "see what is there"):
         for name, digest in found.files.items():
             if _copy(folder / name, part / name, progress) != digest:
                 raise MlpkgError(
@@ -173,12 +175,6 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
             if (part / name).exists():
                 (part / name).rename(state / name)
         flush_folder(state)
-    except OSError as error:
-        raise MlpkgError(
-            f"the backup cannot be restored: {error.strerror}: {error.filename}", "see what is there"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return found
 
 

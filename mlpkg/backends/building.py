@@ -9,7 +9,7 @@ __all__ = ['Wanted', 'in_order', 'key_json', 'Building']
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import apsw
@@ -101,15 +101,13 @@ class Building:
                     (w.stream.stream, w.stream.base.name, w.key.name, key_json(w.key), json.dumps(w.columns)),
                 ).fetchall()[0][0]
             self._new.append(Timelines(self.platform.db, self.platform._run, id, w.columns))
-        reader, reached = connect(self.platform.settings), 0
-        try:
+        reached = 0
+        with closing(connect(self.platform.settings)) as reader:
             while not self._swapped(reached):
                 until = reader.execute("select max(position) from log").fetchall()[0][0] or 0
                 for page in self._pages(reader, reached, until):
                     self._apply(page)
                 reached = until
-        finally:
-            reader.close()
 
     def _swapped(self, reached: int) -> bool:
         """Catch up with the rest of the log and take the place of the old timelines, if it is little."""
@@ -141,11 +139,11 @@ class Building:
         if isinstance(stream, Source):
             number = self.platform._sources[stream.name]
             for events in past.pages(db, stream, number, after=after, until=until, ids=False):
-                yield _Page(events, events.columns, [])
+                yield _Page(events, [])
         else:
             yield from self._said(db, stream, after, until)
 
-    def _said(self, db: Any, fact: Fact, after: int, until: int, only: tuple[int, ...] = ()) -> Iterator["_Page"]:
+    def _said(self, db: Any, fact: Fact, after: int, until: int) -> Iterator["_Page"]:
         decode = past.decoder(fact.source)
         number = self.platform._sources[fact.stream]
         while True:
@@ -182,8 +180,8 @@ class Building:
 
     def _tables(self, page: "_Page") -> Iterator[tuple[Timelines, Array, Array]]:
         for w, timelines in zip(self._wanted, self._new, strict=True):
-            keys = page.keys(w.key)
-            rows = past.table(page.events.time, page.events.position, page.columns, timelines.columns)
+            keys = w.key.of_many(page.events.columns, page.events.time)
+            rows = past.table(page.events.time, page.events.position, page.events.columns, timelines.columns)
             kept = keys != NULL
             yield timelines, keys[kept], rows[kept]
 
@@ -218,15 +216,11 @@ class Building:
                     timelines.replace(key, codes["about"], row, arrived, held)
 
 
-class _Page:
-    """Rows for timelines: their times, positions and columns, and corrections: (known, codes, time, arrived)."""
+class _Page(NamedTuple):
+    """Rows for timelines, and corrections: (known, codes, time, arrived)."""
 
-    def __init__(self, events: Events, columns: dict[str, Array], corrections: list[tuple[int, past.Codes, int, int]]):
-        self.events, self.columns, self.corrections = events, columns, corrections
-
-    def keys(self, key: Key) -> Array:
-        """The key of each row."""
-        return key.of_many(self.columns, self.events.time)
+    events: Events
+    corrections: list[tuple[int, past.Codes, int, int]]
 
 
 def _said_page(fact: Fact, decode: Any, found: list[Any]) -> _Page:
@@ -245,5 +239,4 @@ def _said_page(fact: Fact, decode: Any, found: list[Any]) -> _Page:
     }
     position = np.array([max(row[0], row[1] + 1) for row in rows], np.int64)
     time, arrived = (np.array([row[i] for row in rows], np.int64) for i in (4, 2))
-    events = Events(position, time, arrived, columns)
-    return _Page(events, columns, corrections)
+    return _Page(Events(position, time, arrived, columns), corrections)

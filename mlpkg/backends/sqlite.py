@@ -683,9 +683,8 @@ class SqlitePlatform:
     @_readable
     def _look(self) -> None:
         with self._lock:
-            ((generation,),) = self._run(
-                "select generation from control"
-            ).fetchall()  # to its end, or it holds its snapshot
+            found = self._run("select generation from control").fetchall()  # to its end, or it holds its snapshot
+            ((generation,),) = found
             if generation != self._generation:
                 self._refresh(generation)
 

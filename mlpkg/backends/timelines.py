@@ -365,10 +365,8 @@ class Timelines:
         return tree.used
 
     def _close(self, entity: int, used: int, data: bytes, arrived: int, held: int) -> tuple[int, bytes]:
-        tree, keep = (
-            self._tree(entity, used),
-            3 * HEAD // 4 * self.width,
-        )  # so many rows are read without a look at the tree
+        tree = self._tree(entity, used)
+        keep = 3 * HEAD // 4 * self.width  # so many rows are read without a look at the tree
         data, kept = data[:-keep], data[-keep:]
         tree.put(data)
         clock = min(arrived, first_time(kept))  # so that a few events far in the future trim nothing

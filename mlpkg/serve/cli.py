@@ -8,6 +8,7 @@ __all__ = ['package', 'serve']
 # %% ../../nbs/serve/cli.ipynb #imports
 import json
 import signal
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
@@ -69,11 +70,8 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
 
 
 def _has_tokens(settings: Settings) -> bool:
-    platform = open_platform(settings)
-    try:
+    with closing(open_platform(settings)) as platform:
         return any(map(holds, platform.tokens().values()))
-    finally:
-        platform.close()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
