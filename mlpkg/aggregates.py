@@ -10,13 +10,12 @@ __all__ = ['Kind', 'REGISTRY', 'Span', 'Aggregate', 'OfColumn', 'OfNumber', 'reg
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from .code import function_of, reference
-from .columns import NULL, Column
+from .columns import NULL, Column, did_you_mean
 from .conditions import Condition
 from .timeline import Array
 from .times import DAY, duration
@@ -139,9 +138,7 @@ class Aggregate:
             raise ValueError(f"{name}: a window is named twice")
         for used in self.uses:
             if used not in columns:
-                near = get_close_matches(used, columns, 1)
-                known = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(columns)}"
-                raise ValueError(f"{name}: {self.verb()} of unknown column {used!r}; {known}")
+                raise ValueError(f"{name}: {self.verb()} of unknown column {used!r}; {did_you_mean(used, columns)}")
             self.check_column(name, columns[used])
         if self.where is not None:
             try:

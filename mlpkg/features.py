@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from .aggregates import Aggregate, Kind, Span, from_spec
 from .cells import Cells
 from .code import function_of, reference
-from .columns import NULL, Column
+from .columns import NULL, Column, did_you_mean
 from .events import Group, Source, source_of
 from .history import Events, History, facts, presumed
 from .keys import Key, key_of
@@ -32,7 +31,7 @@ from .reduction import Reduction
 from .settings import MlpkgError
 from .terms import OtherFeature, PresentField, Request, Term, feature, field, request, term_of
 from .timeline import Array, Moments, Timeline, decode, stable_order, with_truth
-from .times import DAY, HOUR, MINUTE, SECOND, duration
+from .times import duration, spoken
 
 # %% ../nbs/features.ipynb #part
 KERNEL = 1  # the version of the code that evaluates definitions
@@ -216,7 +215,8 @@ class FeatureSet:
             if isinstance(leaf, OtherFeature):
                 known = {f.name: f for f in self.features}
                 if leaf.name not in known:
-                    raise ValueError(f"{self.name}.{member}: {_no_such(leaf.name, known)}; it has to be defined before")
+                    which = f"there is no feature {leaf.name!r} defined before it; {did_you_mean(leaf.name, known)}"
+                    raise ValueError(f"{self.name}.{member}: {which}")
                 kind = known[leaf.name].kind
             else:
                 assert isinstance(leaf, PresentField)
@@ -329,7 +329,7 @@ def _features_of(member: str, name: str, group: Group, aggregate: Aggregate) -> 
 def _rows_in_words(group: Group, aggregate: Aggregate, span: Span) -> str:
     where = f" where {aggregate.where}" if aggregate.where else ""
     late = group.delay + duration(aggregate.delay)
-    delay = f", {_spoken(late)} before" if late else ""
+    delay = f", {spoken(late)} before" if late else ""
     empty = f"; {aggregate.empty:g} where there is none" if aggregate.empty is not None else ""
     kept = f"all kept ({group.source.base.keep})"
     within = kept if span.name == "all" else f"the last {span.latest} events" if span.latest else span.name
@@ -337,20 +337,8 @@ def _rows_in_words(group: Group, aggregate: Aggregate, span: Span) -> str:
     return f"{over}{delay}{empty}"
 
 
-def _spoken(us: int) -> str:
-    for unit, text in ((DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s")):
-        if us % unit == 0:
-            return f"{us // unit}{text}"
-    return f"{us}us"
-
-
 def _first_line(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or function.__name__).splitlines()[0]
-
-
-def _no_such(name: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(name, known, 1)
-    return f"there is no feature {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
 
 # %% ../nbs/features.ipynb #compute
 def compute(

@@ -102,9 +102,7 @@ class Archive:
         kinds |= {o.stream: _fields(told_in(o)) for o in outcomes}
         kinds |= {decisions_of(name): [_RECORD] for name in use_cases}
         contents, until = self._contents(), platform.last_position()
-        if not set(kinds) <= set(
-            contents["streams"]
-        ):  # a stream that is new here starts from the beginning, and so do all
+        if set(kinds) - set(contents["streams"]):  # one that is new here starts from the beginning, and so do all
             contents = {"position": 0, "streams": [], "files": {}}
         files = contents["files"]
         self._drop_unfinished(files)

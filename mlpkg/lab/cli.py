@@ -47,10 +47,8 @@ def ingest(use_case: str, file: Path, source: str | None, as_json: bool) -> None
         done = ingest_file(case, file, platform, bar.update, source=source)
     if as_json:
         return say(done)
-    click.echo(
-        ", ".join(f"{count} {stream}" for stream, count in done.new.items())
-        + (f", {done.known} known already" if done.known else "")
-    )
+    new = ", ".join(f"{count} {stream}" for stream, count in done.new.items())
+    click.echo(f"{new}, {done.known} known already" if done.known else new)
     if done.waiting:
         click.echo(f"{done.waiting} outcomes wait for their event")
     for row, why in done.refused[:50]:
@@ -152,34 +150,16 @@ def training_set(
     if (out is None) == (into is None):
         raise click.UsageError("say where to: either -o FILE or --into FOLDER")
     case, platform = opened(use_case)
+    asked: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "source": source, "history": history}
+    asked |= {"use_case": case, "platform": platform}
     if into is not None:
         rows = streaming.stream_training_set(
-            case.features,
-            start,
-            end,
-            into=into,
-            as_of=as_of,
-            outcome=outcome,
-            use_case=case,
-            source=source,
-            history=history,
-            platform=platform,
-            progress=sys.stderr.isatty(),
+            case.features, start, end, into=into, progress=sys.stderr.isatty(), **asked
         )
         click.echo(f"{rows.count_rows()} rows, {len(case.features.names)} features written to {into}")
         return
     assert out is not None
-    frame = training.training_set(
-        case.features,
-        start,
-        end,
-        as_of=as_of,
-        outcome=outcome,
-        use_case=case,
-        source=source,
-        history=history,
-        platform=platform,
-    )
+    frame = training.training_set(case.features, start, end, **asked)
     if not len(frame):
         raise MlpkgError(
             f"there is nothing of {case.on.name!r} from {iso(start)} to {iso(end)}",
@@ -201,16 +181,13 @@ def train(use_case: str, parameters: tuple[tuple[str, str], ...], why: str, log:
 
     case, platform = opened(use_case)
     model = run(case, platform, dict(parameters), why=why, log_output=log)
-    metrics = model.read("metrics")
+    metrics, notebook = model.read("metrics"), model.folder / "executed.ipynb"
     live = platform.live(case.name) == model.version
     if as_json:
-        return say(
-            {"version": model.version, "live": live, **metrics, "notebook": str(model.folder / "executed.ipynb")}
-        )
-    click.echo(
-        f"model {model.version}{' (live)' if live else ''}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-    )
-    click.echo(f"the executed notebook: {model.folder / 'executed.ipynb'}")
+        return say({"version": model.version, "live": live, **metrics, "notebook": str(notebook)})
+    measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+    click.echo(f"model {model.version}{' (live)' if live else ''}: {measured}")
+    click.echo(f"the executed notebook: {notebook}")
 
 
 @click.command()

@@ -11,7 +11,6 @@ import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -20,14 +19,14 @@ import numpy as np
 import pandas as pd
 
 from .. import models
-from ..columns import NULL
+from ..columns import NULL, did_you_mean
 from ..decisions import UseCase
 from ..events import Outcome
 from ..features import compute
 from ..history import Events, History
 from .frames import find_use_case, nullable, readable, series, texts_of_events, the_platform, times
 from .paired import LEVEL, Mean, Measure, Paired, Ranking, paired
-from .training import label_of, seen_of
+from .training import find_outcome, label_of, seen_of
 from ..models import Model
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
@@ -424,7 +423,7 @@ def compare(
     case = find_use_case(use_case or next((m.use_case for m in (a, b) if isinstance(m, Model)), None))
     platform = platform or the_platform()
     sides = [side_of(m, case, platform) for m in (a, b)]
-    told = _outcome(case, outcome)
+    told = find_outcome(case.on, outcome)
     rows, left_out = rows_of(case, platform, [m for m in sides if m], told, instant(start), instant(end), None in sides)
     texts = rows.texts()
     features: list[Table | None] = []
@@ -444,37 +443,19 @@ def compare(
     }
     metrics, segments = _judge(made, missing, _entities(rows, case.on.subject), groups)
     name_a, name_b = (m.version if m else SERVED for m in sides)
-    return Comparison(
-        name_a,
-        name_b,
-        told and told.name,
-        case.on.subject,
-        frame,
-        metrics,
-        segments,
-        left_out,
-        (features[0], features[1]),
-    )
+    given_a, given_b = features
+    name = told and told.name
+    return Comparison(name_a, name_b, name, case.on.subject, frame, metrics, segments, left_out, (given_a, given_b))
 
 
 def side_of(model: str | Model, case: UseCase, platform: Platform) -> Model | None:
+    """The model that is meant, which has to decide the events of this use case; None for what was served."""
     if model == SERVED:
         return None
     found = model if isinstance(model, Model) else models.find(platform.settings.state, case.name, model)
     if found.features.on.name != case.on.name:
         raise MlpkgError(f"{found.version} decides {found.features.on.name!r}, and {case.name!r} {case.on.name!r}")
     return found
-
-
-def _outcome(case: UseCase, name: str | None) -> Outcome | None:
-    known = case.on.outcomes
-    if name is None and len(known) <= 1:
-        return next(iter(known.values()), None)
-    if name not in known:
-        raise MlpkgError(
-            f"source {case.on.name!r} has no outcome {name!r}", f"say outcome=, one of: {', '.join(known)}"
-        )
-    return known[name]
 
 
 def rows_of(
@@ -540,11 +521,8 @@ def _column(name: str, frame: Table, features: Sequence[Table | None]) -> Any:
     for table in tables:
         if name in table:
             return table[name]
-    known = list(dict.fromkeys(str(n) for table in tables for n in table))
-    near = get_close_matches(name, known, 1)
-    raise MlpkgError(
-        f"there is no column {name!r}", f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
-    )
+    known = dict.fromkeys(str(n) for table in tables for n in table)
+    raise MlpkgError(f"there is no column {name!r}", did_you_mean(name, known))
 
 
 def _entities(rows: Rows, subject: str | None) -> Array:

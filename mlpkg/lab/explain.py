@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..aggregates import Condition, from_spec
-from ..columns import NULL, Column
+from ..columns import NULL, Column, did_you_mean
 from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
@@ -31,7 +31,7 @@ from ..platform import Platform
 from ..settings import MlpkgError
 from ..terms import Formula, OtherFeature
 from ..timeline import FAR, Array
-from ..times import LATEST, duration, iso
+from ..times import LATEST, duration, iso, spoken
 
 # %% ../../nbs/lab/explain.ipynb #origin
 @dataclass(frozen=True)
@@ -53,11 +53,7 @@ def origin_of(features: FeatureSet, feature: str) -> Origin:
         With the nearest name, when there is no such feature.
     """
     if feature not in features.names:
-        from difflib import get_close_matches
-
-        near = get_close_matches(feature, features.names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(features.names)}"
-        raise MlpkgError(f"{features.name!r} has no feature {feature!r}", hint)
+        raise MlpkgError(f"{features.name!r} has no feature {feature!r}", did_you_mean(feature, features.names))
     found = Origin(feature, features.members.get(feature))
     longest = ""
     for member, what in features.members.items():
@@ -127,7 +123,7 @@ def _candidates(
     if isinstance(stream, Fact):
         found = _with_reports(found, stream, stream.facts, history.reports[stream.stream], at)
     found.leave_out(found.position > at.position, "came later")
-    found.leave_out(found.time > at.time - late, f"younger than the delay of {_spoken(late)}")
+    found.leave_out(found.time > at.time - late, f"younger than the delay of {spoken(late)}")
     order = np.lexsort((found.position, found.time))
     return _take(found, order)
 
@@ -192,13 +188,6 @@ def _apply(aggregate: Any, stream: Any, window: str, found: _Candidates, own: in
         count = int(window.split()[1])
         before = np.flatnonzero(found.counts)[:-count]
         found.leave_out(np.isin(np.arange(len(found.event)), before), f"not among the {window}")
-
-
-def _spoken(us: int) -> str:
-    for unit, text in ((86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s")):
-        if us % unit == 0:
-            return f"{us // unit}{text}"
-    return f"{us}us"
 
 # %% ../../nbs/lab/explain.ipynb #formulas
 _SHOWN = 6
@@ -424,12 +413,7 @@ def explain(
             f"{feature}: {text} is {number!r}, not {value!r}"
         )
         words = f"{text} = {_shown(value)}" if text != f"{number} events count" else text
-    return Explanation(
-        **made,
-        words=words,
-        rows=rows,
-        parts={},
-    )
+    return Explanation(**made, words=words, rows=rows, parts={})
 
 
 def _given(aggregate: Any, feature: str, rows: pd.DataFrame) -> str:
