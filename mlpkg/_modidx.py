@@ -638,6 +638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlpkg.events._deletes': ('events.html#_deletes', 'mlpkg/events.py'),
                               'mlpkg.events._proper_id': ('events.html#_proper_id', 'mlpkg/events.py'),
                               'mlpkg.events._proper_time': ('events.html#_proper_time', 'mlpkg/events.py'),
+                              'mlpkg.events._refuse_twice': ('events.html#_refuse_twice', 'mlpkg/events.py'),
                               'mlpkg.events._rejection': ('events.html#_rejection', 'mlpkg/events.py'),
                               'mlpkg.events._short': ('events.html#_short', 'mlpkg/events.py'),
                               'mlpkg.events._type': ('events.html#_type', 'mlpkg/events.py'),
