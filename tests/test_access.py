@@ -34,10 +34,11 @@ NEEDS = {  # every operation there is, but for the probes, and the permission th
     ("GET", "/v1/models"): "models",
     ("GET", "/v1/catalog"): "catalog",
     ("GET", "/v1/access"): "access",
+    ("GET", "/v1/metrics"): "metrics",
     ("GET", "/v1/openapi.json"): None,
 }
 PROBES = ("/v1/health", "/livez", "/healthz", "/v1/ready", "/readyz")
-BENTOML = ("/", "/schema.json", "/docs.json", "/metrics", "/static_content/x.css", "/v1", "/nothing")
+BENTOML = ("/", "/schema.json", "/docs.json", "/static_content/x.css", "/v1", "/nothing")
 
 
 def own_address() -> str:

@@ -22,9 +22,11 @@ import msgspec
 from ..access import Caller
 from ..events import Outcome, Source
 from ..platform import Entry, Platform, decisions_of
+from ..platform import counts as counts_of
 from ..platform import open as open_platform
 from .gate import Gate
 from .guard import Guard, Head, read_head
+from .metrics import Metrics
 from .openapi import openapi
 from .problem import Problem, problem
 from ..settings import MlpkgError, Settings
@@ -39,6 +41,7 @@ _Send = Callable[[_Message], Awaitable[None]]
 _Answer = tuple[int, bytes, bytes]  # status, content type, body
 _log = logging.getLogger("mlpkg.serve")
 _encode = msgspec.json.Encoder().encode
+_METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"application/problem+json"
 
 # %% ../../nbs/serve/app.ipynb #body
@@ -220,6 +223,11 @@ class Application:
         return made
 
     @cached_property
+    def metrics(self) -> Metrics:
+        """What this worker counts."""
+        return Metrics(self.settings)
+
+    @cached_property
     def gate(self) -> Gate | None:
         """Where requests wait for the disk, when the settings say so."""
         sync = self.platform.defer()
@@ -285,6 +293,8 @@ class Application:
             self.__dict__.pop(name, None)
         if "platform" in self.__dict__:
             self.__dict__.pop("platform").close()
+        if "metrics" in self.__dict__:
+            self.__dict__.pop("metrics").close()
 
     def ready(self) -> dict[str, Any]:
         """Which model is live.
@@ -307,7 +317,9 @@ class Application:
 
     def decide(self, body: bytes, caller: str | None = None) -> "Decision":
         """Decide one event of a live caller."""
-        return self.decider.decide(body, live=True, caller=caller)
+        decision = self.decider.decide(body, live=True, caller=caller)
+        self.metrics.decided(decision)
+        return decision
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
@@ -315,11 +327,15 @@ class Application:
             return await send({"type": "websocket.close"})  # before it was accepted: a 403
         if scope["type"] != "http":
             return await _lifespan(self, scope, receive, send)
+        metrics, began, status = self.metrics, time.perf_counter(), 0
         self.in_flight += 1
+        metrics.counts.set_in_flight(self.in_flight)
         try:
-            await self._answer(scope, receive, send)
+            status = await self._answer(scope, receive, send)
         finally:
             self.in_flight -= 1
+            metrics.counts.set_in_flight(self.in_flight)
+            metrics.answered(_route_of(scope["path"]), status, time.perf_counter() - began)
 
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> int:
         """Answer one request; with which status, 0 if nobody is there any more."""
@@ -409,6 +425,19 @@ async def _catalog(app: Application, asked: _Asked) -> _Answer:
     return await asyncio.to_thread(_get, asked, lambda: [describe(app.use_case, app.settings.state, app.platform)])
 
 
+async def _metrics(app: Application, asked: _Asked) -> _Answer:
+    if asked.scope["method"] not in ("GET", "HEAD"):
+        raise Problem(405, "only GET is allowed here", "method", asked.scope["method"], allow="GET, HEAD")
+    return await asyncio.to_thread(lambda: (200, _METRICS, app.metrics.text(_store(app.settings)).encode()))
+
+
+def _store(settings: Settings) -> Mapping[str, int] | MlpkgError:
+    try:
+        return counts_of(settings)
+    except MlpkgError as error:
+        return error
+
+
 async def _openapi(app: Application, asked: _Asked) -> _Answer:
     return _get(asked, lambda: openapi(app.use_case))
 
@@ -428,12 +457,13 @@ _ROOMS = {
     "models": _Room(_models, "models", "promote"),
     "catalog": _Room(_catalog, "catalog", "catalog"),
     "access": _Room(_accesses, "access", "access"),
+    "metrics": _Room(_metrics, "metrics", "metrics"),
     "openapi.json": _Room(_openapi, None, None),
 }
 
 # %% ../../nbs/serve/app.ipynb #routes
 _ALIVE, _READY = ("/v1/health", "/healthz", "/livez"), ("/v1/ready", "/readyz")
-_PROBES = frozenset((*_ALIVE, *_READY))  # answered also where nothing else is
+_PROBES = frozenset((*_ALIVE, *_READY, "/metrics", "/v1/metrics"))  # answered also where nothing else is
 
 
 async def _route(app: Application, scope: _Message, receive: _Receive, send: _Send) -> _Answer | None:
@@ -453,12 +483,20 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     if path in _READY:
         return _get(asked, lambda: _ready(app, asked.caller))
     room, slash, name = path.removeprefix("/v1").removeprefix("/").partition("/")
-    found = _ROOMS.get(room) if path.startswith("/v1/") or path == "/openapi.json" else None
+    found = _ROOMS.get(room) if path.startswith("/v1/") or path in ("/openapi.json", "/metrics") else None
     if found is None or (slash and not found.deep):
         app.guard.check(asked.caller, None, scope)
         raise Problem(404, "nothing is here; GET /openapi.json lists what there is", "path", path)
     app.guard.check(asked.caller, found.write if scope["method"] == "POST" else found.read, scope)
     return await found.answer(app, asked._replace(name=name) if slash else asked)
+
+
+def _route_of(path: str) -> str:
+    """What requests are counted by: the beginning of a path, as long as it is one of few."""
+    if path == "/v1/decide" or path in _PROBES:
+        return path
+    room = path.removeprefix("/v1").removeprefix("/").partition("/")[0]
+    return f"/v1/{room}" if room in _ROOMS else "other"
 
 
 def _ready(app: Application, caller: Caller | None) -> dict[str, Any]:

@@ -127,11 +127,14 @@ def _get(
     *,
     id: bool = False,
     query: dict[str, dict[str, Any]] | None = None,
+    kind: str = "application/json",
 ) -> dict[str, Any]:
     given = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}] if id else []
     given += [{"name": n, "in": "query", "required": False, "schema": s} for n, s in (query or {}).items()]
     refusals = [404] * id + [400] * bool(query)
-    return {"get": _operation(summary, name, need, _content(schema), "Here it is.", *refusals) | {"parameters": given}}
+    return {
+        "get": _operation(summary, name, need, _content(schema, kind), "Here it is.", *refusals) | {"parameters": given}
+    }
 
 
 def _probe(summary: str, name: str, *refusals: int) -> dict[str, Any]:
@@ -180,6 +183,13 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     paths["/v1/catalog"] = _get("What sources, features and models mean.", _MAPS, "catalog", "catalog")
     accesses = _list("access", _MAP)
     paths["/v1/access"] = _get("Who looked at what, newest first.", accesses, "access", "access", query=_PAGE)
+    paths["/v1/metrics"] = _get(
+        "What the workers count, for Prometheus; also at /metrics.",
+        {"type": "string"},
+        "metrics",
+        "metrics",
+        kind="text/plain",
+    )
     paths["/v1/openapi.json"] = _get("This document.", _MAP, "openapi", None)
     paths["/v1/health"] = _probe("Alive?", "health")
     paths["/v1/ready"] = _probe(
