@@ -200,7 +200,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(bento: Bento, state: Path, log: Path, host: str = "127.0.0.1", **more: str) -> Iterator[Server]:
-    server = Server(bento, state, log, host=host, **more)
+    server = Server(bento, state, log, None, host, **more)
     try:
         server.start()
         yield server

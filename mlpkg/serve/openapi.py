@@ -36,10 +36,20 @@ _PROBLEM = {
 }
 
 
+_MOMENT = {  # as a list of one type: some tools read `prefixItems` as the `items` of older drafts
+    "type": "array",
+    "description": "The time of the event and the position of the log up to which the decision saw it.",
+    "items": {"type": "integer"},
+    "minItems": 2,
+    "maxItems": 2,
+}
+
+
 def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[str, Any]:
     from mlpkg.decisions import Decision
 
     _, made = msgspec.json.schema_components([Decision, Receipt], ref_template=_REF + "{name}")
+    made["Decision"]["properties"]["moment"] = _MOMENT
     schemas: dict[str, Any] = {"Problem": _PROBLEM, **made}
     contracts = {name: s.forms for name, s in sources.items()} | {name: (o._contract,) for name, o in outcomes.items()}
     for name, forms in contracts.items():
