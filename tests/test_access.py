@@ -65,8 +65,8 @@ class Office:
 
     def status(self, *asked: Any, **headers: str) -> int:
         answer = self.ask(*asked, **headers)
-        told = answer.json()
         if answer.status_code >= 400:
+            told = answer.json()
             assert answer.headers["content-type"] == "application/problem+json"
             assert told["status"] == answer.status_code and {"field", "value", "reason"} <= told.keys()
         return answer.status_code
