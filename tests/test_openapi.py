@@ -1,4 +1,4 @@
-"""The service does what its OpenAPI document says, whatever is made up from that: no error of the server, no answer that it does not describe."""
+"""The service does what its OpenAPI document says, whatever is made up from that: no server error, and no answer it does not describe."""
 
 import subprocess
 import sysconfig
