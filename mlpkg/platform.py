@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Token', 'Batch', 'Loaded', 'Unit', 'Platform', 'decisions_of', 'promotions_of',
-           'texts_of', 'open']
+           'texts_of', 'open', 'counts']
 
 # %% ../nbs/platform.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -310,3 +310,14 @@ def open(settings: Settings | None = None, create: bool = True) -> Platform:
         raise MlpkgError(
             f"the store {settings.store} cannot be opened: {error.strerror}", "check MLPKG_STATE and its permissions"
         ) from None
+
+
+def counts(settings: Settings) -> dict[str, int]:
+    """The last position of the log, and how many dead letters, outcomes that wait and timelines under construction there are.
+
+    Raises
+    ------
+    MlpkgError
+        When there is no store, or it cannot be read.
+    """
+    return import_module("mlpkg.backends.file").counts(settings.store)
