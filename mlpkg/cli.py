@@ -140,9 +140,15 @@ def decide(use_case: str, event: str, arrived: int | None, as_json: bool) -> Non
     if as_json:
         say(decision)
     else:
-        click.echo(
-            f"{decision.event}: {decision.action} (score {decision.score:.4f}, model {decision.model['version']})"
-        )
+        by, score = _decided_by(msgspec.to_builtins(decision)), decision.score
+        click.echo(f"{decision.event}: {decision.action} ({'' if score is None else f'score {score:.4f}, '}{by})")
+
+
+def _decided_by(decision: dict[str, Any]) -> str:
+    """What decided, of a record."""
+    if (failed := decision.get("fallback")) is not None:
+        return f"fallback, {failed['why']}: {failed['detail']}"
+    return f"model {decision['model']['version']}"
 
 
 def _truth(text: str) -> Any:
@@ -218,7 +224,8 @@ def decisions(use_case: str, id: str | None, since: int, most: int, as_json: boo
     if as_json:
         return say(found)
     for d in found:
-        click.echo(f"{d['time']}  {d['event']:24}  {d['action']:10} {d['score']:.4f}  {d['model']['version']}")
+        score = "-" if d["score"] is None else f"{d['score']:.4f}"
+        click.echo(f"{d['time']}  {d['event']:24}  {d['action']:10} {score:6}  {_decided_by(d).removeprefix('model ')}")
     if not found:
         click.echo("no decisions")
 
@@ -305,7 +312,8 @@ def verify(use_case: str, as_json: bool) -> None:
     if as_json:
         say(found)
     else:
-        click.echo(f"{found.decisions} decisions by {len(found.models)} models, {found.mismatches} mismatches")
+        failed = "".join(f", {n} by the fallback ({why})" for why, n in found.fallbacks.items())
+        click.echo(f"{found.decisions} decisions by {len(found.models)} models{failed}, {found.mismatches} mismatches")
         for difference in found.differences:
             click.echo(f"  {difference}")
     sys.exit(1 if found.mismatches else 0)

@@ -117,6 +117,10 @@ class Unit(Protocol):
         """The version of the model that is live, as of this transaction."""
         ...
 
+    def broken(self, error: Exception) -> bool:
+        """Whether an error is of the store itself, so that nothing can be recorded any more."""
+        ...
+
     def record(self, body: str) -> int:
         """Append the decision and return its position."""
         ...

@@ -74,6 +74,9 @@ class _Unit:
     def live(self) -> str | None:
         return self._platform._live.get(self._use_case)
 
+    def broken(self, error: Exception) -> bool:
+        return isinstance(error, apsw.Error)
+
     def record(self, body: str) -> int:
         platform, name = self._platform, decisions_of(self._use_case)
         platform._run(
