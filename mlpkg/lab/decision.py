@@ -137,8 +137,7 @@ class Dossier:
             f"{r.outcome} = {r.value} ({r.note}{f' {r.reported:%Y-%m-%d %H:%M}' if pd.notna(r.reported) else ''})"
             for r in self.outcomes.itertuples()
         ]
-        failed = d.fallback and f"the fallback, because of the {d.fallback['why']}: {d.fallback['detail']}"
-        by = [failed] if failed else []
+        by = [f"the fallback, because of the {d.fallback['why']}: {d.fallback['detail']}"] if d.fallback else []
         by += [f"model {d.model['version']}"] if d.model else []
         return {
             "event": f"{d.event} of {d.time}: {fields}",
