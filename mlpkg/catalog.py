@@ -24,6 +24,7 @@ from .decisions import UseCase, use_case
 from .events import Outcome, Source, Table
 from .features import to_json
 from .platform import Platform
+from .rollout import retired
 from .settings import MlpkgError, Settings
 from .times import duration, spoken
 
@@ -393,10 +394,11 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
 
 
 def list_models(case: UseCase, platform: Platform) -> list[dict[str, Any]]:
-    """The models of a use case, oldest first: version, whether it is live, when it was made, its metrics, or what is damaged."""
+    """The models of a use case, oldest first: version, whether live or retired, when it was made, its metrics, or what is damaged."""
     state, live, found = platform.settings.state, platform.live(case.name), []
+    gone = retired(platform.promotions(case.name))
     for version in models.versions(state, case.name):
-        told: dict[str, Any] = {"version": version, "live": version == live}
+        told: dict[str, Any] = {"version": version, "live": version == live, "retired": version in gone}
         try:
             model = models.find(state, case.name, version)
             found.append(told | {"created": model.manifest["created"], "metrics": model.read("metrics")})

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['as_json', 'use_case_argument', 'mlpkg', 'main', 'Instant', 'say', 'progress', 'opened', 'decide', 'outcome',
-           'decisions', 'models', 'promote', 'verify', 'replay', 'dead_letters', 'backup', 'restore', 'timeline',
-           'catalog', 'features', 'diff', 'token', 'create_token', 'list_tokens', 'revoke_token', 'access_log']
+           'decisions', 'models', 'promote', 'rollback', 'retire', 'verify', 'replay', 'dead_letters', 'backup',
+           'restore', 'timeline', 'catalog', 'features', 'diff', 'token', 'create_token', 'list_tokens', 'revoke_token',
+           'access_log']
 
 # %% ../nbs/cli.ipynb #imports
 import sys
@@ -23,6 +24,7 @@ from . import access as _access
 from . import catalog as _catalog
 from . import decisions as _decisions
 from . import models as _models
+from . import rollout as _rollout
 from .backends import backup as _backup
 from .columns import Column
 from .events import Rejected
@@ -138,9 +140,15 @@ def decide(use_case: str, event: str, arrived: int | None, as_json: bool) -> Non
     if as_json:
         say(decision)
     else:
-        click.echo(
-            f"{decision.event}: {decision.action} (score {decision.score:.4f}, model {decision.model['version']})"
-        )
+        by, score = _decided_by(msgspec.to_builtins(decision)), decision.score
+        click.echo(f"{decision.event}: {decision.action} ({'' if score is None else f'score {score:.4f}, '}{by})")
+
+
+def _decided_by(decision: dict[str, Any]) -> str:
+    """What decided, of a record."""
+    if (failed := decision.get("fallback")) is not None:
+        return f"fallback, {failed['why']}: {failed['detail']}"
+    return f"model {decision['model']['version']}"
 
 
 def _truth(text: str) -> Any:
@@ -226,38 +234,72 @@ def decisions(use_case: str, id: str | None, since: int, most: int, as_json: boo
     if as_json:
         return say(found)
     for d in found:
-        click.echo(f"{d['time']}  {d['event']:24}  {d['action']:10} {d['score']:.4f}  {d['model']['version']}")
+        score = "-" if d["score"] is None else f"{d['score']:.4f}"
+        click.echo(f"{d['time']}  {d['event']:24}  {d['action']:10} {score:6}  {_decided_by(d).removeprefix('model ')}")
     if not found:
         click.echo("no decisions")
 
 # %% ../nbs/cli.ipynb #models
 @mlpkg.command()
 @use_case_argument
+@click.option("--changes", is_flag=True, help="Say instead what was live when, who changed it, and why.")
 @as_json
-def models(use_case: str, as_json: bool) -> None:
+def models(use_case: str, changes: bool, as_json: bool) -> None:
     """List the models and say which one is live."""
-    found = _catalog.list_models(*opened(use_case))
+    case, platform = opened(use_case)
+    if changes:
+        made = [c | {"at": iso(c["at"])} for c in platform.promotions(case.name)]
+        lines = [f"{c['at']}  {c['change']:8}  {c['version']}  by {c['by']}: {c['why']}" for c in made]
+        return say(made) if as_json else click.echo("\n".join(lines) or "nothing was ever live")
+    found = _catalog.list_models(case, platform)
     if as_json:
         return say(found)
     for m in found:
         metrics = "  ".join(
             f"{k} {v:.4g}" for k, v in m.get("metrics", {}).items() if isinstance(v, int | float)
         ) or m.get("damaged", "")
-        click.echo(f"{'*' if m['live'] else ' '} {m['version']}  {metrics}")
+        click.echo(f"{'*' if m['live'] else '-' if m['retired'] else ' '} {m['version']}  {metrics}")
     if not found:
         click.echo(f"no models; train one: mlpkg train {use_case}")
+
+
+_by = click.option("--by", default=lambda: _user(), help="Who decides it; by default the present user.")
+_why = click.option("--why", required=True, help="The reason, for the record.")
 
 
 @mlpkg.command()
 @use_case_argument
 @click.argument("version")
 @click.option("--why", default="by hand", help="The reason, for the record.")
-@click.option("--by", default=lambda: _user(), help="Who decides it; by default the present user.")
+@_by
 def promote(use_case: str, version: str, why: str, by: str) -> None:
-    """Make the model VERSION live."""
+    """Make the model VERSION live, after checking that it can decide."""
     case, platform = opened(use_case, create=True)
-    _decisions.promote(platform, _models.find(platform.settings.state, case.name, version), by=by, why=why)
+    _rollout.promote(platform, _models.find(platform.settings.state, case.name, version), by=by, why=why)
     click.echo(f"{version} is live")
+
+
+@mlpkg.command()
+@use_case_argument
+@_why
+@_by
+def rollback(use_case: str, why: str, by: str) -> None:
+    """Make the model live again that was so before the present one."""
+    case, platform = opened(use_case)
+    click.echo(f"{_rollout.rollback(platform, case.name, by=by, why=why)} is live")
+
+
+@mlpkg.command()
+@use_case_argument
+@click.argument("version")
+@_why
+@click.option("--successor", metavar="VERSION", help="Which model takes over, where the one that goes is live.")
+@_by
+def retire(use_case: str, version: str, why: str, successor: str | None, by: str) -> None:
+    """Take the model VERSION out of use for good."""
+    case, platform = opened(use_case)
+    _rollout.retire(platform, case.name, version, by=by, why=why, successor=successor)
+    click.echo(f"{version} is retired{f', {successor} is live' if successor else ''}")
 
 
 def _user() -> str:
@@ -280,7 +322,8 @@ def verify(use_case: str, as_json: bool) -> None:
     if as_json:
         say(found)
     else:
-        click.echo(f"{found.decisions} decisions by {len(found.models)} models, {found.mismatches} mismatches")
+        failed = "".join(f", {n} by the fallback ({why})" for why, n in found.fallbacks.items())
+        click.echo(f"{found.decisions} decisions by {len(found.models)} models{failed}, {found.mismatches} mismatches")
         for difference in found.differences:
             click.echo(f"  {difference}")
     sys.exit(1 if found.mismatches else 0)

@@ -7,6 +7,7 @@ __all__ = ['Id', 'Time', 'Money', 'Rejected', 'Event', 'Row', 'Aggregation', 'Gr
            'Table', 'Fact', 'Outcome', 'Decisions', 'source_of', 'compare_contracts']
 
 # %% ../nbs/events.ipynb #imports
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -356,7 +357,7 @@ def validated(contract: type[BaseModel], source: str, body: bytes | str | Mappin
     Raises
     ------
     Rejected
-        With status 400 when it is not JSON, else 422 with the first field that breaks the contract.
+        With status 400 when it is not JSON, else 422 with the first field that breaks the contract or is given twice.
     """
     if isinstance(body, Mapping):
         try:
@@ -364,9 +365,28 @@ def validated(contract: type[BaseModel], source: str, body: bytes | str | Mappin
         except (PydanticSerializationError, ValueError) as error:
             raise Rejected(contract.__name__, str(error), "cannot be written as JSON", source=source) from None
     try:
-        return contract.model_validate_json(body)
+        made = contract.model_validate_json(body)
     except ValidationError as error:
         raise _rejection(contract.__name__, source, body, error) from None
+    commas = body.count(",") if isinstance(body, str) else body.count(b",")
+    if commas >= len(
+        made.model_fields_set
+    ):  # what is flat has a comma fewer than keys; more stand in texts, or between keys twice
+        _refuse_twice(contract.__name__, source, body)
+    return made
+
+
+def _refuse_twice(name: str, source: str, body: bytes | str) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                reason, event = "is given twice", event_id(body)
+                raise Rejected(f"{name}.{key}", value, reason, event=event, source=source)
+            found[key] = value
+        return found
+
+    json.loads(body, object_pairs_hook=once, parse_int=str)  # a number may have more digits than `int` reads
 
 
 _REASONS = {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Token', 'Batch', 'Loaded', 'Unit', 'Platform', 'decisions_of', 'promotions_of',
-           'texts_of', 'open']
+           'texts_of', 'open', 'counts']
 
 # %% ../nbs/platform.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -118,6 +118,10 @@ class Unit(Protocol):
         """The version of the model that is live, as of this transaction."""
         ...
 
+    def broken(self, error: Exception) -> bool:
+        """Whether an error is of the store itself, so that nothing can be recorded any more."""
+        ...
+
     def record(self, body: str) -> int:
         """Append the decision and return its position."""
         ...
@@ -221,12 +225,12 @@ class Platform(Protocol):
         """The version of the model that is live."""
         ...
 
-    def promote(self, use_case: str, version: str, *, by: str, why: str) -> None:
-        """Make a model live; the promotion is an event in the log."""
+    def change_live(self, use_case: str, change: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> None:
+        """Append what `change` makes of all changes so far to the log, as one transaction; its ``live`` is live from then on."""
         ...
 
     def promotions(self, use_case: str) -> list[dict[str, Any]]:
-        """Every promotion of a use case, oldest first: version, by, why, at."""
+        """Every change of what is live, oldest first: change (promote, rollback, retire), version, live (from then on), by, why, at."""
         ...
 
     def tokens(self) -> Mapping[str, Token]:
@@ -268,7 +272,7 @@ def decisions_of(use_case: str) -> str:
 
 
 def promotions_of(use_case: str) -> str:
-    """The name of the stream that holds the promotions of a use case."""
+    """The name of the stream that holds the changes of what is live in a use case."""
     return f"promotions.{use_case}"
 
 # %% ../nbs/platform.ipynb #texts
@@ -310,3 +314,14 @@ def open(settings: Settings | None = None, create: bool = True) -> Platform:
         raise MlpkgError(
             f"the store {settings.store} cannot be opened: {error.strerror}", "check MLPKG_STATE and its permissions"
         ) from None
+
+
+def counts(settings: Settings) -> dict[str, int]:
+    """The last position of the log, and how many dead letters, outcomes that wait and timelines under construction there are.
+
+    Raises
+    ------
+    MlpkgError
+        When there is no store, or it cannot be read.
+    """
+    return import_module("mlpkg.backends.file").counts(settings.store)

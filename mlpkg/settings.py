@@ -38,7 +38,8 @@ class Settings(BaseModel):
 
     A relative ``state`` is relative to the folder of ``settings.ini``, or to the working directory where there is none.
     ``durability`` is ``process`` (an acknowledged decision survives the death of any process) or ``disk`` (it also survives the
-    loss of power). ``max_body`` bounds one request, in bytes.
+    loss of power). ``max_body`` bounds one request, in bytes, and
+    ``max_in_flight`` how many requests a worker has begun at a time.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -50,6 +51,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65535)
     max_body: int = Field(default=1_048_576, ge=1_000)
+    max_in_flight: int = Field(default=256, ge=1)
     use_cases: dict[str, str] = {"fraud": "mlpkg.fraud.policy:fraud"}
 
     @classmethod

@@ -140,8 +140,11 @@ class Client:
 class Server:
     """BentoML on a bento, with a state; it writes what it has to say into a file."""
 
-    def __init__(self, bento: Bento, state: Path, log: Path, port: int | None = None, host: str = "127.0.0.1"):
+    def __init__(
+        self, bento: Bento, state: Path, log: Path, port: int | None = None, host: str = "127.0.0.1", **more: str
+    ):
         self.bento, self.state, self.log, self.port, self.host = bento, state, log, port or free_port(), host
+        self.more = more
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -157,6 +160,8 @@ class Server:
         with self.log.open("ab") as log, pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - environment(self.state).keys():
                 patch.delenv(name)
+            for name, value in self.more.items():
+                patch.setenv(name, value)
             self.process = start_server(self.bento, Settings(state=self.state, port=self.port, host=self.host), log)
         try:
             return wait_until_up(self.process, self.address)
@@ -194,8 +199,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(bento: Bento, state: Path, log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
-    server = Server(bento, state, log, host=host)
+def serving(bento: Bento, state: Path, log: Path, host: str = "127.0.0.1", **more: str) -> Iterator[Server]:
+    server = Server(bento, state, log, None, host, **more)
     try:
         server.start()
         yield server

@@ -473,7 +473,10 @@ def test_its_description_is_openapi_and_names_every_path(bank: Bank):
         EVENTS,
         f"{EVENTS}/{{id}}",
         "/v1/outcomes/transactions.fraud",
-        *(f"/v1/{name}" for name in ("features", "models", "catalog", "access", "openapi.json", "health", "ready")),
+        *(
+            f"/v1/{name}"
+            for name in ("features", "models", "catalog", "access", "metrics", "openapi.json", "health", "ready")
+        ),
     }
     schemas = document["components"]["schemas"]
     wanted = {text[1:-1].removeprefix("#/components/schemas/") for text in references(document)}

@@ -74,6 +74,9 @@ class _Unit:
     def live(self) -> str | None:
         return self._platform._live.get(self._use_case)
 
+    def broken(self, error: Exception) -> bool:
+        return isinstance(error, apsw.Error)
+
     def record(self, body: str) -> int:
         platform, name = self._platform, decisions_of(self._use_case)
         platform._run(
@@ -829,26 +832,28 @@ class SqlitePlatform:
             self._look()
         return self._live.get(use_case)
 
-    def promote(self, use_case: str, version: str, *, by: str, why: str) -> None:
-        """Make a model live; the promotion is an event in the log."""
+    def change_live(self, use_case: str, change: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> None:
+        """Append what `change` makes of all changes so far to the log, as one transaction; its ``live`` is live from then on."""
         at = now()
         with self._transaction():
-            source = self._source(promotions_of(use_case))
-            body = json.dumps({"version": version, "by": by, "why": why})
-            number = self.db.execute("select count(*) from log where source=?", (source,)).fetchone()[0]
-            self.db.execute(_INSERT, (source, f"{number}.{version}", at, at, None, body))
-            self.db.execute("insert or replace into live values (?, ?)", (use_case, version))
+            past = self.promotions(use_case)
+            made = change(past)
+            row = (self._source(promotions_of(use_case)), f"{len(past)}.{made['version']}", at, at, None)
+            self.db.execute(_INSERT, (*row, json.dumps(made)))
+            if made["live"] is not None:
+                self.db.execute("insert or replace into live values (?, ?)", (use_case, made["live"]))
             self._changed()
 
     @_readable
     def promotions(self, use_case: str) -> list[dict[str, Any]]:
-        """Every promotion of a use case, oldest first: version, by, why, at."""
+        """Every change of what is live, oldest first: change, version, live, by, why, at."""
         self._look()
         found = self.db.execute(
             "select body, time from log where source=? order by position",
             (self._sources.get(promotions_of(use_case), -1),),
         )
-        return [json.loads(body) | {"at": at} for body, at in found]
+        told = ((json.loads(body), at) for body, at in found)
+        return [{"change": "promote", "live": said["version"]} | said | {"at": at} for said, at in told]
 
 
 def _reused(source: str, row: Row) -> Rejected:

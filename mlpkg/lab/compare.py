@@ -10,7 +10,7 @@ __all__ = ['Table', 'LESS_IS_BETTER', 'MORE_IS_BETTER', 'Costs', 'MOST', 'By', '
 import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -313,7 +313,7 @@ SERVED = "served"
 class _Served(msgspec.Struct):
     """What a decision says of its score."""
 
-    score: float
+    score: float | None
     action: str
 
 
@@ -371,6 +371,13 @@ def _served(rows: Rows) -> dict[int, _Served]:
     return found
 
 
+def _scored(rows: Rows) -> tuple[Rows, int]:
+    """Those that were served with a score, and how many were not."""
+    served = _served(rows)
+    scored = np.array([served[position].score is not None for position in rows.position.tolist()], bool)
+    return replace(rows, places=rows.places[scored], seen=rows.seen[scored]), int((~scored).sum())
+
+
 def actions_of(rows: Rows, scores: Array, texts: Mapping[str, list[str | None]]) -> Array:
     """What the policy would do."""
     on, policy = rows.case.on, rows.case.policy
@@ -425,6 +432,8 @@ def compare(
     sides = [side_of(m, case, platform) for m in (a, b)]
     told = find_outcome(case.on, outcome)
     rows, left_out = rows_of(case, platform, [m for m in sides if m], told, instant(start), instant(end), None in sides)
+    if None in sides:
+        rows, left_out["were decided by the fallback"] = _scored(rows)
     texts = rows.texts()
     features: list[Table | None] = []
     frame = _fields(rows, texts)

@@ -21,6 +21,7 @@ from .. import models
 from ..columns import NULL
 from ..decisions import Decision, UseCase
 from ..events import Outcome
+from ..features import FeatureSet
 from .compare import Rows, Table, actions_of, rows_of, score_rows, side_of
 from .explain import Explanation, explain
 from .frames import find_use_case, texts_of, the_platform, times
@@ -69,35 +70,41 @@ class Dossier:
     event
         The event as it was accepted, with its id and time.
     model
-        The model that decided it.
+        The model that decided it; None where the fallback did because none could be used.
     outcomes
         A row for each thing that was reported or is presumed of the event: ``outcome``, ``value``, ``reported`` (when), ``note``.
     """
 
     record: Decision
     event: Mapping[str, Any]
-    model: Model
+    model: Model | None
     outcomes: Table
     case: UseCase
     platform: Platform
 
     @property
+    def _definition(self) -> FeatureSet:
+        return (self.model or self.case).features
+
+    @property
     def features(self) -> Table:
         """The features as the model was given them: value and meaning."""
         values: dict[str, Any] = dict(self.record.features)
-        mine = self.model.features
-        codes = {n: values[n] for n in mine.categories if values[n] is not None}
+        mine = self._definition
+        codes = {n: values[n] for n in mine.categories if values.get(n) is not None}
         texts = texts_of([*mine.sources, *mine.outcomes], codes.values(), self.platform)
         return _table(values | {n: texts.get(c, c) for n, c in codes.items()}, {f.name: f.words for f in mine.features})
 
     def explain(self, feature: str) -> Explanation:
         """The rows behind one feature, as the decision saw them."""
         seen = self.record.moment[1]
-        return explain(self.model.features, feature, self.record.event, seen=seen, platform=self.platform)
+        return explain(self._definition, feature, self.record.event, seen=seen, platform=self.platform)
 
     @cached_property
     def reasons(self) -> Table:
         """What each feature added to the score, the largest first; see `contributions`."""
+        if self.model is None or self.record.score is None:
+            raise MlpkgError(f"the decision on {self.record.event!r} has no score: the fallback made it")
         return contributions(self.model, self.record.features).assign(value=self.features["value"])
 
     def by(self, *others: str | Model) -> Table:
@@ -112,7 +119,8 @@ class Dossier:
         for model in sides:
             score = score_rows(model, rows)[1]
             action = actions_of(rows, score, rows.texts())[0]
-            found.append((model.version, score[0], action, model.version == self.model.version))
+            decided = self.record.fallback is None and model.version == self.record.model["version"]
+            found.append((model.version, score[0], action, decided))
         return pd.DataFrame(found, columns=pd.Index(["model", "score", "action", "decided"])).set_index("model")
 
     def __repr__(self) -> str:
@@ -129,10 +137,12 @@ class Dossier:
             f"{r.outcome} = {r.value} ({r.note}{f' {r.reported:%Y-%m-%d %H:%M}' if pd.notna(r.reported) else ''})"
             for r in self.outcomes.itertuples()
         ]
+        by = [f"the fallback, because of the {d.fallback['why']}: {d.fallback['detail']}"] if d.fallback else []
+        by += [f"model {d.model['version']}"] if d.model else []
         return {
             "event": f"{d.event} of {d.time}: {fields}",
-            "decision": f"{d.action}, at a score of {d.score:.6g}",
-            "by": f"model {d.model['version']}, policy {d.policy}{f', asked by {d.caller}' if d.caller else ''}",
+            "decision": d.action if d.score is None else f"{d.action}, at a score of {d.score:.6g}",
+            "by": f"{', '.join(by)}, policy {d.policy}{f', asked by {d.caller}' if d.caller else ''}",
             "saw": f"the log up to position {d.moment[1]}; took {d.latency_us} µs",
             "outcome": "; ".join(said) or "nothing is known",
         }
@@ -155,7 +165,7 @@ def decision(id: str, *, use_case: UseCase | str | None = None, platform: Platfo
         )
     record = msgspec.json.decode(entry.body, type=Decision)
     body = {"id": event.id, "time": iso(event.time), **msgspec.json.decode(event.body)}
-    model = models.find(platform.settings.state, case.name, record.model["version"])
+    model = models.find(platform.settings.state, case.name, record.model["version"]) if record.model else None
     return Dossier(record, body, model, _outcomes(case, platform, event.time, event.position), case, platform)
 
 

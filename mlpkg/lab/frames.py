@@ -155,19 +155,21 @@ def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Pla
     """The decisions on events from `since` on: features as served, score, action, and the outcome as far as it is known.
 
     An outcome is the reported one, or the presumed one where the event is old enough by now, or null.
+    Where there is no score, `fallback` says why.
     """
     case, platform = find_use_case(of), platform or the_platform()
     rows: list[dict[str, Any]] = []
     for entry in platform.read(streams=[decisions_of(case.name)]):
         if entry.time >= instant(since):
             d = msgspec.json.decode(entry.body)
+            model, failed = d["model"].get("version"), (d.get("fallback") or {}).get("why")
             rows.append(
-                {"id": d["event"], "time": entry.time, "model": d["model"]["version"], **d["keys"], **d["features"]}
-                | {"score": d["score"], "action": d["action"], "latency_us": d["latency_us"], "position": entry.about}
+                {"id": d["event"], "time": entry.time, "model": model, **d["keys"], **d["features"]}
+                | {"score": d["score"], "action": d["action"], "fallback": failed, "latency_us": d["latency_us"]}
+                | {"position": entry.about}
             )
-    frame = pd.DataFrame(
-        rows, columns=None if rows else ["id", "time", "model", "score", "action", "latency_us", "position"]
-    )
+    told = ["id", "time", "model", "score", "action", "fallback", "latency_us", "position"]
+    frame = pd.DataFrame(rows, columns=None if rows else told).astype({"score": np.float64, "fallback": "str"})
     frame["time"] = times(frame["time"].to_numpy(np.int64))
     from mlpkg.lab.training import label_of  # the one place that knows what an outcome is as of a time
 

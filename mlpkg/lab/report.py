@@ -59,6 +59,7 @@ def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str,
         "live": platform.live(case.name),
         "decisions": len(frame),
         "actions": {k: int(v) for k, v in frame["action"].value_counts().items()},
+        "fallbacks": {k: int(v) for k, v in frame["fallback"].value_counts().items()},
         "models": {k: int(v) for k, v in frame["model"].value_counts().items()},
         "latency_us": {"p50": float(latency.quantile(0.5)), "p99": float(latency.quantile(0.99))}
         if len(frame)
@@ -88,7 +89,9 @@ def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:
         return found
     truth = known[name].astype(bool)
     by_action = known.assign(truth=truth).groupby("action")["truth"].agg(["size", "sum"])
-    measures = {"average_precision": average_precision(truth, known["score"]), "auc": auc(truth, known["score"])}
+    scored = known["score"].notna()
+    told = truth[scored], known["score"][scored]
+    measures = {"average_precision": average_precision(*told), "auc": auc(*told)}
     measures = {k: None if np.isnan(v) else v for k, v in measures.items()}
     return found | {
         "positive": int(truth.sum()),
@@ -101,6 +104,7 @@ def in_words(found: dict[str, Any]) -> str:
     """The report as text."""
     lines = [f"{found['use_case']}: {found['decisions']} decisions, live model {found['live'] or 'none'}"]
     lines += [f"  {action:12} {count:>8}" for action, count in found["actions"].items()]
+    lines += [f"  by the fallback, because of the {why}: {count}" for why, count in found["fallbacks"].items()]
     if found["latency_us"]:
         lines.append(
             f"  latency in the process  p50 {found['latency_us']['p50']:.0f} µs  p99 {found['latency_us']['p99']:.0f} µs"

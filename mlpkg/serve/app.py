@@ -9,8 +9,12 @@ __all__ = ['Application']
 import asyncio
 import gc
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from functools import cached_property, partial
+from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -18,9 +22,11 @@ import msgspec
 from ..access import Caller
 from ..events import Outcome, Source
 from ..platform import Entry, Platform, decisions_of
+from ..platform import counts as counts_of
 from ..platform import open as open_platform
 from .gate import Gate
 from .guard import Guard, Head, read_head
+from .metrics import Metrics
 from .openapi import openapi
 from .problem import Problem, problem
 from ..settings import MlpkgError, Settings
@@ -35,6 +41,7 @@ _Send = Callable[[_Message], Awaitable[None]]
 _Answer = tuple[int, bytes, bytes]  # status, content type, body
 _log = logging.getLogger("mlpkg.serve")
 _encode = msgspec.json.Encoder().encode
+_METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"application/problem+json"
 
 # %% ../../nbs/serve/app.ipynb #body
@@ -47,30 +54,51 @@ class _Gone(Exception):
 
 
 async def _read(receive: _Receive, limit: int) -> bytes:
-    message = await receive()
+    message = await _soon(receive, _PATIENCE)
     body: bytes = message.get("body", b"")
+    if message["type"] == "http.disconnect":
+        raise _Gone
     if not message.get("more_body", False) and len(body) <= limit:  # nearly always: one piece
+        return body
+    size, pieces, until = len(body), [body], time.monotonic() + _PATIENCE
+    while message.get("more_body", False) and size <= _DROP * limit:
+        try:
+            message = await _soon(receive, until - time.monotonic())
+        except Problem:
+            if size <= limit:
+                raise
+            break
         if message["type"] == "http.disconnect":
             raise _Gone
-        return body
-    size, pieces = len(body), [body]
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            while message.get("more_body", False) and size <= _DROP * limit:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _Gone
-                size += len(message.get("body", b""))
-                if size <= limit:
-                    pieces.append(message["body"])
-    except TimeoutError:
+        size += len(message.get("body", b""))
         if size <= limit:
-            raise Problem(
-                408, f"the body did not arrive within {_PATIENCE} s", "body", size, connection="close"
-            ) from None
+            pieces.append(message["body"])
     if size > limit:
         raise Problem(413, f"the body is larger than {limit} bytes", "body", size)
     return b"".join(pieces)
+
+
+async def _soon(receive: _Receive, patience: float) -> _Message:
+    """The next piece of a body; only where it is not there yet is a timer made, which costs more than to read it."""
+    steps = receive().__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration as there:
+        return there.value
+    try:
+        async with asyncio.timeout(patience):
+            return await _go_on(waits_for, steps)
+    except TimeoutError:
+        raise Problem(408, "the body did not arrive in time", "body", connection="close") from None
+
+
+@coroutine
+def _go_on(waits_for: Any, steps: Generator[Any, None, _Message]) -> Generator[Any, None, _Message]:
+    try:
+        yield waits_for
+    except BaseException as error:  # cancelled, or too late
+        steps.throw(error)
+    return (yield from steps)
 
 # %% ../../nbs/serve/app.ipynb #take
 _MORE = [  # what every answer says: what it is stands in its type, nobody is to keep it, and no page is to show or run it
@@ -79,20 +107,15 @@ _MORE = [  # what every answer says: what it is stands in its type, nobody is to
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
 _LINES_AT_ONCE = 32  # lines taken before others get their turn
-_BATCH = 16  # how many times the bound of one body a whole batch may have
+_BATCH = 16  # how many times the bound of one body a whole batch may have; it takes as many places
+
+_BATCH_PATIENCE = 10.0  # seconds that are waited for the pieces of a batch, in all
 
 _Accept = Callable[[bytes], Any]
-_Durable = Callable[[], Awaitable[None]]  # waits until what was accepted may be acknowledged
 
 
 async def _take(
-    accept: _Accept,
-    durable: _Durable,
-    limit: int,
-    scope: _Message,
-    head: Head,
-    receive: _Receive,
-    send: _Send,
+    app: "Application", accept: _Accept, scope: _Message, head: Head, receive: _Receive, send: _Send
 ) -> _Answer | None:
     if scope["method"] != "POST":
         raise Problem(405, "only POST is allowed here", "method", scope["method"], allow="POST")
@@ -100,22 +123,32 @@ async def _take(
         raise Problem(415, "is not supported; send the body as it is", "content-encoding", packed.decode("latin-1"))
     kind = head.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
     if kind == _JSON:
-        answer = _encode(accept(await _read(receive, limit)))
-        await durable()
+        answer = _encode(accept(await _read(receive, app.settings.max_body)))
+        await app.durable()
         return 200, _JSON, answer
     if kind != _LINES:
         raise Problem(
             415, "is neither application/json nor application/x-ndjson", "content-type", kind.decode("latin-1")
         )
-    await _take_lines(accept, durable, limit, receive, send)
+    with app.places(_BATCH):
+        await _take_lines(app, accept, receive, send)
     return None
 
 
-async def _take_lines(accept: _Accept, durable: _Durable, limit: int, receive: _Receive, send: _Send) -> None:
+async def _take_lines(app: "Application", accept: _Accept, receive: _Receive, send: _Send) -> None:
+    limit = app.settings.max_body
     answers: dict[int, bytes] = {}  # by line
-    rest, size, number, more, begun = b"", 0, 0, True, False
+    rest, size, number, more, begun, patience = b"", 0, 0, True, False, _BATCH_PATIENCE
     while more:
-        message = await receive()
+        asked = time.monotonic()
+        try:
+            message = await _soon(receive, patience if begun else _PATIENCE)
+        except Problem as late:
+            if not begun:
+                raise
+            answers[number + 1] = _encode(problem(late) | {"line": number + 1})
+            break
+        patience -= time.monotonic() - asked
         if message["type"] == "http.disconnect":
             return
         more, piece = message.get("more_body", False), message.get("body", b"")
@@ -136,7 +169,7 @@ async def _take_lines(accept: _Accept, durable: _Durable, limit: int, receive: _
             answers[number + 1] = _encode(problem(told) | {"line": number + 1})
             break
     try:
-        await durable()
+        await app.durable()
     except MlpkgError as error:  # nothing of it is acknowledged
         answers = {line: _encode(problem(error) | {"line": line}) for line in answers}
     await send({"type": "http.response.body", "body": b"\n".join([*answers.values(), b""])})
@@ -166,6 +199,7 @@ class Application:
         self.settings = settings or Settings.load()
         self.guard = Guard(self.settings, lambda: self.platform)
         self._use_case = use_case
+        self.in_flight = 0
 
     @cached_property
     def use_case(self) -> "UseCase":
@@ -189,10 +223,37 @@ class Application:
         return made
 
     @cached_property
+    def metrics(self) -> Metrics:
+        """What this worker counts."""
+        return Metrics(self.settings)
+
+    @cached_property
     def gate(self) -> Gate | None:
         """Where requests wait for the disk, when the settings say so."""
         sync = self.platform.defer()
         return Gate(sync) if sync else None
+
+    @contextmanager
+    def places(self, wanted: int) -> Iterator[None]:
+        """Take more places among the requests in flight, of which there is a bound; a request has one.
+
+        Raises
+        ------
+        Problem
+            When there are not enough of them left.
+        """
+        more = min(wanted, self.settings.max_in_flight) - 1
+        self.in_flight += more
+        try:
+            self.check_places()
+            yield
+        finally:
+            self.in_flight -= more
+
+    def check_places(self) -> None:
+        """Refuse what would go beyond the bound of requests in flight."""
+        if self.in_flight > (most := self.settings.max_in_flight):
+            raise Problem(503, f"at most {most} requests may be in flight; this one is one too many", retry_after="1")
 
     async def durable(self) -> None:
         """Wait until all that was committed may be acknowledged."""
@@ -218,6 +279,10 @@ class Application:
             _log.info("%s decides with model %s; its state lies in %s", ready["use_case"], ready["model"], state)
         except Exception as error:  # it starts all the same, and says why it is not ready
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], self.settings.state)
+        if "uvicorn" in sys.modules:
+            from mlpkg.serve.heads import bound_heads
+
+            bound_heads()
         gc.collect()
         gc.freeze()  # what is here stays: the collector need not walk it again and again
         gc.set_threshold(50_000, 20, 50)
@@ -228,6 +293,8 @@ class Application:
             self.__dict__.pop(name, None)
         if "platform" in self.__dict__:
             self.__dict__.pop("platform").close()
+        if "metrics" in self.__dict__:
+            self.__dict__.pop("metrics").close()
 
     def ready(self) -> dict[str, Any]:
         """Which model is live.
@@ -250,20 +317,36 @@ class Application:
 
     def decide(self, body: bytes, caller: str | None = None) -> "Decision":
         """Decide one event of a live caller."""
-        return self.decider.decide(body, live=True, caller=caller)
+        decision = self.decider.decide(body, live=True, caller=caller)
+        self.metrics.decided(decision)
+        return decision
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close"})  # before it was accepted: a 403
         if scope["type"] != "http":
             return await _lifespan(self, scope, receive, send)
+        metrics, began, status = self.metrics, time.perf_counter(), 0
+        self.in_flight += 1
+        metrics.counts.set_in_flight(self.in_flight)
+        try:
+            status = await self._answer(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+            metrics.counts.set_in_flight(self.in_flight)
+            metrics.answered(_route_of(scope["path"]), status, time.perf_counter() - began)
+
+    async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> int:
+        """Answer one request; with which status, 0 if nobody is there any more."""
         more = _MORE
         try:
             answer = await _route(self, scope, receive, send)
             if answer is None:  # has been sent already
-                return
+                return 200
             status, kind, body = answer
         except _Gone:
-            return
+            return 0
         except Exception as error:
             told = problem(error)
             status, kind, body = told["status"], _PROBLEM, _encode(told)
@@ -273,7 +356,8 @@ class Application:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         except (RuntimeError, OSError):  # the client hung up
-            return
+            return 0
+        return status
 
 # %% ../../nbs/serve/app.ipynb #rooms
 class _Asked(NamedTuple):
@@ -293,12 +377,12 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     if id:
         return _get(asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
     accept = partial(app.platform.accept, source, live=True)
-    return await _take(accept, app.durable, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
+    return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
 
 
 async def _outcomes(app: Application, asked: _Asked) -> _Answer | None:
     accept = partial(app.platform.report, _named(app.outcomes, "outcome", asked.name or ""))
-    return await _take(accept, app.durable, app.settings.max_body, asked.scope, asked.head, asked.receive, asked.send)
+    return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
 
 
 async def _decisions(app: Application, asked: _Asked) -> _Answer:
@@ -341,6 +425,19 @@ async def _catalog(app: Application, asked: _Asked) -> _Answer:
     return await asyncio.to_thread(_get, asked, lambda: [describe(app.use_case, app.settings.state, app.platform)])
 
 
+async def _metrics(app: Application, asked: _Asked) -> _Answer:
+    if asked.scope["method"] not in ("GET", "HEAD"):
+        raise Problem(405, "only GET is allowed here", "method", asked.scope["method"], allow="GET, HEAD")
+    return await asyncio.to_thread(lambda: (200, _METRICS, app.metrics.text(_store(app.settings)).encode()))
+
+
+def _store(settings: Settings) -> Mapping[str, int] | MlpkgError:
+    try:
+        return counts_of(settings)
+    except MlpkgError as error:
+        return error
+
+
 async def _openapi(app: Application, asked: _Asked) -> _Answer:
     return _get(asked, lambda: openapi(app.use_case))
 
@@ -360,11 +457,13 @@ _ROOMS = {
     "models": _Room(_models, "models", "promote"),
     "catalog": _Room(_catalog, "catalog", "catalog"),
     "access": _Room(_accesses, "access", "access"),
+    "metrics": _Room(_metrics, "metrics", "metrics"),
     "openapi.json": _Room(_openapi, None, None),
 }
 
 # %% ../../nbs/serve/app.ipynb #routes
 _ALIVE, _READY = ("/v1/health", "/healthz", "/livez"), ("/v1/ready", "/readyz")
+_PROBES = frozenset((*_ALIVE, *_READY, "/metrics", "/v1/metrics"))  # answered also where nothing else is
 
 
 async def _route(app: Application, scope: _Message, receive: _Receive, send: _Send) -> _Answer | None:
@@ -372,22 +471,32 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     path: str = scope["path"]
     if root := scope.get("root_path"):
         path = path.removeprefix(root)
+    if path not in _PROBES:
+        app.check_places()
     if path == "/v1/decide":  # first, and past all else, because it has to be quick
         app.guard.check(caller := app.guard.admit(scope, head), "decide", scope)
         accept = partial(app.decide, caller=caller.name) if caller and caller.name else app.decide
-        return await _take(accept, app.durable, app.settings.max_body, scope, head, receive, send)
+        return await _take(app, accept, scope, head, receive, send)
     if path in _ALIVE:
         return _get(_Asked(scope, head, None, None, receive, send), lambda: {"status": "alive"})
     asked = _Asked(scope, head, app.guard.admit(scope, head), None, receive, send)
     if path in _READY:
         return _get(asked, lambda: _ready(app, asked.caller))
     room, slash, name = path.removeprefix("/v1").removeprefix("/").partition("/")
-    found = _ROOMS.get(room) if path.startswith("/v1/") or path == "/openapi.json" else None
+    found = _ROOMS.get(room) if path.startswith("/v1/") or path in ("/openapi.json", "/metrics") else None
     if found is None or (slash and not found.deep):
         app.guard.check(asked.caller, None, scope)
         raise Problem(404, "nothing is here; GET /openapi.json lists what there is", "path", path)
     app.guard.check(asked.caller, found.write if scope["method"] == "POST" else found.read, scope)
     return await found.answer(app, asked._replace(name=name) if slash else asked)
+
+
+def _route_of(path: str) -> str:
+    """What requests are counted by: the beginning of a path, as long as it is one of few."""
+    if path == "/v1/decide" or path in _PROBES:
+        return path
+    room = path.removeprefix("/v1").removeprefix("/").partition("/")[0]
+    return f"/v1/{room}" if room in _ROOMS else "other"
 
 
 def _ready(app: Application, caller: Caller | None) -> dict[str, Any]:

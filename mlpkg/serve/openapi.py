@@ -36,10 +36,20 @@ _PROBLEM = {
 }
 
 
+_MOMENT = {  # as a list of one type: some tools read `prefixItems` as the `items` of older drafts
+    "type": "array",
+    "description": "The time of the event and the position of the log up to which the decision saw it.",
+    "items": {"type": "integer"},
+    "minItems": 2,
+    "maxItems": 2,
+}
+
+
 def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[str, Any]:
     from mlpkg.decisions import Decision
 
     _, made = msgspec.json.schema_components([Decision, Receipt], ref_template=_REF + "{name}")
+    made["Decision"]["properties"]["moment"] = _MOMENT
     schemas: dict[str, Any] = {"Problem": _PROBLEM, **made}
     contracts = {name: s.forms for name, s in sources.items()} | {name: (o._contract,) for name, o in outcomes.items()}
     for name, forms in contracts.items():
@@ -127,11 +137,14 @@ def _get(
     *,
     id: bool = False,
     query: dict[str, dict[str, Any]] | None = None,
+    kind: str = "application/json",
 ) -> dict[str, Any]:
     given = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}] if id else []
     given += [{"name": n, "in": "query", "required": False, "schema": s} for n, s in (query or {}).items()]
     refusals = [404] * id + [400] * bool(query)
-    return {"get": _operation(summary, name, need, _content(schema), "Here it is.", *refusals) | {"parameters": given}}
+    return {
+        "get": _operation(summary, name, need, _content(schema, kind), "Here it is.", *refusals) | {"parameters": given}
+    }
 
 
 def _probe(summary: str, name: str, *refusals: int) -> dict[str, Any]:
@@ -180,6 +193,13 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     paths["/v1/catalog"] = _get("What sources, features and models mean.", _MAPS, "catalog", "catalog")
     accesses = _list("access", _MAP)
     paths["/v1/access"] = _get("Who looked at what, newest first.", accesses, "access", "access", query=_PAGE)
+    paths["/v1/metrics"] = _get(
+        "What the workers count, for Prometheus; also at /metrics.",
+        {"type": "string"},
+        "metrics",
+        "metrics",
+        kind="text/plain",
+    )
     paths["/v1/openapi.json"] = _get("This document.", _MAP, "openapi", None)
     paths["/v1/health"] = _probe("Alive?", "health")
     paths["/v1/ready"] = _probe(
