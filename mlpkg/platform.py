@@ -114,6 +114,10 @@ class Unit(Protocol):
         """
         ...
 
+    def read_many(self, stream: str, key: str, values: Sequence[int], since: int) -> Timeline:
+        """The timelines of several entities laid end to end, with all rows later than `since`."""
+        ...
+
     def live(self) -> str | None:
         """The version of the model that is live, as of this transaction."""
         ...
@@ -195,6 +199,10 @@ class Platform(Protocol):
 
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
         """What is held of one entity: at least all rows later than `since`."""
+        ...
+
+    def timelines(self, stream: str, key: str, values: Sequence[int], since: int = -LATEST) -> Timeline:
+        """What is held of several entities, laid end to end in the order of `values`."""
         ...
 
     def contracts(self, stream: str) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from test_conformance import BIG, ELSEWHERE, EXAMPLES, NIGHT, gives_text
 import mlpkg as ml
 from mlpkg.aggregates import REGISTRY
 from mlpkg.backends import timelines
-from mlpkg.features import FeatureSet, compute, evaluate, from_json, to_json
+from mlpkg.features import FeatureSet, compute, evaluate, evaluate_many, from_json, to_json
 from mlpkg.platform import Batch
 from mlpkg.platform import open as open_platform
 from mlpkg.settings import Settings
@@ -296,6 +296,9 @@ def happenings(rng: random.Random) -> list[Happening]:
 # -- through the store ---------------------------------------------------------------------------------------------
 
 
+BODY = {"id": "x", "time": "2018-01-01T00:00:00Z", "card": 1, "user": "u", "amount": 1.0}
+
+
 def served(features: FeatureSet, row: Any, unit: Any) -> list[Any]:
     """The features of the event that is being decided."""
     return evaluate(features, row.codes, row.time, unit.position, unit.own, unit.read)
@@ -427,11 +430,31 @@ class Run:
                 assert h.id in self.served
                 return
             values = served(self.features, row, unit)
+            if self.rng.random() < 0.1:
+                self.side_by_side(row, unit)
             position = unit.record(json.dumps({"score": score / 1_000_000, "action": action}))
         self.know(h, unit.own)
         self.reports["decisions"][h.id] = [(position, {"score": score, "action": action})]
         found = dict(zip(self.features.names, values, strict=True))
         self.served[h.id] = unit.position, {k: bits(v) for k, v in found.items()}, found
+
+    def side_by_side(self, row: Any, unit: Any) -> None:
+        """The event as it is, and with other cards and shops in its place: many moments give the bits of each."""
+        names = [c.name for c in payments.columns]
+        several = [list(row.codes) for _ in range(6)]
+        for codes in several[1:]:
+            codes[names.index("card")] = self.rng.randrange(7)
+            codes[names.index("shop")] = payments.parse({**BODY, "shop": self.rng.choice("abz")}).codes[
+                names.index("shop")
+            ]
+        time, position, own = (np.full(6, at) for at in (row.time, unit.position, unit.own))
+        present = dict(zip(names, np.array(several).T, strict=True))
+        many = evaluate_many(self.features, present, time, position, own, unit.read_many)
+        for codes, values in zip(
+            several, zip(*(column.tolist() for column in many.values()), strict=True), strict=True
+        ):
+            one = evaluate(self.features, codes, row.time, unit.position, unit.own, unit.read)
+            assert [bits(v) for v in values] == [bits(v) for v in one], f"side by side, {row.id}"
 
     def world(self) -> World:
         """What happened, for the oracle."""

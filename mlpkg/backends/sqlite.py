@@ -71,6 +71,9 @@ class _Unit:
         head = self._heads.get((stream, key, value)) or timelines.head(value)
         return timelines.read(head, since, edges)
 
+    def read_many(self, stream: str, key: str, values: Sequence[int], since: int) -> Timeline:
+        return self._platform._stored(stream, key).read_many(values, since)
+
     def live(self) -> str | None:
         return self._platform._live.get(self._use_case)
 
@@ -764,11 +767,13 @@ class SqlitePlatform:
     @_readable
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
         """What the store holds of one entity: at least all rows later than `since`."""
+        return self.timelines(stream, key, [value], since)
+
+    @_readable
+    def timelines(self, stream: str, key: str, values: Sequence[int], since: int = -LATEST) -> Timeline:
+        """What the store holds of several entities, laid end to end."""
         with self._transaction():
-            timelines = self._stored(stream, key)
-            found = timelines.read(timelines.head(value), since)
-        assert isinstance(found, Timeline)
-        return found
+            return self._stored(stream, key).read_many(values, since)
 
     @_readable
     def decided(self, use_case: str) -> tuple[Array, Array]:

@@ -8,7 +8,8 @@ __all__ = ['SCHEMA', 'HEAD', 'CHUNK', 'FEW', 'WIDE', 'Head', 'NO_HEAD', 'first_t
 
 # %% ../../nbs/backends/timelines.ipynb #imports
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -328,6 +329,24 @@ class Timelines:
             return self._cells(*found, unpack(data, self.width // 8), edges)
         return decode(b"".join([*tree.rows(since), data]), self.columns)
 
+    def heads(self, keys: Sequence[int]) -> dict[int, Head]:
+        """The heads of those timelines that there are, by their keys."""
+        found = self.db.executemany(
+            "select key, entity, used, head from timeline where stream=? and key=?", [(self.id, key) for key in keys]
+        )
+        return {row[0]: row[1:] for row in found}
+
+    def read_many(self, keys: Sequence[int], since: int) -> Timeline:
+        """Several timelines laid end to end: of each all rows later than `since`, and maybe some before."""
+        heads, pieces, ends = self.heads(keys), [], [0]
+        for key in keys:
+            entity, used, data = heads.get(key, NO_HEAD)
+            if used and not (data and first_time(data) <= since):
+                data = b"".join([*self._tree(entity, used).rows(since), data])
+            pieces.append(data)
+            ends.append(ends[-1] + len(data) // self.width)
+        return replace(decode(b"".join(pieces), self.columns), starts=np.array(ends, np.int64))
+
     def _cells(self, whole: list[Array], torn: list[Array], head: Array, edges: Array) -> Cells:
         entries = np.concatenate(whole)
         time, rows, cells = (
@@ -410,7 +429,7 @@ class Bulk:
     def extend(self, keys: Array, rows: Array) -> None:
         """Put rows in their places: int64 of shape (rows, 2 + columns)."""
         data, names, ends = self._by_key(keys, rows)
-        found, full = self._found(names), HEAD * self.timelines.width
+        found, full = self.timelines.heads(names), HEAD * self.timelines.width
         width, begin = self.timelines.width, 0
         mixed = []
         for key, end in zip(names, ends, strict=True):
@@ -436,13 +455,6 @@ class Bulk:
             rows = rows[ordered(rows, group)]
         ends = group.searchsorted(np.arange(len(unique)), "right") * self.timelines.width
         return rows.tobytes(), unique.tolist(), ends.tolist()
-
-    def _found(self, keys: list[int]) -> dict[int, Head]:
-        own = self.timelines
-        found = own.db.executemany(
-            "select key, entity, used, head from timeline where stream=? and key=?", [(own.id, key) for key in keys]
-        )
-        return {row[0]: row[1:] for row in found}
 
     def _mix(self, mixed: list[tuple[int, int, int, bytes, bytes]]) -> None:
         """Merge heads and rows that came out of order; what is older than a head goes to its tree."""
