@@ -64,7 +64,7 @@ class Timeline:
         """The position of the event that each row is, or is about."""
         return self.position if self.about is None else self.about
 
-    def take(self, rows: Array, starts: Array) -> "Timeline":
+    def take(self, rows: Array | slice, starts: Array) -> "Timeline":
         """The rows at the given places (or where a mask holds), with their new `starts`."""
         truth = self.truth and replace(self.truth, known=self.truth.known[rows])
         about, since, until = (None if a is None else a[rows] for a in (self.about, self.since, self.until))
@@ -88,7 +88,7 @@ class Moments:
     def __len__(self) -> int:
         return len(self.time)
 
-    def take(self, rows: Array) -> "Moments":
+    def take(self, rows: Array | slice) -> "Moments":
         """The moments at the given places."""
         own = self.own[rows]
         position = own if self.position is self.own else self.position[rows]
