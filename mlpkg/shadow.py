@@ -106,7 +106,7 @@ def _computed(features: FeatureSet, history: Any, own: Array, seen: Array) -> di
 
 # %% ../nbs/shadow.ipynb #follower
 PAGE = 4096  # decisions looked at together
-_PIECE = 64  # decisions whose scores are appended in one transaction
+_PIECE = 16  # decisions whose scores are appended in one transaction
 
 
 class Follower:

@@ -216,6 +216,23 @@ def test_a_shadow_says_nothing_of_what_was_decided_before_it_began_or_after_it_e
     assert told.status == 0 and "1 scores by 1 that shadowed, 0 mismatches" in told.out
 
 
+def test_the_lab_shows_what_shadows_said_beside_what_was_served(bank: Bank):
+    model = save(bank.platform.settings.state, handbook.features, n=2.0)
+    bank.pays("tx-0", 0)
+    rollout.shadow(bank.platform, model, by="ann", why="to see")
+    made = bank.pays("tx-1", 1, amount=250.0)
+    Follower(handbook.fraud, bank.platform).step()
+    ((_, said),) = shadow.scores("fraud", bank.platform)
+    score = said.score
+    frame = lab.shadows(of=handbook.fraud, platform=bank.platform)
+    assert frame[["id", "model", "score"]].values.tolist() == [["tx-1", model.version, score]]
+    assert (frame["served_score"].item(), frame["served_action"].item()) == (made.score, made.action)
+    dossier = lab.decision("tx-1", use_case=handbook.fraud, platform=bank.platform)
+    assert dossier.shadows["score"].to_dict() == {model.version: score}
+    assert f"shadows: {model.version}: {made.action}, at a score of" in repr(dossier)
+    assert "shadows" not in repr(lab.decision("tx-0", use_case=handbook.fraud, platform=bank.platform))
+
+
 def test_a_score_that_was_changed_is_named(bank: Bank, cli: Command):
     rollout.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="ann", why="to see")
     bank.pays("tx-1", 0)
