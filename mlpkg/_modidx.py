@@ -1610,6 +1610,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlpkg.vocabulary.ranks.Quantile': ('vocabulary/ranks.html#quantile', 'mlpkg/vocabulary/ranks.py'),
                                         'mlpkg.vocabulary.ranks.Quantile.compute': ( 'vocabulary/ranks.html#quantile.compute',
                                                                                      'mlpkg/vocabulary/ranks.py'),
+                                        'mlpkg.vocabulary.ranks.Quantile.words': ( 'vocabulary/ranks.html#quantile.words',
+                                                                                   'mlpkg/vocabulary/ranks.py'),
                                         'mlpkg.vocabulary.ranks.Rank': ('vocabulary/ranks.html#rank', 'mlpkg/vocabulary/ranks.py'),
                                         'mlpkg.vocabulary.ranks.Rank.compute': ( 'vocabulary/ranks.html#rank.compute',
                                                                                  'mlpkg/vocabulary/ranks.py'),
