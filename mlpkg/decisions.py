@@ -20,11 +20,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from pydantic import BaseModel
 
 from . import models
 from .code import code_hash
 from .columns import NULL
-from .events import Event, Outcome, Rejected, Row, Source
+from .events import Event, Outcome, Rejected, Row, Source, validated
 from .features import FeatureSet, compute, evaluate
 from .models import Model, ready
 from .platform import Batch, Entry, Platform, decisions_of
@@ -237,12 +238,9 @@ class Decider:
     def _sent_before(self, body: bytes | str | Mapping[str, Any], why: Rejected) -> Row:
         """The event that is in the log already, where nothing but its id is given."""
         source = self.use_case.on
-        if why.reason != "is missing":  # as the rest is, where there is an id alone
-            raise why
         try:
-            decode: Any = msgspec.convert if isinstance(body, Mapping) else msgspec.json.decode
-            id = decode(body, type=_OnlyId).id
-        except msgspec.ValidationError:
+            id = validated(_OnlyId, source.name, body).id
+        except Rejected:
             raise why from None
         if (entry := self.platform.entry(source.stream, id)) is None:
             what = "is the id of no event that was sent; send the whole event"
@@ -310,7 +308,7 @@ class Decider:
         return fallback if isinstance(fallback, str) else fallback(event)
 
 
-class _OnlyId(msgspec.Struct, forbid_unknown_fields=True):
+class _OnlyId(BaseModel, extra="forbid"):
     id: str
 
 

@@ -148,7 +148,8 @@ def test_of_an_event_that_was_sent_before_the_id_is_enough(bank: Bank):
     assert answer.json()["features"]["amount"] == 57.16
     assert bank.decide(body).content == bank.decide({"id": "tx-id-alone"}).content == answer.content
     refused(bank.decide({"id": "tx-never"}), 422, "id", "tx-never", "no event that was sent")
-    refused(bank.decide({"id": "tx-id-alone", "amount": 57.16}), 422, "Transaction.time", "", "missing")
+    for body in (b'{"id": "tx-id-alone", "amount": 57.16}', b'{"id": "tx-id", "id": "tx-id-alone"}'):
+        refused(bank.decide(body), 422, "Transaction.time", "", "missing")
 
 
 @pytest.mark.parametrize("path", ["/v1/decide", EVENTS])
