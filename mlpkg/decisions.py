@@ -19,12 +19,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from pydantic import BaseModel
 
 from . import models
 from .champion import Champion
 from .code import code_hash
 from .columns import NULL
-from .events import Event, Outcome, Rejected, Row, Source
+from .events import Event, Outcome, Rejected, Row, Source, validated
 from .features import FeatureSet, compute, evaluate
 from .models import Model, ready
 from .platform import Batch, Entry, Platform, decisions_of
@@ -193,6 +194,8 @@ class Decider:
 
         Parameters
         ----------
+        body
+            The event, or ``{"id": ...}`` alone of one that was sent before.
         live
             Whether the event comes from outside just now, and so may not lie further ahead of the clock than its source allows.
         arrived
@@ -202,11 +205,27 @@ class Decider:
         source = self.use_case.on
         arrived = now() if arrived is None else arrived
         try:
-            row = source.parse(body)
+            try:
+                row = source.parse(body)
+            except Rejected as why:
+                row = self._sent_before(body, why)
             return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
             raise
+
+    def _sent_before(self, body: bytes | str | Mapping[str, Any], why: Rejected) -> Row:
+        """The event that is in the log already, where nothing but its id is given."""
+        source = self.use_case.on
+        try:
+            id = validated(_OnlyId, source.name, body).id
+        except Rejected:
+            raise why from None
+        if (entry := self.platform.entry(source.stream, id)) is None:
+            what = "is the id of no event that was sent; send the whole event"
+            raise Rejected("id", id, what, event=id, source=source.name)
+        event = {"id": id, "time": iso(entry.time), **msgspec.json.decode(entry.body)}
+        return msgspec.structs.replace(source.parse(event), body=entry.body)
 
     def _decide(self, row: Row, arrived: int, live: bool, caller: str | None, began: int) -> Decision:
         source = self.use_case.on
@@ -265,6 +284,10 @@ class Decider:
         fallback = self.use_case.fallback
         assert fallback is not None
         return fallback if isinstance(fallback, str) else fallback(event)
+
+
+class _OnlyId(BaseModel, extra="forbid"):
+    id: str
 
 
 class _Late(Exception):
