@@ -21,13 +21,12 @@ from . import models
 from .champion import Standing, stand
 from .code import code_hash
 from .decisions import Difference, UseCase, Verification
-from .events import Row
 from .features import FeatureSet, compute, evaluate_many
 from .platform import Entry, Platform, decisions_of, scores_of
 from .rollout import shadowing
 from .settings import MlpkgError, Settings
 from .timeline import Array
-from .times import iso, now
+from .times import now
 
 _log = logging.getLogger("mlpkg")
 
@@ -68,7 +67,8 @@ class _Asked(msgspec.Struct, frozen=True):
 
     decision: Entry
     event: Entry
-    row: Row
+    values: dict[str, Any]
+    codes: tuple[int, ...]
 
     @property
     def seen(self) -> int:
@@ -77,7 +77,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 def _features_of(standing: Standing, asked: Sequence[_Asked], platform: Platform) -> dict[str, Array]:
     features = standing.model.features
-    codes = np.array([standing.codes(a.row.codes) for a in asked], np.int64)
+    codes = np.array([standing.codes(a.codes) for a in asked], np.int64)
     present = {c.name: codes[:, i] for i, c in enumerate(features.on.columns)}
     at, seen, own = np.array([(a.event.time, a.seen, a.event.position) for a in asked], np.int64).T
     found = evaluate_many(features, present, at, seen, own, platform.timelines)
@@ -146,8 +146,8 @@ class Follower:
         on = self.use_case.on
         event = self.platform.entry(on.stream, decision.id)
         assert event is not None
-        body = {"id": event.id, "time": iso(event.time), **msgspec.json.decode(event.body)}
-        return _Asked(decision, event, on.parse(body))
+        said = msgspec.json.decode(event.body)
+        return _Asked(decision, event, {c.name: said.get(c.name) for c in on.columns}, on.codes_of(event.body))
 
     def _scored(self, version: str, asked: Sequence[_Asked]) -> list[Scored]:
         try:
@@ -172,7 +172,7 @@ class Follower:
         return self._standing[version]
 
     def _judged(self, version: str, asked: _Asked, score: float) -> Scored:
-        event = SimpleNamespace(id=asked.event.id, time=asked.event.time, **asked.row.values)
+        event = SimpleNamespace(id=asked.event.id, time=asked.event.time, **asked.values)
         try:
             action = self.use_case.policy(score, event)
         except Exception as error:
