@@ -122,14 +122,15 @@ _T = TypeVar("_T")
 
 # %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
 def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A method of the platform whose errors of SQLite become what a person can read."""
+    """A method of the platform for any thread, whose errors of SQLite become what a person can read."""
 
     @wraps(method)
     def read(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        platform: Any = args[0]
         try:
-            return method(*args, **kwargs)
+            with platform._lock:  # a connection is used by one thread at a time
+                return method(*args, **kwargs)
         except apsw.Error as error:
-            platform: Any = args[0]
             if platform.db.in_transaction:  # which will say so itself
                 raise
             raise platform._told(error) from error
