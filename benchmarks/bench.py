@@ -27,7 +27,7 @@ PEERS = {  # each line is an environment of its own
     "feast": ["feast[duckdb]==0.67.0", "numpy"],
     "fastapi": ["fastapi==0.163.2", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
     "litserve": ["litserve==0.2.19", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
-    "mlflow": ["mlflow==3.18.0", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
+    "mlflow": ["mlflow==3.17.2", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
 }
 
 Row = dict[str, Any]

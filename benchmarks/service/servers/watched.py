@@ -5,6 +5,7 @@
 
 import json
 import os
+import random
 import statistics
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handbook import handbook
+from handbook import handbook, payment
 
 from mlpkg import decisions, models
 from mlpkg.events import Source
@@ -57,7 +58,7 @@ def _timed(name: str, inside: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _time_pieces(app: Application) -> None:
-    row = app.use_case.on.parse({"id": "-", "time": 0, "customer_id": 0, "terminal_id": 0, "amount": 1.0})
+    row = app.use_case.on.parse(payment("-", random.Random(0)))
     unit: Any = type(app.platform.decision(app.use_case.name, app.use_case.on, row, 0))
     for what, name, label in (
         (Source, "parse", "parse"),
