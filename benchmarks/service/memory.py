@@ -22,8 +22,9 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         for _ in range(many // AT_A_TIME):
             server.ask(payments(AT_A_TIME), 16)
             told.append(server.watch()["memory"])
-        few, most, last = told[FEW // AT_A_TIME - 1], max(t["VmRSS"] for t in told), told[-1]
-        note = f"the most {most:.1f} MB; of the last {last['RssFile'] + last['RssShmem']:.1f} MB are pages of files"
+        few, half, last = told[FEW // AT_A_TIME - 1], told[len(told) // 2 - 1], told[-1]
+        note = f"half-way {half['VmRSS']:.1f} MB, the most {max(t['VmRSS'] for t in told):.1f} MB"
+        note += f"; pages of files are {few['RssFile']:.1f} MB of the first and {last['RssFile']:.1f} MB of the last"
         work = f"memory of a worker after {many:,} decisions"
         yield row(work, last["VmRSS"], f"after {FEW:,}", few["VmRSS"], "ours / theirs <= 1.05", "MB", note)
 

@@ -16,7 +16,7 @@ INSIDE = {  # of a decision
     "transaction": "transaction: begin, append the event, extend its timelines",
     "features": "features: read the timelines, evaluate",
     "score": "score",
-    "record": "append the record",
+    "record": "write: append the record",
     "write": "write: commit",
 }
 
@@ -37,14 +37,23 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         both = {w: {name: median(r[name] for r in rows) for name in rows[0]} for w, rows in found.items()}
         bare, inside = both["uvicorn"], both["BentoML"]
         work = "where the time of one decision goes"
-        yield row(f"{work}: all, as the client sees it", bare["all"], "inside BentoML", inside["all"], "stated", "µs")
-        for name, piece in (
-            ("HTTP: the client, the server, the event loop", lambda p: p["all"] - p["application"]),
-            ("the application around the decision: routing, guard, answer", lambda p: p["application"] - p["decision"]),
-            *((what, lambda p, name=name: p[name]) for name, what in INSIDE.items()),
-            ("policy, record, and the rest of the decision", lambda p: p["decision"] - sum(p[name] for name in INSIDE)),
+        for name, bare, inside in zip(
+            pieces(both["uvicorn"]), *(pieces(p).values() for p in both.values()), strict=True
         ):
-            yield row(f"{work}: {name}", piece(bare), "inside BentoML", piece(inside), "stated", "µs")
+            yield row(f"{work}: {name}", bare, "inside BentoML", inside, "stated", "µs")
+
+
+def pieces(found: dict[str, float]) -> dict[str, float]:
+    """What is shown of one form: adds up to the first line, but for the last, of which the client sees nothing."""
+    of_it = {what: found[name] for name, what in INSIDE.items()}
+    return {
+        "all, as the client sees it": found["all"],
+        "HTTP: client, sockets, server": found["all"] - found["application"],
+        "application: routing, guard, encoding the answer": found["application"] - found["decision"],
+        **of_it,
+        "the rest of the decision: policy, encoding the record, counting": found["decision"] - sum(of_it.values()),
+        "after the answer: counting": found["afterwards"],
+    }
 
 
 if __name__ == "__main__":

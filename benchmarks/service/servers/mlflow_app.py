@@ -8,6 +8,10 @@ import tempfile
 import lightgbm as lgb
 import mlflow.lightgbm
 
+os.environ["PATH"] = (
+    f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # where it looks for its server
+)
+
 with tempfile.TemporaryDirectory() as folder:
     mlflow.lightgbm.save_model(lgb.Booster(model_file=os.environ["MODEL"]), f"{folder}/model")
     command = [

@@ -83,10 +83,7 @@ class Watched:
         if scope.get("path") != "/watch":
             if not pieces:
                 return await self.app(scope, receive, send)
-            began = time.perf_counter_ns()
-            await self.app(scope, receive, send)
-            pieces.setdefault("application", []).append(time.perf_counter_ns() - began)
-            return None
+            return await self._timed(scope, receive, send)
         disk: Any = getattr(self.app.platform, "_disk", None)
         told = {
             "pid": os.getpid(),
@@ -100,6 +97,20 @@ class Watched:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _timed(self, scope: Any, receive: Any, send: Any) -> None:
+        began = time.perf_counter_ns()
+        answered: list[int] = []
+
+        async def sent(message: Any) -> None:
+            answered.append(time.perf_counter_ns())
+            await send(message)
+            answered.append(time.perf_counter_ns())
+
+        await self.app(scope, receive, sent)
+        if len(answered) == 4:  # the head of the answer, and its body
+            pieces.setdefault("application", []).append(answered[2] - began)
+            pieces.setdefault("afterwards", []).append(time.perf_counter_ns() - answered[3])
 
 
 def _memory() -> dict[str, float]:
