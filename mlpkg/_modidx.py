@@ -1441,6 +1441,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlpkg.serve.run.start_server': ('serve/run.html#start_server', 'mlpkg/serve/run.py'),
                                  'mlpkg.serve.run.stop_server': ('serve/run.html#stop_server', 'mlpkg/serve/run.py'),
                                  'mlpkg.serve.run.wait_until_up': ('serve/run.html#wait_until_up', 'mlpkg/serve/run.py')},
+            'mlpkg.serve.supervisor': { 'mlpkg.serve.supervisor.main': ('serve/supervisor.html#main', 'mlpkg/serve/supervisor.py'),
+                                        'mlpkg.serve.supervisor.watch': ('serve/supervisor.html#watch', 'mlpkg/serve/supervisor.py')},
             'mlpkg.serve.wheel': { 'mlpkg.serve.wheel._hash': ('serve/wheel.html#_hash', 'mlpkg/serve/wheel.py'),
                                    'mlpkg.serve.wheel.pins': ('serve/wheel.html#pins', 'mlpkg/serve/wheel.py'),
                                    'mlpkg.serve.wheel.write_wheel': ('serve/wheel.html#write_wheel', 'mlpkg/serve/wheel.py')},
