@@ -23,8 +23,9 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         others, note = [servers.plain("Plain"), servers.plain("Quick")], ""
         try:
             others.append(servers.peer("FastAPI", "fastapi_app.py", "fastapi"))
+            others[-1].wait()
         except Missing as why:
-            note = str(why)
+            others, note = others[:2], str(why)
         everyone = [ours, bare, *others]
         for server in everyone:
             server.wait()
