@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-python test-long test-kill test-swap check bench-feature lab export format lock clean
+.PHONY: help install demo test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -74,9 +74,12 @@ test-swap: install ## models take turns every second under a hundred thousand re
 check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
 
-bench-feature: export OMP_WAIT_POLICY = passive
+bench-feature bench-service: export OMP_WAIT_POLICY = passive
 bench-feature: install ## time the features beside their peers, in ten minutes at most, into build/bench.json
 	@$(TIDY) $(UNSET) $(PY) benchmarks/features/run.py $(BENCH_ARGS)
+
+bench-service: install ## time the decision service beside its peers, in ten minutes at most, into build/bench.json
+	@$(TIDY) $(UNSET) $(PY) benchmarks/service/run.py $(BENCH_ARGS)
 
 lab: install ## JupyterLab on the state that settings.ini names
 	@$(TIDY) $(PY) .ci/lab.py $(LAB_ARGS)
