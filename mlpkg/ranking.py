@@ -136,7 +136,10 @@ class Ranking:
             again = next(i for i, row in enumerate(rows) if row in rows[:i])
             value = rows[again][0] if single else dict(zip(self.fields, rows[again], strict=True))
             raise self._refused(f"candidates.{again}", value, "is there twice", event)
-        return Candidates([dict(zip(self.fields, row, strict=True)) for row in rows], codes)
+        fields = (
+            [{self.fields[0]: value} for value in values[0]] if single else [dict(zip(self.fields, r)) for r in rows]
+        )
+        return Candidates(fields, codes)
 
     def _refused(self, field: str, value: object, reason: str, event: str) -> Rejected:
         name = f"{self.source.contract.__name__}.{field}"
