@@ -9,6 +9,7 @@ of its own over HTTP. Afterwards everything recorded has to verify.
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import socket
@@ -30,13 +31,14 @@ from harness import Row, row, table  # noqa: E402
 
 import mlpkg as ml  # noqa: E402
 from mlpkg import models  # noqa: E402
-from mlpkg.decisions import Decider, promote, verify  # noqa: E402
+from mlpkg.decisions import promote, verify  # noqa: E402
 from mlpkg.platform import Batch, Platform  # noqa: E402
 from mlpkg.serve.app import Application  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 from mlpkg.times import DAY, iso, now  # noqa: E402
 
 USERS, ITEMS, CLICKS, DAYS, TREES = 1000, 1500, 100_000, 30, 200
+TURN = 25  # rankings that one way is asked for before it is another's turn
 MUST = {100: 3_000, 1_000: 15_000}  # microseconds, p50
 
 
@@ -165,31 +167,30 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     make_live(platform)
     app = Application(offers, settings)
     app.start()
-    decider = Decider(offers, platform)
     command = [sys.executable, __file__, "--serve", str(given.folder)]
     took: dict[tuple[int, str], list[float]] = {}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout
         ways: dict[str, Callable[[bytes], Any]] = {
-            "in process": lambda body: decider.rank(body, live=True),
+            "in process": lambda body: app.decider.rank(body, live=True),
             "as ASGI": called(app),
             "over HTTP": connected(int(server.stdout.readline())),
         }
-        rng, times = random.Random(3), 1000 if given.full else 200
-        for k in range(times + 20):
-            for many in MUST:
-                for way, ask in ways.items():
-                    body = visit(f"{way}-{many}-{k}", many, rng)
+        rng, turns = random.Random(3), 40 if given.full else 10
+        for turn in range(turns + 1):  # the first one warms up
+            for many, (way, ask) in itertools.product(MUST, ways.items()):
+                for k in range(TURN):
+                    body = visit(f"{way}-{many}-{turn}-{k}", many, rng)
                     began = time.perf_counter()
                     ask(body)
-                    if k >= 20:
+                    if turn:
                         took.setdefault((many, way), []).append(time.perf_counter() - began)
     finally:
         server.terminate()
         server.wait()
     checked = verify(offers, platform)
-    if checked.mismatches or checked.decisions != (times + 20) * len(MUST) * len(ways):
+    if checked.mismatches or checked.decisions != (turns + 1) * TURN * len(MUST) * len(ways):
         raise SystemExit(f"verify: {checked}")
     app.close()
     platform.close()
@@ -201,7 +202,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="1,000 rankings each instead of 200")
+    parser.add_argument("--full", action="store_true", help="1,000 rankings each instead of 250")
     parser.add_argument("-o", "--output", type=Path, help="a file for the rows of the table, as JSON")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
