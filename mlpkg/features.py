@@ -402,17 +402,18 @@ def complete(
     out, seen = dict(found), features.on.seen
     for place, what in features._present:
         if isinstance(what, PresentField):
-            out[features.names[place]] = _in_unit(seen[what.name], present[what.name])
+            value = _in_unit(seen[what.name], present[what.name])
+            out[features.names[place]] = value.astype(np.float64) if value.dtype == bool else value
         else:
             given = {a: time if a == "time" else _in_unit(seen[a], present[a]) for a in what.arguments}
             out[features.names[place]] = what.many(given, len(time))
 
-    def value(leaf: Any) -> Array:
+    def value_of(leaf: Any) -> Array:
         of = out[leaf.name] if isinstance(leaf, OtherFeature) else _in_unit(seen[leaf.name], present[leaf.name])
         return np.asarray(of, np.float64)
 
     for place, formula in features._formulas:
-        out[features.names[place]] = np.broadcast_to(formula.value(value), time.shape)
+        out[features.names[place]] = np.broadcast_to(formula.value(value_of), time.shape)
     return {name: out[name] for name in features.names}
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .. import models
 from ..decisions import Decision, UseCase
-from .frames import When, find_use_case, nullable, readable, the_platform, times
+from .frames import When, find_use_case, nullable, the_platform, times
 from ..models import Model
 from ..platform import Platform, decisions_of
 from ..ranking import compute_alternatives
@@ -41,7 +41,7 @@ def rankings(
     Returns
     -------
     A row per alternative: `id` of the event, `time`, `place` (from 1), what the alternative filled in, the `score` as recorded, and the
-    features at that moment.
+    features at that moment, as in a training set: a category is the code of its text, which `lab.readable` shows.
     """
     case, platform = find_use_case(use_case), platform or the_platform()
     by = models.find(platform.settings.state, case.name, model) if isinstance(model, str) else model
@@ -66,6 +66,4 @@ def rankings(
     }
     if by:
         told["rescored"] = by.predictor.score_many(past) if ranked else np.empty(0)
-    values = {**past, **{name: nullable(past[name]) for name in features.categories}}
-    kept = {name: value for name, value in values.items() if name not in told}
-    return readable(features, pd.DataFrame({**told, **kept}), platform=platform)
+    return pd.DataFrame({**told, **past, **{name: nullable(past[name]) for name in features.categories}})
