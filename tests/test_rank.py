@@ -20,7 +20,7 @@ import lightgbm as lgb
 import numpy as np
 import pytest
 from conftest import TESTS, put_live
-from offers import clicked, clicks, features, offers, popular, shown, visits
+from offers import clicked, clicks, features, offers, policy, popular, shown, visits
 from serving import environment, free_port
 
 import mlpkg as ml
@@ -123,7 +123,7 @@ def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytes
         found = []
         for i in range(len(among.fields)):
             filled = {name: int(codes[i]) for name, codes in among.codes.items()}
-            codes = [filled.get(c.name, code) for c, code in zip(source.columns, row.codes, strict=True)]
+            codes: Any = [filled.get(c.name, code) for c, code in zip(source.columns, row.codes, strict=True)]
             one = evaluate(features, codes, row.time, unit.position, unit.own, unit.read)
             many = [float(column[i]) for column in columns.values()]
             assert np.array(one, np.float64).tobytes() == np.array(many).tobytes()
@@ -237,6 +237,13 @@ def test_the_next_model_learns_from_what_was_shown(shop: Shop):
     told = lab.decision("v3", use_case=offers, platform=shop.platform)
     assert told.alternatives["score"].tolist() == rows[rows["id"] == "v3"]["score"].tolist()
     assert "the first of 10 alternatives" in repr(told)
+    assert "user_n_7d" in repr(told.explain("user_n_7d"))
+    for asked in (lambda: told.explain("item_n_7d"), told.by):
+        with pytest.raises(MlpkgError, match=r"lab\.rankings"):
+            asked()
+    span = iso(shop.end), iso(shop.end + DAY)
+    compared = lab.compare(shop.version, version, *span, use_case=offers, platform=shop.platform)
+    assert len(compared.rows) == 0 and compared.left_out["are rankings, see lab.rankings"] == 24
 
 
 def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
@@ -377,9 +384,9 @@ def test_a_use_case_that_does_not_rank_says_what_it_would_take(tmp_path: Path):
 )  # fmt: skip
 def test_a_use_case_that_cannot_rank_so_is_refused_by_name(rank: Any, words: str):
     with pytest.raises(ValueError, match=words):
-        ml.UseCase("wrong", features, policy=str, rank=rank)
+        ml.UseCase("wrong", features, policy=policy, rank=rank)
     with pytest.raises(ValueError, match="which field they fill"):
-        ml.UseCase("wrong", features, policy=str, candidates=popular)
+        ml.UseCase("wrong", features, policy=policy, candidates=popular)
 
 
 # As a server of its own

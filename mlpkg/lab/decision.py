@@ -96,8 +96,14 @@ class Dossier:
         return _table(values | {n: texts.get(c, c) for n, c in codes.items()}, {f.name: f.words for f in mine.features})
 
     def explain(self, feature: str) -> Explanation:
-        """The rows behind one feature, as the decision saw them."""
-        seen = self.record.moment[1]
+        """The rows behind one feature, as the decision saw them; of a ranking, one that is the same for all of its alternatives."""
+        seen, ranked, mine = self.record.moment[1], self.record.alternatives, self._definition
+        if ranked and feature in mine.names:
+            parts = [p for p in mine._parts if mine.names.index(feature) in p.places]
+            if not parts or {*parts[0].key.fields} & ranked[0].fields.keys():
+                raise MlpkgError(
+                    f"{feature!r} is another for each alternative", "lab.rankings has them all, as numbers"
+                )
         return explain(self._definition, feature, self.record.event, seen=seen, platform=self.platform)
 
     @property
