@@ -20,11 +20,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from pydantic import BaseModel
 
 from . import models
 from .code import code_hash
 from .columns import NULL
-from .events import Event, Outcome, Rejected, Row, Source
+from .events import Event, Outcome, Rejected, Row, Source, validated
 from .features import FeatureSet, evaluate
 from .models import Model, ready
 from .platform import Batch, Entry, Platform, decisions_of
@@ -255,6 +256,8 @@ class Decider:
 
         Parameters
         ----------
+        body
+            The event, or ``{"id": ...}`` alone of one that was sent before.
         live
             Whether the event comes from outside just now, and so may not lie further ahead of the clock than its source allows.
         arrived
@@ -264,7 +267,11 @@ class Decider:
         source = self.use_case.on
         arrived = now() if arrived is None else arrived
         try:
-            row = source.parse(body)
+            try:
+                row = source.parse(body)
+            except Rejected as why:
+                event, stored = self._sent_before(body, why)
+                row = msgspec.structs.replace(source.parse(event), body=stored)
             return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
@@ -290,11 +297,29 @@ class Decider:
             hint = "say which field of its events a candidate fills: UseCase(..., rank='...')"
             raise MlpkgError(f"{self.use_case.name!r} does not rank", hint)
         try:
-            row, given = ranking.parse(body)
+            try:
+                row, given = ranking.parse(body)
+            except Rejected as why:
+                event, stored = self._sent_before(body, why)
+                row, given = ranking.parse(event)
+                row = msgspec.structs.replace(row, body=stored)
             return self._decide(row, arrived, live, caller, began, given or self._find(row), given is not None)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
             raise
+
+    def _sent_before(self, body: bytes | str | Mapping[str, Any], why: Rejected) -> tuple[dict[str, Any], str]:
+        """The event that is in the log already, where its id alone is given, or with candidates; and its body there."""
+        source = self.use_case.on
+        try:
+            given = validated(_OnlyId, source.name, body)
+        except Rejected:
+            raise why from None
+        if (entry := self.platform.entry(source.stream, id := given.id)) is None:
+            what = "is the id of no event that was sent; send the whole event"
+            raise Rejected("id", id, what, event=id, source=source.name)
+        event = given.model_dump(exclude_unset=True) | {"time": iso(entry.time), **msgspec.json.decode(entry.body)}
+        return event, entry.body
 
     def _find(self, row: Row) -> Candidates:
         """What the use case itself would rank."""
@@ -402,6 +427,11 @@ class Decider:
 def _numbers_at(features: FeatureSet, columns: Mapping[str, Any], i: int) -> list[float | int]:
     """One row of columns as `evaluate` would give it."""
     return [(int if f.integer else float)(columns[f.name][i]) for f in features.features]
+
+
+class _OnlyId(BaseModel, extra="forbid"):
+    id: str
+    candidates: Any = None
 
 
 class _Late(Exception):

@@ -257,6 +257,21 @@ def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
     assert np.array(one).tobytes() == many.tobytes()
 
 
+def test_an_event_that_was_sent_before_is_ranked_by_its_id(shop: Shop):
+    shop.platform.accept(visits, shop.visit("v1"), arrived=shop.end)
+    some = shop.candidates(5)
+    decision = shop.decider.rank({"id": "v1", "candidates": some}, arrived=shop.end)
+    assert len(fields(decision)) == 5 and shop.decider.rank({"id": "v1"}, arrived=shop.end) == decision
+    for wrong, words in (
+        ({"id": "v2", "candidates": some}, "no event"),
+        ({"id": "v1", "candidates": [7]}, "candidates.0"),
+    ):
+        with pytest.raises(ml.Rejected, match=words):
+            shop.decider.rank(wrong, arrived=shop.end)
+    with pytest.raises(ml.Rejected, match="candidates"):
+        shop.decider.decide({"id": "v1", "candidates": some}, arrived=shop.end)
+
+
 # Over HTTP
 
 

@@ -141,6 +141,17 @@ def test_an_event_that_was_sent_before_can_be_decided_later(bank: Bank):
     assert decision["event"] == "tx-before" and decision["features"]["amount"] == 57.16
 
 
+def test_of_an_event_that_was_sent_before_the_id_is_enough(bank: Bank):
+    body = payment("tx-id-alone")
+    bank.post(EVENTS, body)
+    answer = bank.decide({"id": "tx-id-alone"})
+    assert answer.json()["features"]["amount"] == 57.16
+    assert bank.decide(body).content == bank.decide({"id": "tx-id-alone"}).content == answer.content
+    refused(bank.decide({"id": "tx-never"}), 422, "id", "tx-never", "no event that was sent")
+    for body in (b'{"id": "tx-id-alone", "amount": 57.16}', b'{"id": "tx-id", "id": "tx-id-alone"}'):
+        refused(bank.decide(body), 422, "Transaction.time", "", "missing")
+
+
 @pytest.mark.parametrize("path", ["/v1/decide", EVENTS])
 def test_an_id_that_was_used_for_other_content_is_a_conflict(bank: Bank, path: str):
     id = f"used {path.rpartition('/')[2]}"
@@ -478,6 +489,7 @@ def test_its_description_is_openapi_and_names_every_path(bank: Bank):
             for name in ("features", "models", "catalog", "access", "metrics", "openapi.json", "health", "ready")
         ),
     }
+    bank.decide(payment("tx-described"))
     schemas = document["components"]["schemas"]
     wanted = {text[1:-1].removeprefix("#/components/schemas/") for text in references(document)}
     assert wanted <= schemas.keys()
@@ -485,7 +497,7 @@ def test_its_description_is_openapi_and_names_every_path(bank: Bank):
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert {"200", "405", "500", "503"} <= operation["responses"].keys()
-            url = path.replace("{id}", "tx-1")
+            url = path.replace("{id}", "tx-described")
             assert bank.http.request(method, url, json={} if method == "post" else None).status_code not in (404, 405)
 
 

@@ -61,7 +61,9 @@ def _schemas(use_case: "UseCase", sources: dict[str, Source], outcomes: dict[str
         asked = use_case.ranking.asked.model_json_schema(ref_template=_REF + "{model}")
         for name in use_case.ranking.fields:
             del asked["properties"][name]
-        schemas |= asked.pop("$defs", {}) | {"Ranking": asked | {"title": "Ranking"}}
+        brought = {name: asked["properties"][name] for name in ("id", "candidates")}
+        sent_before = {"type": "object", "required": ["id"], "properties": brought, "additionalProperties": False}
+        schemas |= asked.pop("$defs", {}) | {"Ranking": {"anyOf": [asked, sent_before]}}
     for name in sources:
         entry: dict[str, Any] = {"source": {"const": name}, "id": {"type": "string"}, "position": {"type": "integer"}}
         entry |= {"arrived": {"type": "string", "format": "date-time"}, "event": {"$ref": _REF + name}}
@@ -166,7 +168,7 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     """The OpenAPI 3.1 document of the service of a use case."""
     sources = use_case.sources
     outcomes = {o.stream: o for o in use_case.outcomes.values()}
-    paths = {"/v1/decide": _post("Decide an event.", use_case.on.name, "Decision", "decide", "decide")}
+    paths = {"/v1/decide": _post("Decide an event.", "ToDecide", "Decision", "decide", "decide")}
     if use_case.ranking:
         paths["/v1/rank"] = _post(
             "Rank the candidates of an event.", "Ranking", "Decision", "rank", "decide", batches=False
@@ -218,7 +220,12 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     )
     info = {"title": use_case.name, "version": "1", "description": f"Live decisions of the use case {use_case.name}."}
     scheme = {"type": "http", "scheme": "bearer", "description": "mlpkg token create; on loopback none is needed."}
-    components = {"schemas": _schemas(use_case, sources, outcomes), "securitySchemes": {"token": scheme}}
+    sent_before = _object(id=_TEXT) | {
+        "additionalProperties": False,
+        "description": "The id of an event that was sent.",
+    }
+    to_decide = {"ToDecide": {"anyOf": [_ref(use_case.on.name), sent_before]}}
+    components = {"schemas": _schemas(use_case, sources, outcomes) | to_decide, "securitySchemes": {"token": scheme}}
     return {"openapi": "3.1.0", "info": info, "security": [{"token": []}, {}], "paths": paths, "components": components}
 
 
