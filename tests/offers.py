@@ -1,6 +1,7 @@
 """A shop that ranks items for its visitors: what was shown names the ranking and the place, and whether it was clicked is the outcome."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -76,4 +77,4 @@ offers = ml.UseCase(
 
 
 def application() -> Application:
-    return Application(offers, Settings(state=os.environ["MLPKG_STATE"]))
+    return Application(offers, Settings(state=Path(os.environ["MLPKG_STATE"])))
