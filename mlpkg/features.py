@@ -343,7 +343,13 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 # %% ../nbs/features.ipynb #compute
 def compute(
-    features: FeatureSet, history: History, rows: Array, seen: Array | None = None, *, threads: int | None = None
+    features: FeatureSet,
+    history: History,
+    rows: Array,
+    seen: Array | None = None,
+    *,
+    given: Mapping[str, Array] | None = None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
     """The features of some events of the past.
 
@@ -355,6 +361,9 @@ def compute(
         Places among the history's events of ``features.on``, in ascending order.
     seen
         The position up to which each decision saw the log; by default that of the event itself.
+    given
+        What to take for some fields of these events instead of what they had: int64 columns by name. A place may then be there
+        several times.
     threads
         How many to use; by default as many as there are cores.
 
@@ -363,9 +372,9 @@ def compute(
     A column per feature in the order of the features: int64 (of a category the code of its text, `NULL` for none) or float64.
     """
     events = history.events[features.on.name]
-    every = len(rows) == len(events) and np.array_equal(rows, np.arange(len(rows)))
+    every = not given and len(rows) == len(events) and np.array_equal(rows, np.arange(len(rows)))
     if not every:
-        present = {name: codes[rows] for name, codes in events.columns.items()}
+        present = {name: codes[rows] for name, codes in events.columns.items()} | dict(given or {})
         time, own = events.time[rows], events.position[rows]
     else:
         present, time, own = events.columns, events.time, events.position
@@ -393,17 +402,18 @@ def complete(
     out, seen = dict(found), features.on.seen
     for place, what in features._present:
         if isinstance(what, PresentField):
-            out[features.names[place]] = _in_unit(seen[what.name], present[what.name])
+            value = _in_unit(seen[what.name], present[what.name])
+            out[features.names[place]] = value.astype(np.float64) if value.dtype == bool else value
         else:
             given = {a: time if a == "time" else _in_unit(seen[a], present[a]) for a in what.arguments}
             out[features.names[place]] = what.many(given, len(time))
 
-    def value(leaf: Any) -> Array:
+    def value_of(leaf: Any) -> Array:
         of = out[leaf.name] if isinstance(leaf, OtherFeature) else _in_unit(seen[leaf.name], present[leaf.name])
         return np.asarray(of, np.float64)
 
     for place, formula in features._formulas:
-        out[features.names[place]] = np.broadcast_to(formula.value(value), time.shape)
+        out[features.names[place]] = np.broadcast_to(formula.value(value_of), time.shape)
     return {name: out[name] for name in features.names}
 
 

@@ -141,7 +141,8 @@ def with_truth(timeline: Timeline, name: str, reports: Timeline, presumed: int, 
     """The events of one entity with their outcome as the column `name`: what `reports` say of them, else what is presumed."""
     known, value, latest = np.full(len(timeline), FAR), np.full(len(timeline), presumed), 0
     if len(reports) and len(timeline):
-        order = timeline.position.argsort(kind="stable")
+        several = len(timeline.starts) > 2  # each in its order, and no order among them
+        order = stable_order(timeline.position) if several else timeline.position.argsort(kind="stable")
         about = reports.columns["about"]
         place = order[np.minimum(timeline.position.searchsorted(about, sorter=order), len(order) - 1)]
         found = timeline.position[place] == about

@@ -8,11 +8,13 @@ __all__ = ['SCHEMA', 'HEAD', 'CHUNK', 'FEW', 'WIDE', 'Head', 'NO_HEAD', 'first_t
 
 # %% ../../nbs/backends/timelines.ipynb #imports
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import apsw
 import numpy as np
 
 from ..cells import Cells, merge, summarise
@@ -304,6 +306,9 @@ def as_cells(tables: list[Array], edges: Array) -> tuple[Array, Array, Array]:
 _ZERO = np.zeros(1, np.int64)
 
 # %% ../../nbs/backends/timelines.ipynb #timelines
+_HEADS = "select t.key, entity, used, head from carray(?) cross join timeline t on t.stream=? and t.key=value"
+
+
 class Timelines:
     """The timelines of one stream and key, inside a transaction: `run` executes a statement, `db` is its connection."""
 
@@ -331,21 +336,20 @@ class Timelines:
 
     def heads(self, keys: Sequence[int]) -> dict[int, Head]:
         """The heads of those timelines that there are, by their keys."""
-        found = self.db.executemany(
-            "select key, entity, used, head from timeline where stream=? and key=?", [(self.id, key) for key in keys]
-        )
+        found = self.db.execute(_HEADS, (apsw.carray(array("q", keys)), self.id))
         return {row[0]: row[1:] for row in found}
 
     def read_many(self, keys: Sequence[int], since: int) -> Timeline:
         """Several timelines laid end to end: of each all rows later than `since`, and maybe some before."""
-        heads, pieces, ends = self.heads(keys), [], [0]
+        heads, pieces = self.heads(keys), []
         for key in keys:
             entity, used, data = heads.get(key, NO_HEAD)
             if used and not (data and first_time(data) <= since):
                 data = b"".join([*self._tree(entity, used).rows(since), data])
             pieces.append(data)
-            ends.append(ends[-1] + len(data) // self.width)
-        return replace(decode(b"".join(pieces), self.columns), starts=np.array(ends, np.int64))
+        starts = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum([len(data) for data in pieces], out=starts[1:])
+        return replace(decode(b"".join(pieces), self.columns), starts=starts // self.width)
 
     def _cells(self, whole: list[Array], torn: list[Array], head: Array, edges: Array) -> Cells:
         entries = np.concatenate(whole)
