@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from . import exact
 from .code import function_of, reference
 from .columns import NULL, Column, did_you_mean
 from .conditions import Condition
@@ -213,7 +214,7 @@ class OfColumn(Aggregate):
 
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """A value of the column in its unit."""
-        return t[0] / scale
+        return exact.to_float(t[0]) / scale
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from .live import Formulas, Quick
 from .reduction import Reduction
 from .settings import MlpkgError
 from .terms import OtherFeature, PresentField, Request, Term, feature, field, request, term_of
-from .timeline import FAR, Array, Moments, Timeline, decode, stable_order, with_truth
+from .timeline import FAR, Array, Moments, Packed, Timeline, as_arrays, decode, stable_order, stored, with_truth
 from .times import duration, spoken
 
 # %% ../nbs/features.ipynb #part
@@ -96,15 +96,14 @@ class _Part:
         """Whether a live decision needs no more of its rows than counts, sums and extremes."""
         return self.rest is None and self.settled and not self.quick.by_row
 
-    def is_plain(self, rows: Timeline | Cells, position: int, own: int) -> bool:
+    def is_plain(self, rows: Packed | Timeline | Cells, position: int, own: int) -> bool:
         """Whether a live moment sees all rows of its windows, and all that was said about these."""
         if self.fact is None or not self.settled:
             return self.settled
         if self.presumes or isinstance(rows, Cells):
             return own == position
-        return (
-            own == position and int(rows.position.max(initial=0)) <= position
-        )  # what is said of the own event comes later
+        latest = max(rows.position, default=0) if isinstance(rows, Packed) else int(rows.position.max(initial=0))
+        return own == position and latest <= position  # what is said of the own event comes later
 
     def events(self, history: History) -> Events:
         """The rows that its windows are about, in the order of their positions."""
@@ -282,8 +281,9 @@ class FeatureSet:
                 edges[at] = np.union1d(known, part.quick.offsets) if quick else None  # type: ignore[arg-type]
         by = {(s.stream, s.key): s.by for s in self.streams}
         return [
-            (stream, by[stream, key], self.reach[stream, key], None if at is None else at[::-1])
+            (stream, by[stream, key], far, None if at is None else far - at[::-1])
             for (stream, key), at in edges.items()
+            for far in [self.reach[stream, key]]
         ]
 
     @cached_property
@@ -474,28 +474,21 @@ class _Live:
 
     def __init__(self, features: FeatureSet):
         self.fields = [c.name for c in features.on.columns]
-        offsets: list[int] = []  # of all times that windows begin or end at, so that a single subtraction gives these
-
-        def within(wanted: Array) -> slice:
-            offsets.extend(wanted.tolist())
-            return slice(len(offsets) - len(wanted), len(offsets))
-
         self.reads = [
-            (stream, key, key.name, reach, None if edges is None else within(edges), _nothing_of(features, stream))
+            (stream, key, key.name, reach, edges, _nothing_of(features, stream))
             for stream, key, reach, edges in features.reads
         ]
         number = {(stream, name): i for i, (stream, _, name, *_) in enumerate(self.reads)}
         self.parts = [
-            (part, [number[s.stream, s.key] for s in part.streams], within(part.quick.offsets))
+            (part, [number[s.stream, s.key] for s in part.streams], part.quick.offsets.tolist())
             for part in features._parts
         ]
-        self.offsets = np.array(offsets, np.int64)
         self.formulas = Formulas([(p.quick, p.places) for p in features._parts], len(features.features))
 
 
-def _nothing_of(features: FeatureSet, stream: str) -> Timeline:
+def _nothing_of(features: FeatureSet, stream: str) -> Packed | Timeline:
     columns = {c for s in features.streams if s.stream == stream for c in s.columns}
-    return decode(b"", tuple(sorted({"about", *columns})))
+    return stored(b"", tuple(sorted({"about", *columns})))
 
 # %% ../nbs/features.ipynb #evaluate
 def evaluate(
@@ -504,7 +497,7 @@ def evaluate(
     time: int,
     position: int,
     own: int,
-    read: Callable[[str, str, int, int, Array | None], Timeline | Cells],
+    read: Callable[[str, str, int, int, Array | None], Packed | Timeline | Cells],
 ) -> list[float | int]:
     """The features of one event, as Python numbers in the order of the features; NaN, or `NULL` for a category, is null.
 
@@ -516,24 +509,23 @@ def evaluate(
         The moment: the event's time, the position up to which the log is seen, and the event's own.
     read
         ``read(stream, key, value, since, edges)`` gives the timeline of one entity: all rows later than `since`, which may be
-        summed up between the ascending times `edges`, where these are given.
+        summed up between the `edges`, ascending microseconds after `since`, where these are given.
     """
     live = features._live
-    named, edges = dict(zip(live.fields, codes, strict=True)), time - live.offsets
-    timelines: list[Timeline | Cells] = []
-    for stream, key, name, reach, within, nothing in live.reads:
+    named = dict(zip(live.fields, codes, strict=True))
+    timelines: list[Packed | Timeline | Cells] = []
+    for stream, key, name, reach, edges, nothing in live.reads:
         if (value := key.of(named, time)) == NULL:
             timelines.append(nothing)
         else:
-            between = edges[within] if within is not None and own == position else None
-            timelines.append(read(stream, name, value, time - reach, between))
-    found: list[Array] = []
+            timelines.append(read(stream, name, value, time - reach, edges if own == position else None))
+    found: list[int] = []
     wide: list[int] = []
     slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
-    for part, which, within in live.parts:
+    for part, which, ends in live.parts:
         rows, reports = timelines[which[0]], timelines[which[-1]]
         if part.is_plain(rows, position, own):
-            part.quick.find(rows, reports, edges[within], found, wide)
+            part.quick.find(rows, reports, [time - at for at in ends], found, wide)
             if part.rest is not None:
                 slow.append((part, rows, reports, part.quick.rest, part.rest))
         else:
@@ -558,6 +550,7 @@ def _evaluate_slow(
     out: list[Any],
 ) -> None:
     """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
+    rows, reports = as_arrays(rows), as_arrays(reports)
     if part.presumes:
         rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.after_us)
     elif part.fact is not None:

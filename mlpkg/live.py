@@ -6,8 +6,10 @@
 __all__ = ['Quick', 'Formulas']
 
 # %% ../nbs/live.ipynb #imports
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
@@ -18,7 +20,7 @@ from .cells import GREATEST, KNOWN, LEAST, SQUARES, SQUARES_HIGH, SUM, Cells
 from .columns import NULL, Column
 from .conditions import Condition, Known
 from .reduction import Reduction
-from .timeline import Array, Timeline, with_truth
+from .timeline import Array, Packed, Timeline, as_arrays, with_truth
 
 # %% ../nbs/live.ipynb #view
 _MOST = 2**63 - 1
@@ -42,10 +44,10 @@ class _View:
         np.add.accumulate(met, out=count[1:])
         self.at, self.codes = count.take(self.at), {name: self.codes[name][met] for name in columns}
 
-    def cut(self, latest: Array) -> None:
+    def cut(self, latest: Sequence[int]) -> None:
         """Cut the windows to so many of their latest rows."""
         end = self.at[-1:]
-        self.at = np.concatenate((np.maximum(self.at[:-1], end - latest), end))
+        self.at = np.concatenate((np.maximum(self.at[:-1], end - np.array(latest)), end))
 
     def added(self, values: Array) -> Array:
         """The sum of values over each window."""
@@ -107,6 +109,56 @@ class _View:
     def _nothing(self) -> Array:
         return np.zeros(len(self.at) - 1, np.int64)
 
+
+def _sum(values: Sequence[int], begins: Sequence[int]) -> list[int]:
+    total = [0, *accumulate(values)]
+    return [total[-1] - total[begin] for begin in begins]
+
+
+def _extreme(of: Callable[[int, int], int], values: Sequence[int], begins: Sequence[int]) -> list[int]:
+    from_end = [0, *accumulate(reversed(values), of)]
+    return [from_end[len(values) - begin] for begin in begins]
+
+
+_OF_FEW: dict[str, Callable[[Sequence[int], Sequence[int]], list[int]]] = {  # the same of a column from each place on
+    "number": lambda values, begins: [len(values) - begin for begin in begins],
+    "known": lambda values, begins: _sum([value != NULL for value in values], begins),
+    "sum": _sum,
+    "squares": lambda values, begins: _sum([value * value for value in values], begins),
+    "least": lambda values, begins: _extreme(min, values, begins),
+    "greatest": lambda values, begins: _extreme(max, values, begins),
+    "first": lambda values, begins: [values[begin] if begin < len(values) else 0 for begin in begins],
+    "last": lambda values, begins: [values[-1] if values else 0] * len(begins),
+}
+
+
+_NULL_IS = {"sum": 0, "squares": 0, "least": _MOST}
+
+
+def _of_few(
+    rows: Packed,
+    columns: Mapping[str, Column],
+    edges: Sequence[int],
+    latest: Sequence[int] | None,
+    made: Sequence[tuple[str, str]],
+) -> list[list[int]]:
+    """What is made of some columns of a few rows, all of which count; at the times `edges` windows begin and, last, end."""
+    words, width = rows.words, rows.width
+    time = words[::width]
+    *begins, end = [bisect_right(time, edge) for edge in edges]
+    if latest is not None:
+        begins = [max(begin, end - n) for begin, n in zip(begins, latest, strict=True)]
+    least = min(begins)
+    begins = [begin - least for begin in begins]
+    found = []
+    for what, name in made:
+        at = rows.names.index(name) + 2 if name else 0
+        values: Sequence[int] = words[least * width + at : end * width : width]
+        if name and columns[name].nullable and (null := _NULL_IS.get(what)) is not None:
+            values = [null if value == NULL else value for value in values]
+        found.append(_OF_FEW[what](values, begins))
+    return found
+
 # %% ../nbs/live.ipynb #quick
 _Made = tuple[tuple[str, ...], str, str]  # of the rows that meet which conditions, what, of which column
 
@@ -136,7 +188,7 @@ class Quick:
         windows = list(dict.fromkeys(window for each in spans for window in each))
         self.width = len(windows)
         self.offsets = reduction.edges.ravel()[[*(at for at, _ in windows), -1]]
-        self.latest = np.array([n or _MOST for _, n in windows]) if any(n for _, n in windows) else None
+        self.latest = [n or _MOST for _, n in windows] if any(n for _, n in windows) else None
         made = [self._made_of(p) for _, p in plans]
         begin = self._plan(
             {m: None for each in made for m in each}, {c.text: c for _, p in plans for c in p.conditions}
@@ -168,40 +220,56 @@ class Quick:
             (
                 [conditions[text] for text in view],
                 {name for _, _, name in mine if name},
-                [(getattr(_View, what), name) for _, what, name in mine if what not in ("told", "squares")],
-                [name for _, what, name in mine if what == "squares"],
+                [(what, name) for _, what, name in mine if what not in ("told", "squares")],
+                [(what, name) for _, what, name in mine if what == "squares"],
             )
             for view, mine in order
         ]
         narrow = [m for _, mine in order for m in mine if m[1] not in ("told", "squares")]
-        self.number = narrow.index(((), "number", "")) if ((), "number", "") in narrow else 0
+        self.number = self.width * (narrow.index(((), "number", "")) if ((), "number", "") in narrow else 0)
         told, wide = [[m for _, mine in order for m in mine if m[1] == what] for what in ("told", "squares")]
         self.told = bool(told)
         self.size, self.wide = len(narrow + told) * self.width, len(wide) * self.width
         self.truth_by_row = any(name == self.truth for _, _, name in narrow + wide) or any(
             self.truth in c.used for found, *_ in self.views for c in found
         )
+        self.every = not self.truth_by_row and not any(found for found, *_ in self.views)
         single = any(what in ("first", "last") for _, what, _ in narrow)
-        self.by_row = self.truth_by_row or single or self.latest is not None or any(found for found, *_ in self.views)
+        self.by_row = self.truth_by_row or single or self.latest is not None or not self.every
         return {m: i * self.width for found in (narrow + told, wide) for i, m in enumerate(found)}
 
     def find(
         self,
-        rows: Timeline | Cells,
-        reports: Timeline | Cells | None,
-        edges: Array,
-        found: list[Array],
+        rows: Packed | Timeline | Cells,
+        reports: Packed | Timeline | Cells | None,
+        edges: Sequence[int],
+        found: list[int],
         wide: list[int],
     ) -> None:
         """Add to `found` and `wide` what the numbers are made of; at the times `edges` windows begin and, last, end.
 
         `reports` say what is known of the outcome.
         """
+        first = len(found) + self.number
+        if self.every and type(rows) is Packed:
+            ((_, _, made, squared),) = self.views
+            for each in _of_few(rows, self.columns, edges, self.latest, made):
+                found += each
+            if squared:
+                wide += sum(_of_few(rows, self.columns, edges, self.latest, squared), [])
+        else:
+            self._find(as_arrays(rows), reports, edges, found, wide)
+        if self.told:
+            assert reports is not None and self.truth is not None
+            found += self._said(reports, self.truth, edges, found[first : first + self.width])
+
+    def _find(
+        self, rows: Timeline | Cells, reports: Any, edges: Sequence[int], found: list[int], wide: list[int]
+    ) -> None:
         places, codes = rows.time.searchsorted(edges, "right"), rows.columns
         if self.truth_by_row:
-            assert isinstance(rows, Timeline) and isinstance(reports, Timeline) and self.truth is not None
-            codes = with_truth(rows, self.truth, reports, self.presumed, self.after).columns
-        first = len(found)
+            assert isinstance(rows, Timeline) and self.truth is not None
+            codes = with_truth(rows, self.truth, as_arrays(reports), self.presumed, self.after).columns
         for conditions, columns, made, squared in self.views:
             view = _View(rows, codes, self.columns, places)
             if conditions:
@@ -209,24 +277,28 @@ class Quick:
             if self.latest is not None:
                 view.cut(self.latest)
             for what, name in made:
-                found.append(what(view, name))
-            for name in squared:
+                found += getattr(view, what)(name).tolist()
+            for _, name in squared:
                 wide += view.squares(name)
-        if self.told:
-            assert reports is not None and self.truth is not None
-            found.append(self._said(reports, self.truth, edges, found[first + self.number]))
 
-    def _said(self, reports: Timeline | Cells, name: str, edges: Array, number: Array) -> Array:
+    def _said(
+        self, reports: Packed | Timeline | Cells, name: str, edges: Sequence[int], number: Sequence[int]
+    ) -> Sequence[int]:
         """The sum of the outcome over so many rows."""
         if not len(reports):
-            return number * self.presumed
-        view = _View(reports, reports.columns, self.columns, reports.time.searchsorted(edges, "right"))
-        total = view.sum(name)
-        return total + (number - view.number(name)) * self.presumed if self.presumed else total
+            return [n * self.presumed for n in number]
+        if type(reports) is Packed:
+            known, total = _of_few(reports, self.columns, edges, None, [("number", ""), ("sum", name)])
+        else:
+            view = _View(reports, reports.columns, self.columns, reports.time.searchsorted(edges, "right"))
+            known, total = view.number(name).tolist(), view.sum(name).tolist()
+        if not self.presumed:
+            return total
+        return [s + (n - k) * self.presumed for n, k, s in zip(number, known, total, strict=True)]
 
-    def skip(self, found: list[Array], wide: list[int]) -> None:
+    def skip(self, found: list[int], wide: list[int]) -> None:
         """Add nothing in place of what would be found."""
-        found.append(np.zeros(self.size, np.int64))
+        found += [0] * self.size
         wide += [0] * self.wide
 
 # %% ../nbs/live.ipynb #formulas
@@ -260,8 +332,8 @@ def _empty(a: Any) -> float:
     return float("nan") if a.empty is None else float(a.empty)
 
 
+_SINGLE = 16  # features of one formula from which on NumPy is quicker
 _BESIDE = {"over", "delay", "where", "empty", "column"}  # what a formula does not look at
-_NOTHING = np.zeros(0, np.int64)
 
 
 class Formulas:
@@ -269,7 +341,8 @@ class Formulas:
 
     def __init__(self, parts: Sequence[tuple[Quick, Sequence[int]]], size: int):
         alike: dict[Any, list[_Use]] = {}
-        self.singles: list[_Use] = []
+        self.counts: list[tuple[int, int]] = []  # the place of each, and where it stands
+        self.singles: list[tuple[int, Any, int, float, Any, int, Sequence[int], bool]] = []
         begin = wide = 0
         for quick, places in parts:
             for use in quick.uses:
@@ -278,33 +351,42 @@ class Formulas:
                 made = *(i + begin for i in made), last + (wide if squared else begin)
                 use = replace(use, place=places[use.place], made=made)
                 if squared:
-                    self.singles.append(use)
+                    self._add_single(use, squared)
                 else:
                     formed = tuple((f.name, getattr(a, f.name)) for f in fields(a) if f.name not in _BESIDE)
                     alike.setdefault((type(a).finish, _fewest(a), formed), []).append(use)
             begin, wide = begin + quick.size, wide + quick.wide
-        self.formulas = [_Formula(uses) for uses in alike.values()]
+        for use in (use for uses in alike.values() if len(uses) < _SINGLE for use in uses):
+            self._add_single(use, False)
+        self.formulas = [_Formula(uses) for uses in alike.values() if len(uses) >= _SINGLE]
         at = {place: i for i, place in enumerate(p for formula in self.formulas for p in formula.places)}
         self._in_place = itemgetter(*(at.get(place, -1) for place in range(size)), -1, -1)  # of two or more, a tuple
 
-    def numbers(self, found: Sequence[Array], wide: Sequence[int]) -> list[Any]:
+    def _add_single(self, use: _Use, squared: bool) -> None:
+        a, (n, *made) = use.aggregate, use.made
+        if not made and not _fewest(a):
+            self.counts.append((use.place, n))
+        else:
+            self.singles.append((use.place, a.finish, use.scale, _fewest(a), _empty(a), n, made, squared))
+
+    def numbers(self, found: Sequence[int], wide: Sequence[int]) -> list[Any]:
         """All numbers in their places, given what all parts have found; None in places that no answer has."""
-        whole = np.concatenate(found) if found else _NOTHING
         numbers: list[Any] = []
-        for formula in self.formulas:
-            numbers += formula.numbers(whole)
+        if self.formulas:
+            whole = np.array(found, np.int64)
+            for formula in self.formulas:
+                numbers += formula.numbers(whole)
         numbers.append(None)
         out = list(self._in_place(numbers)[:-2])
-        if self.singles:
-            integers = whole.tolist()
-            for use in self.singles:
-                out[use.place] = _single(use, integers, wide)
+        for place, at in self.counts:
+            out[place] = found[at]
+        for place, finish, scale, fewest, empty, number, made, squared in self.singles:
+            if (n := found[number]) < fewest:
+                out[place] = empty
+            elif squared:
+                out[place] = finish(n, scale, *exact.power_sums(n, found[made[0]], wide[made[1]]))
+            elif len(made) == 1:
+                out[place] = finish(n, scale, found[made[0]])
+            else:
+                out[place] = float(finish(n, scale, *[found[at] for at in made]))
         return out
-
-
-def _single(use: _Use, integers: Sequence[int], wide: Sequence[int]) -> float:
-    n, total, squares = use.made
-    n, a = integers[n], use.aggregate
-    if n < _fewest(a):
-        return _empty(a)
-    return a.finish(n, use.scale, *exact.power_sums(n, integers[total], wide[squares]))

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['Array', 'FAR', 'Truth', 'Timeline', 'Moments', 'ragged', 'blocks', 'stable_order', 'with_truth', 'pack', 'unpack',
-           'insert', 'decode']
+           'insert', 'decode', 'Packed', 'stored', 'as_arrays']
 
 # %% ../nbs/timeline.ipynb #imports
 import struct
+import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -206,3 +209,49 @@ def _nothing(names: tuple[str, ...]) -> Timeline:
 @lru_cache(1024)
 def _whole(rows: int) -> Array:
     return np.array([0, rows])
+
+# %% ../nbs/timeline.ipynb #packed
+class Packed:
+    """The timeline of one entity as it is stored: the time, position and columns of a few rows."""
+
+    __slots__ = ("data", "names", "width", "words")
+
+    def __init__(self, data: bytes, names: tuple[str, ...]):
+        self.data, self.names, self.width = data, names, 2 + len(names)
+        self.words = array("q", data)
+        if sys.byteorder == "big":
+            self.words.byteswap()
+
+    def __len__(self) -> int:
+        return len(self.words) // self.width
+
+    @property
+    def time(self) -> "array[int]":
+        """The time of each row."""
+        return self.words[:: self.width]
+
+    @property
+    def position(self) -> "array[int]":
+        """The position of each row."""
+        return self.words[1 :: self.width]
+
+    def column(self, name: str) -> "array[int]":
+        """A column."""
+        return self.words[2 + self.names.index(name) :: self.width]
+
+    def decode(self) -> Timeline:
+        """The same as NumPy's arrays."""
+        return decode(self.data, self.names)
+
+
+_FEW = 256  # rows of which NumPy is quicker, even when nothing of it is in the caches
+
+
+def stored(data: bytes, names: tuple[str, ...]) -> Packed | Timeline:
+    """The timeline of one entity from bytes, in the form that is read soonest."""
+    return Packed(data, names) if len(data) <= 8 * _FEW * (2 + len(names)) else decode(data, names)
+
+
+def as_arrays(rows: Any) -> Any:
+    """What is packed as NumPy's arrays; all else as it is."""
+    return rows.decode() if isinstance(rows, Packed) else rows
