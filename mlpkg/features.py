@@ -520,18 +520,17 @@ def evaluate(
         else:
             timelines.append(read(stream, name, value, time - reach, edges if own == position else None))
     found: list[int] = []
-    wide: list[int] = []
     slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
     for part, which, ends in live.parts:
         rows, reports = timelines[which[0]], timelines[which[-1]]
         if part.is_plain(rows, position, own):
-            part.quick.find(rows, reports, [time - at for at in ends], found, wide)
+            part.quick.find(rows, reports, [time - at for at in ends], found)
             if part.rest is not None:
                 slow.append((part, rows, reports, part.quick.rest, part.rest))
         else:
-            part.quick.skip(found, wide)
+            part.quick.skip(found)
             slow.append((part, rows, reports, range(len(part.reduction.plans)), part.reduction))
-    out = live.formulas.numbers(found, wide)
+    out = live.formulas.numbers(found)
     for each in slow:
         _evaluate_slow(*each, named, Moments.one(time, position, own), out)
     if features._present or features._formulas:
@@ -565,13 +564,12 @@ def _evaluate_slow(
 
 
 def _evaluate_terms(features: FeatureSet, named: Mapping[str, int], time: int, out: list[Any]) -> None:
-    seen, number = features.on.seen, features._number
+    seen, number, at = features.on.seen, features._number, np.int64(time)
     for place, what in features._present:
         if isinstance(what, PresentField):
             out[place] = _one_in_unit(seen[what.name], named[what.name])
         else:
-            given = {a: np.int64(time) if a == "time" else _scalar(seen[a], named[a]) for a in what.arguments}
-            out[place] = what.one(given)
+            out[place] = what.one([at if a == "time" else _scalar(seen[a], named[a]) for a in what.arguments])
 
     def value(leaf: Any) -> float:
         if isinstance(leaf, OtherFeature):

@@ -8,9 +8,8 @@ __all__ = ['Quick', 'Formulas']
 # %% ../nbs/live.ipynb #imports
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -68,8 +67,8 @@ class _View:
         """The sum of a column."""
         return self.added(self.codes[name][:, SUM] if self.cells else self._filled(name, 0))
 
-    def squares(self, name: str) -> list[int]:
-        """The sum of the squares of a column, as Python integers."""
+    def squares(self, name: str) -> Array:
+        """The sum of the squares of a column, as Python's integers."""
         if self.cells:
             low, high = self.codes[name][:, SQUARES], self.codes[name][:, SQUARES_HIGH]
             words, shifts = (low & 0xFFFFFFFF, low >> 32 & 0xFFFFFFFF, high), (32, 64)
@@ -78,7 +77,8 @@ class _View:
             high, low = values >> 21, values & 0x1FFFFF  # so that no sum of products leaves 64 bits
             words, shifts = (low * low, low * high, high * high), (22, 42)
         parts = [self.added(word).tolist() for word in words]
-        return [a + (b << shifts[0]) + (c << shifts[1]) for a, b, c in zip(*parts, strict=True)]
+        whole = [a + (b << shifts[0]) + (c << shifts[1]) for a, b, c in zip(*parts, strict=True)]
+        return np.array(whole, object)
 
     def least(self, name: str) -> Array:
         """The least value of a column."""
@@ -214,29 +214,27 @@ class Quick:
         return self.columns[plan.aggregate.names[0]].scale if plan.aggregate.names else 1
 
     def _plan(self, made: Iterable[_Made], conditions: Mapping[str, Condition]) -> dict[_Made, int]:
-        """Order by views what is to be found; where each stands: among integers of 64 bits, or among the squares."""
+        """Order by views what is to be found; where each stands."""
         order = [(view, [m for m in made if m[0] == view]) for view in dict.fromkeys(m[0] for m in made)]
         self.views = [
             (
                 [conditions[text] for text in view],
                 {name for _, _, name in mine if name},
-                [(what, name) for _, what, name in mine if what not in ("told", "squares")],
-                [(what, name) for _, what, name in mine if what == "squares"],
+                [(what, name) for _, what, name in mine if what != "told"],
             )
             for view, mine in order
         ]
-        narrow = [m for _, mine in order for m in mine if m[1] not in ("told", "squares")]
-        self.number = self.width * (narrow.index(((), "number", "")) if ((), "number", "") in narrow else 0)
-        told, wide = [[m for _, mine in order for m in mine if m[1] == what] for what in ("told", "squares")]
-        self.told = bool(told)
-        self.size, self.wide = len(narrow + told) * self.width, len(wide) * self.width
-        self.truth_by_row = any(name == self.truth for _, _, name in narrow + wide) or any(
+        rows = [m for _, mine in order for m in mine if m[1] != "told"]
+        told = [m for _, mine in order for m in mine if m[1] == "told"]
+        self.number = self.width * (rows.index(((), "number", "")) if ((), "number", "") in rows else 0)
+        self.told, self.size = bool(told), len(rows + told) * self.width
+        self.truth_by_row = any(name == self.truth for _, _, name in rows) or any(
             self.truth in c.used for found, *_ in self.views for c in found
         )
         self.every = not self.truth_by_row and not any(found for found, *_ in self.views)
-        single = any(what in ("first", "last") for _, what, _ in narrow)
+        single = any(what in ("first", "last") for _, what, _ in rows)
         self.by_row = self.truth_by_row or single or self.latest is not None or not self.every
-        return {m: i * self.width for found in (narrow + told, wide) for i, m in enumerate(found)}
+        return {m: i * self.width for i, m in enumerate(rows + told)}
 
     def find(
         self,
@@ -244,33 +242,28 @@ class Quick:
         reports: Packed | Timeline | Cells | None,
         edges: Sequence[int],
         found: list[int],
-        wide: list[int],
     ) -> None:
-        """Add to `found` and `wide` what the numbers are made of; at the times `edges` windows begin and, last, end.
+        """Add to `found` what the numbers are made of; at the times `edges` windows begin and, last, end.
 
         `reports` say what is known of the outcome.
         """
         first = len(found) + self.number
         if self.every and type(rows) is Packed:
-            ((_, _, made, squared),) = self.views
-            for each in _of_few(rows, self.columns, edges, self.latest, made):
-                found += each
-            if squared:
-                wide += sum(_of_few(rows, self.columns, edges, self.latest, squared), [])
+            for _, _, made in self.views:
+                for each in _of_few(rows, self.columns, edges, self.latest, made):
+                    found += each
         else:
-            self._find(as_arrays(rows), reports, edges, found, wide)
+            self._find(as_arrays(rows), reports, edges, found)
         if self.told:
             assert reports is not None and self.truth is not None
             found += self._said(reports, self.truth, edges, found[first : first + self.width])
 
-    def _find(
-        self, rows: Timeline | Cells, reports: Any, edges: Sequence[int], found: list[int], wide: list[int]
-    ) -> None:
+    def _find(self, rows: Timeline | Cells, reports: Any, edges: Sequence[int], found: list[int]) -> None:
         places, codes = rows.time.searchsorted(edges, "right"), rows.columns
         if self.truth_by_row:
             assert isinstance(rows, Timeline) and self.truth is not None
             codes = with_truth(rows, self.truth, as_arrays(reports), self.presumed, self.after).columns
-        for conditions, columns, made, squared in self.views:
+        for conditions, columns, made in self.views:
             view = _View(rows, codes, self.columns, places)
             if conditions:
                 view.keep(conditions, columns)
@@ -278,8 +271,6 @@ class Quick:
                 view.cut(self.latest)
             for what, name in made:
                 found += getattr(view, what)(name).tolist()
-            for _, name in squared:
-                wide += view.squares(name)
 
     def _said(
         self, reports: Packed | Timeline | Cells, name: str, edges: Sequence[int], number: Sequence[int]
@@ -296,97 +287,41 @@ class Quick:
             return total
         return [s + (n - k) * self.presumed for n, k, s in zip(number, known, total, strict=True)]
 
-    def skip(self, found: list[int], wide: list[int]) -> None:
+    def skip(self, found: list[int]) -> None:
         """Add nothing in place of what would be found."""
         found += [0] * self.size
-        wide += [0] * self.wide
 
 # %% ../nbs/live.ipynb #formulas
-class _Formula:
-    """A formula and the numbers it gives: their places, and where that stands which they are made of."""
-
-    def __init__(self, uses: Sequence[_Use]):
-        a = uses[0].aggregate
-        self.finish, self.null = a.finish, _fewest(a) > 0
-        self.places = [use.place for use in uses]
-        self.scale, self.fewest, self.empty = (
-            np.array([f(use) for use in uses])
-            for f in (lambda use: use.scale, lambda use: _fewest(use.aggregate), lambda use: _empty(use.aggregate))
-        )
-        self.number, *self.made = np.array([use.made for use in uses]).T.copy()
-
-    def numbers(self, found: Array) -> list[Any]:
-        """The numbers, in the order of their places."""
-        n, made = found.take(self.number), [found.take(at) for at in self.made]
-        if not self.null:
-            return self.finish(n, self.scale, *made).tolist()
-        value = self.finish(np.maximum(n, self.fewest), self.scale, *made)
-        return np.where(n < self.fewest, self.empty, value).tolist()
-
-
-def _fewest(a: Any) -> int:
-    return a.fewest if a.empty is None else max(1, a.fewest)
-
-
-def _empty(a: Any) -> float:
-    return float("nan") if a.empty is None else float(a.empty)
-
-
-_SINGLE = 16  # features of one formula from which on NumPy is quicker
-_BESIDE = {"over", "delay", "where", "empty", "column"}  # what a formula does not look at
-
-
 class Formulas:
     """The formulas of some parts, each a `Quick` and the places that its reduction's numbers have among `size`."""
 
     def __init__(self, parts: Sequence[tuple[Quick, Sequence[int]]], size: int):
-        alike: dict[Any, list[_Use]] = {}
+        self.size = size
         self.counts: list[tuple[int, int]] = []  # the place of each, and where it stands
-        self.singles: list[tuple[int, Any, int, float, Any, int, Sequence[int], bool]] = []
-        begin = wide = 0
+        self.values: list[tuple[int, Callable[..., Any], int, int, float, int, list[int]]] = []
+        begin = 0
         for quick, places in parts:
             for use in quick.uses:
-                a, squared = use.aggregate, "squares" in use.aggregate.made_of
-                *made, last = use.made
-                made = *(i + begin for i in made), last + (wide if squared else begin)
-                use = replace(use, place=places[use.place], made=made)
-                if squared:
-                    self._add_single(use, squared)
+                a, place, (n, *made) = use.aggregate, places[use.place], [at + begin for at in use.made]
+                if not made and a.empty is None:
+                    self.counts.append((place, n))
                 else:
-                    formed = tuple((f.name, getattr(a, f.name)) for f in fields(a) if f.name not in _BESIDE)
-                    alike.setdefault((type(a).finish, _fewest(a), formed), []).append(use)
-            begin, wide = begin + quick.size, wide + quick.wide
-        for use in (use for uses in alike.values() if len(uses) < _SINGLE for use in uses):
-            self._add_single(use, False)
-        self.formulas = [_Formula(uses) for uses in alike.values() if len(uses) >= _SINGLE]
-        at = {place: i for i, place in enumerate(p for formula in self.formulas for p in formula.places)}
-        self._in_place = itemgetter(*(at.get(place, -1) for place in range(size)), -1, -1)  # of two or more, a tuple
+                    fewest, empty = (a.fewest, float("nan")) if a.empty is None else (max(1, a.fewest), float(a.empty))
+                    self.values.append((place, a.finish, use.scale, fewest, empty, n, made))
+            begin += quick.size
 
-    def _add_single(self, use: _Use, squared: bool) -> None:
-        a, (n, *made) = use.aggregate, use.made
-        if not made and not _fewest(a):
-            self.counts.append((use.place, n))
-        else:
-            self.singles.append((use.place, a.finish, use.scale, _fewest(a), _empty(a), n, made, squared))
-
-    def numbers(self, found: Sequence[int], wide: Sequence[int]) -> list[Any]:
+    def numbers(self, found: Sequence[int]) -> list[Any]:
         """All numbers in their places, given what all parts have found; None in places that no answer has."""
-        numbers: list[Any] = []
-        if self.formulas:
-            whole = np.array(found, np.int64)
-            for formula in self.formulas:
-                numbers += formula.numbers(whole)
-        numbers.append(None)
-        out = list(self._in_place(numbers)[:-2])
-        for place, at in self.counts:
-            out[place] = found[at]
-        for place, finish, scale, fewest, empty, number, made, squared in self.singles:
+        out: list[Any] = [None] * self.size
+        for place, n in self.counts:
+            out[place] = found[n]
+        for place, finish, scale, fewest, empty, number, made in self.values:
             if (n := found[number]) < fewest:
                 out[place] = empty
-            elif squared:
-                out[place] = finish(n, scale, *exact.power_sums(n, found[made[0]], wide[made[1]]))
             elif len(made) == 1:
                 out[place] = finish(n, scale, found[made[0]])
+            elif made:
+                out[place] = finish(n, scale, *exact.power_sums(n, *[found[at] for at in made]))
             else:
-                out[place] = float(finish(n, scale, *[found[at] for at in made]))
+                out[place] = float(n)
         return out
