@@ -31,7 +31,7 @@ from .live import Formulas, Quick
 from .reduction import Reduction
 from .settings import MlpkgError
 from .terms import OtherFeature, PresentField, Request, Term, feature, field, request, term_of
-from .timeline import FAR, Array, Moments, Packed, Timeline, as_arrays, decode, stable_order, stored, with_truth
+from .timeline import FAR, Array, Moments, Packed, Timeline, as_timeline, stable_order, with_truth
 from .times import duration, spoken
 
 # %% ../nbs/features.ipynb #part
@@ -102,7 +102,7 @@ class _Part:
             return self.settled
         if self.presumes or isinstance(rows, Cells):
             return own == position
-        latest = max(rows.position, default=0) if isinstance(rows, Packed) else int(rows.position.max(initial=0))
+        latest = int(rows.position.max(initial=0))
         return own == position and latest <= position  # what is said of the own event comes later
 
     def events(self, history: History) -> Events:
@@ -479,16 +479,24 @@ class _Live:
             for stream, key, reach, edges in features.reads
         ]
         number = {(stream, name): i for i, (stream, _, name, *_) in enumerate(self.reads)}
+        each = [part.quick.offsets for part in features._parts]
+        ends = np.cumsum([len(offsets) for offsets in each]).tolist()
+        self.offsets = np.concatenate(
+            [_NO_OFFSETS, *each]
+        )  # of all windows, so that a single subtraction gives their times
         self.parts = [
-            (part, [number[s.stream, s.key] for s in part.streams], part.quick.offsets.tolist())
-            for part in features._parts
+            (part, [number[s.stream, s.key] for s in part.streams], slice(end - len(part.quick.offsets), end))
+            for part, end in zip(features._parts, ends, strict=True)
         ]
         self.formulas = Formulas([(p.quick, p.places) for p in features._parts], len(features.features))
 
 
-def _nothing_of(features: FeatureSet, stream: str) -> Packed | Timeline:
+_NO_OFFSETS = np.zeros(0, np.int64)
+
+
+def _nothing_of(features: FeatureSet, stream: str) -> Packed:
     columns = {c for s in features.streams if s.stream == stream for c in s.columns}
-    return stored(b"", tuple(sorted({"about", *columns})))
+    return Packed(b"", tuple(sorted({"about", *columns})))
 
 # %% ../nbs/features.ipynb #evaluate
 def evaluate(
@@ -512,19 +520,19 @@ def evaluate(
         summed up between the `edges`, ascending microseconds after `since`, where these are given.
     """
     live = features._live
-    named = dict(zip(live.fields, codes, strict=True))
+    named, edges = dict(zip(live.fields, codes, strict=True)), time - live.offsets
     timelines: list[Packed | Timeline | Cells] = []
-    for stream, key, name, reach, edges, nothing in live.reads:
+    for stream, key, name, reach, windows, nothing in live.reads:
         if (value := key.of(named, time)) == NULL:
             timelines.append(nothing)
         else:
-            timelines.append(read(stream, name, value, time - reach, edges if own == position else None))
+            timelines.append(read(stream, name, value, time - reach, windows if own == position else None))
     found: list[int] = []
     slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
-    for part, which, ends in live.parts:
+    for part, which, within in live.parts:
         rows, reports = timelines[which[0]], timelines[which[-1]]
         if part.is_plain(rows, position, own):
-            part.quick.find(rows, reports, [time - at for at in ends], found)
+            part.quick.find(rows, reports, edges[within], found)
             if part.rest is not None:
                 slow.append((part, rows, reports, part.quick.rest, part.rest))
         else:
@@ -549,7 +557,7 @@ def _evaluate_slow(
     out: list[Any],
 ) -> None:
     """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
-    rows, reports = as_arrays(rows), as_arrays(reports)
+    rows, reports = as_timeline(rows), as_timeline(reports)
     if part.presumes:
         rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.after_us)
     elif part.fact is not None:

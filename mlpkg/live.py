@@ -6,10 +6,8 @@
 __all__ = ['Quick', 'Formulas']
 
 # %% ../nbs/live.ipynb #imports
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from .cells import GREATEST, KNOWN, LEAST, SQUARES, SQUARES_HIGH, SUM, Cells
 from .columns import NULL, Column
 from .conditions import Condition, Known
 from .reduction import Reduction
-from .timeline import Array, Packed, Timeline, as_arrays, with_truth
+from .timeline import Array, Packed, Timeline, as_timeline, with_truth
 
 # %% ../nbs/live.ipynb #view
 _MOST = 2**63 - 1
@@ -30,7 +28,9 @@ class _View:
 
     __slots__ = ("at", "cells", "codes", "columns", "rows")
 
-    def __init__(self, rows: Timeline | Cells, codes: Mapping[str, Array], columns: Mapping[str, Column], at: Array):
+    def __init__(
+        self, rows: Packed | Timeline | Cells, codes: Mapping[str, Array], columns: Mapping[str, Column], at: Array
+    ):
         self.rows, self.codes, self.columns, self.at = rows, codes, columns, at
         self.cells = type(rows) is Cells
 
@@ -43,10 +43,10 @@ class _View:
         np.add.accumulate(met, out=count[1:])
         self.at, self.codes = count.take(self.at), {name: self.codes[name][met] for name in columns}
 
-    def cut(self, latest: Sequence[int]) -> None:
+    def cut(self, latest: Array) -> None:
         """Cut the windows to so many of their latest rows."""
         end = self.at[-1:]
-        self.at = np.concatenate((np.maximum(self.at[:-1], end - np.array(latest)), end))
+        self.at = np.concatenate((np.maximum(self.at[:-1], end - latest), end))
 
     def added(self, values: Array) -> Array:
         """The sum of values over each window."""
@@ -109,56 +109,6 @@ class _View:
     def _nothing(self) -> Array:
         return np.zeros(len(self.at) - 1, np.int64)
 
-
-def _sum(values: Sequence[int], begins: Sequence[int]) -> list[int]:
-    total = [0, *accumulate(values)]
-    return [total[-1] - total[begin] for begin in begins]
-
-
-def _extreme(of: Callable[[int, int], int], values: Sequence[int], begins: Sequence[int]) -> list[int]:
-    from_end = [0, *accumulate(reversed(values), of)]
-    return [from_end[len(values) - begin] for begin in begins]
-
-
-_OF_FEW: dict[str, Callable[[Sequence[int], Sequence[int]], list[int]]] = {  # the same of a column from each place on
-    "number": lambda values, begins: [len(values) - begin for begin in begins],
-    "known": lambda values, begins: _sum([value != NULL for value in values], begins),
-    "sum": _sum,
-    "squares": lambda values, begins: _sum([value * value for value in values], begins),
-    "least": lambda values, begins: _extreme(min, values, begins),
-    "greatest": lambda values, begins: _extreme(max, values, begins),
-    "first": lambda values, begins: [values[begin] if begin < len(values) else 0 for begin in begins],
-    "last": lambda values, begins: [values[-1] if values else 0] * len(begins),
-}
-
-
-_NULL_IS = {"sum": 0, "squares": 0, "least": _MOST}
-
-
-def _of_few(
-    rows: Packed,
-    columns: Mapping[str, Column],
-    edges: Sequence[int],
-    latest: Sequence[int] | None,
-    made: Sequence[tuple[str, str]],
-) -> list[list[int]]:
-    """What is made of some columns of a few rows, all of which count; at the times `edges` windows begin and, last, end."""
-    words, width = rows.words, rows.width
-    time = words[::width]
-    *begins, end = [bisect_right(time, edge) for edge in edges]
-    if latest is not None:
-        begins = [max(begin, end - n) for begin, n in zip(begins, latest, strict=True)]
-    least = min(begins)
-    begins = [begin - least for begin in begins]
-    found = []
-    for what, name in made:
-        at = rows.names.index(name) + 2 if name else 0
-        values: Sequence[int] = words[least * width + at : end * width : width]
-        if name and columns[name].nullable and (null := _NULL_IS.get(what)) is not None:
-            values = [null if value == NULL else value for value in values]
-        found.append(_OF_FEW[what](values, begins))
-    return found
-
 # %% ../nbs/live.ipynb #quick
 _Made = tuple[tuple[str, ...], str, str]  # of the rows that meet which conditions, what, of which column
 
@@ -188,7 +138,7 @@ class Quick:
         windows = list(dict.fromkeys(window for each in spans for window in each))
         self.width = len(windows)
         self.offsets = reduction.edges.ravel()[[*(at for at, _ in windows), -1]]
-        self.latest = [n or _MOST for _, n in windows] if any(n for _, n in windows) else None
+        self.latest = np.array([n or _MOST for _, n in windows]) if any(n for _, n in windows) else None
         made = [self._made_of(p) for _, p in plans]
         begin = self._plan(
             {m: None for each in made for m in each}, {c.text: c for _, p in plans for c in p.conditions}
@@ -220,7 +170,7 @@ class Quick:
             (
                 [conditions[text] for text in view],
                 {name for _, _, name in mine if name},
-                [(what, name) for _, what, name in mine if what != "told"],
+                [(getattr(_View, what), name) for _, what, name in mine if what != "told"],
             )
             for view, mine in order
         ]
@@ -231,38 +181,26 @@ class Quick:
         self.truth_by_row = any(name == self.truth for _, _, name in rows) or any(
             self.truth in c.used for found, *_ in self.views for c in found
         )
-        self.every = not self.truth_by_row and not any(found for found, *_ in self.views)
         single = any(what in ("first", "last") for _, what, _ in rows)
-        self.by_row = self.truth_by_row or single or self.latest is not None or not self.every
+        self.by_row = self.truth_by_row or single or self.latest is not None or any(found for found, *_ in self.views)
         return {m: i * self.width for i, m in enumerate(rows + told)}
 
     def find(
         self,
         rows: Packed | Timeline | Cells,
         reports: Packed | Timeline | Cells | None,
-        edges: Sequence[int],
+        edges: Array,
         found: list[int],
     ) -> None:
         """Add to `found` what the numbers are made of; at the times `edges` windows begin and, last, end.
 
         `reports` say what is known of the outcome.
         """
-        first = len(found) + self.number
-        if self.every and type(rows) is Packed:
-            for _, _, made in self.views:
-                for each in _of_few(rows, self.columns, edges, self.latest, made):
-                    found += each
-        else:
-            self._find(as_arrays(rows), reports, edges, found)
-        if self.told:
-            assert reports is not None and self.truth is not None
-            found += self._said(reports, self.truth, edges, found[first : first + self.width])
-
-    def _find(self, rows: Timeline | Cells, reports: Any, edges: Sequence[int], found: list[int]) -> None:
-        places, codes = rows.time.searchsorted(edges, "right"), rows.columns
+        places, codes, first = rows.time.searchsorted(edges, "right"), rows.columns, len(found) + self.number
         if self.truth_by_row:
-            assert isinstance(rows, Timeline) and self.truth is not None
-            codes = with_truth(rows, self.truth, as_arrays(reports), self.presumed, self.after).columns
+            rows, reports = as_timeline(rows), as_timeline(reports)
+            assert isinstance(rows, Timeline) and isinstance(reports, Timeline) and self.truth is not None
+            codes = with_truth(rows, self.truth, reports, self.presumed, self.after).columns
         for conditions, columns, made in self.views:
             view = _View(rows, codes, self.columns, places)
             if conditions:
@@ -270,21 +208,22 @@ class Quick:
             if self.latest is not None:
                 view.cut(self.latest)
             for what, name in made:
-                found += getattr(view, what)(name).tolist()
+                found += what(view, name).tolist()
+        if self.told:
+            assert reports is not None and self.truth is not None
+            found += self._said(reports, self.truth, edges, found[first : first + self.width])
 
     def _said(
-        self, reports: Packed | Timeline | Cells, name: str, edges: Sequence[int], number: Sequence[int]
+        self, reports: Packed | Timeline | Cells, name: str, edges: Array, number: Sequence[int]
     ) -> Sequence[int]:
         """The sum of the outcome over so many rows."""
         if not len(reports):
             return [n * self.presumed for n in number]
-        if type(reports) is Packed:
-            known, total = _of_few(reports, self.columns, edges, None, [("number", ""), ("sum", name)])
-        else:
-            view = _View(reports, reports.columns, self.columns, reports.time.searchsorted(edges, "right"))
-            known, total = view.number(name).tolist(), view.sum(name).tolist()
+        view = _View(reports, reports.columns, self.columns, reports.time.searchsorted(edges, "right"))
+        total = view.sum(name).tolist()
         if not self.presumed:
             return total
+        known = view.number(name).tolist()
         return [s + (n - k) * self.presumed for n, k, s in zip(number, known, total, strict=True)]
 
     def skip(self, found: list[int]) -> None:

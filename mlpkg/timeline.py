@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['Array', 'FAR', 'Truth', 'Timeline', 'Moments', 'ragged', 'blocks', 'stable_order', 'with_truth', 'pack', 'unpack',
-           'insert', 'decode', 'Packed', 'stored', 'as_arrays']
+           'insert', 'decode', 'Packed', 'as_timeline']
 
 # %% ../nbs/timeline.ipynb #imports
 import struct
-import sys
-from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -212,46 +210,39 @@ def _whole(rows: int) -> Array:
 
 # %% ../nbs/timeline.ipynb #packed
 class Packed:
-    """The timeline of one entity as it is stored: the time, position and columns of a few rows."""
+    """The timeline of one entity as it is stored, its columns taken out as they are asked for."""
 
     __slots__ = ("data", "names", "width", "words")
 
     def __init__(self, data: bytes, names: tuple[str, ...]):
         self.data, self.names, self.width = data, names, 2 + len(names)
-        self.words = array("q", data)
-        if sys.byteorder == "big":
-            self.words.byteswap()
+        self.words = np.frombuffer(data, _INT64) if data else _NO_WORDS
 
     def __len__(self) -> int:
         return len(self.words) // self.width
 
     @property
-    def time(self) -> "array[int]":
+    def time(self) -> Array:
         """The time of each row."""
         return self.words[:: self.width]
 
     @property
-    def position(self) -> "array[int]":
+    def position(self) -> Array:
         """The position of each row."""
         return self.words[1 :: self.width]
 
-    def column(self, name: str) -> "array[int]":
-        """A column."""
+    @property
+    def columns(self) -> "Packed":
+        """The columns by name."""
+        return self
+
+    def __getitem__(self, name: str) -> Array:
         return self.words[2 + self.names.index(name) :: self.width]
 
-    def decode(self) -> Timeline:
-        """The same as NumPy's arrays."""
-        return decode(self.data, self.names)
+
+_NO_WORDS = np.zeros(0, np.int64)
 
 
-_FEW = 256  # rows of which NumPy is quicker, even when nothing of it is in the caches
-
-
-def stored(data: bytes, names: tuple[str, ...]) -> Packed | Timeline:
-    """The timeline of one entity from bytes, in the form that is read soonest."""
-    return Packed(data, names) if len(data) <= 8 * _FEW * (2 + len(names)) else decode(data, names)
-
-
-def as_arrays(rows: Any) -> Any:
-    """What is packed as NumPy's arrays; all else as it is."""
-    return rows.decode() if isinstance(rows, Packed) else rows
+def as_timeline(rows: Any) -> Any:
+    """What is packed with all its columns; all else as it is."""
+    return decode(rows.data, rows.names) if isinstance(rows, Packed) else rows

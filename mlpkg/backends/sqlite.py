@@ -29,7 +29,7 @@ from ..history import Events, History
 from ..keys import Key, key_of
 from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
-from ..timeline import Array, Packed, Timeline, pack, stored
+from ..timeline import Array, Packed, Timeline, pack
 from ..times import LATEST, now
 
 # %% ../../nbs/backends/sqlite.ipynb #unit
@@ -69,7 +69,7 @@ class _Unit:
     ) -> Packed | Timeline | Cells:
         timelines = self._platform._stored(stream, key)
         if value == NULL:
-            return stored(b"", timelines.columns)
+            return Packed(b"", timelines.columns)
         head = self._heads.get((stream, key, value)) or timelines.head(value)
         return timelines.read(head, since, edges)
 

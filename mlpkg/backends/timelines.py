@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..cells import Cells, merge, summarise
-from ..timeline import Array, Packed, Timeline, decode, stable_order, stored, unpack
+from ..timeline import Array, Packed, Timeline, decode, stable_order, unpack
 
 # %% ../../nbs/backends/timelines.ipynb #schema
 SCHEMA = """
@@ -323,11 +323,11 @@ class Timelines:
         """All rows later than `since`, and maybe some before; a long timeline as cells, if `edges` of windows after it are given."""
         entity, used, data = head
         if not used or (data and first_time(data) <= since):
-            return stored(data, self.columns)
+            return Packed(data, self.columns)
         tree = self._tree(entity, used)
         if edges is not None and (found := tree.cells(since + edges)) is not None:
             return self._cells(*found, unpack(data, self.width // 8), since + edges)
-        return stored(b"".join([*tree.rows(since), data]), self.columns)
+        return Packed(b"".join([*tree.rows(since), data]), self.columns)
 
     def heads(self, keys: Sequence[int]) -> dict[int, Head]:
         """The heads of those timelines that there are, by their keys."""
