@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from . import exact
 from .code import function_of, reference
 from .columns import NULL, Column, did_you_mean
 from .conditions import Condition
@@ -214,7 +213,7 @@ class OfColumn(Aggregate):
 
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """A value of the column in its unit."""
-        return exact.to_float(t[0]) / scale
+        return t[0] * 1.0 / scale  # of one integer or of an array of them, as floats
 
 
 @dataclass(frozen=True)

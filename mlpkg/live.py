@@ -196,7 +196,8 @@ class Quick:
 
         `reports` say what is known of the outcome.
         """
-        places, codes, first = rows.time.searchsorted(edges, "right"), rows.columns, len(found) + self.number
+        places, first = rows.time.searchsorted(edges, "right"), len(found) + self.number
+        codes = rows.columns
         if self.truth_by_row:
             rows, reports = as_timeline(rows), as_timeline(reports)
             assert isinstance(rows, Timeline) and isinstance(reports, Timeline) and self.truth is not None

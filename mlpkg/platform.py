@@ -111,8 +111,8 @@ class Unit(Protocol):
     ) -> Packed | Timeline | Cells:
         """The timeline of one entity with all rows later than `since`.
 
-        Where the `edges` of windows are given, ascending and as microseconds after `since`, a long one may come as cells, none of which straddles an edge; what is
-        not later than the first edge may be left out.
+        Where the `edges` of windows are given, ascending and in microseconds after `since`, a long one may come as cells, none of which
+        straddles an edge; what is not later than the first edge may be left out.
         """
         ...
 

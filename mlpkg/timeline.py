@@ -232,7 +232,7 @@ class Packed:
         return self.words[1 :: self.width]
 
     @property
-    def columns(self) -> "Packed":
+    def columns(self) -> Any:
         """The columns by name."""
         return self
 

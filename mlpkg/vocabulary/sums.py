@@ -91,7 +91,7 @@ class Sum(Moment):
 
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / scale``."""
-        return t[0] * 1.0 / scale
+        return t[0] * 1.0 / scale  # integers, one or an array of them, as floats
 
 
 @register
