@@ -7,7 +7,6 @@ __all__ = ['Policy', 'Fallback', 'Decision', 'UseCase', 'use_case', 'Decider', '
            'replay', 'as_batch']
 
 # %% ../nbs/decisions.ipynb #imports
-import logging
 import math
 import threading
 import time
@@ -20,11 +19,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from pydantic import BaseModel
 
 from . import models
+from .champion import Champion
 from .code import code_hash
 from .columns import NULL
-from .events import Event, Outcome, Rejected, Row, Source
+from .events import Event, Outcome, Rejected, Row, Source, validated
 from .features import FeatureSet, compute, evaluate
 from .models import Model, ready
 from .platform import Batch, Entry, Platform, decisions_of
@@ -32,8 +33,6 @@ from .platform import open as open_platform
 from .rollout import promote
 from .settings import MlpkgError, Settings
 from .times import duration, instant, iso, now
-
-_log = logging.getLogger("mlpkg")
 
 # %% ../nbs/decisions.ipynb #decision
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,45 +161,26 @@ class Decider:
 
     def __init__(self, use_case: UseCase, platform: Platform):
         self.use_case, self.platform = use_case, platform
-        self.model: Model | None = None
-        self._refused: tuple[str, MlpkgError] | None = None
-        self._pick: list[int] | None = None  # the columns that the live model knows, where the contract has grown since
+        self.champion = Champion(platform, use_case.name, use_case.on)
         self._policy_version = code_hash(use_case.policy)
         self._fallback_version = code_hash(use_case.fallback) if callable(use_case.fallback) else "constant"
         self.deadline_us = use_case.deadline_us
         platform.register(use_case.name, use_case.features)
-        self._follow(platform.live(use_case.name))
+        self.champion.take(platform.live(use_case.name))
+
+    @property
+    def model(self) -> Model | None:
+        """The model that it decides with."""
+        return self.champion.now and self.champion.now.model
 
     def check(self) -> None:
         """Raise `MlpkgError` unless a decision could be made now: the store can be written and a model is live."""
         self.platform.check()
-        self._follow(self.platform.live(self.use_case.name))
-        if self.model is None:
-            raise self._no_model()
-
-    def _no_model(self) -> MlpkgError:
-        if self._refused:
-            version, why = self._refused
-            return MlpkgError(f"the live model of {self.use_case.name!r}, {version}, is refused: {why.what}", why.hint)
-        return MlpkgError(
-            f"no model is live for {self.use_case.name!r}", f"train one: mlpkg train {self.use_case.name}"
-        )
-
-    def _follow(self, version: str | None) -> None:
-        if version is None or (self.model and version == self.model.version):
-            return
-        if self._refused and version == self._refused[0]:
-            return
-        try:
-            self.model = ready(models.find(self.platform.settings.state, self.use_case.name, version))
-            self._refused = None
-            here = [c.name for c in self.use_case.on.columns]
-            there = [c.name for c in self.model.features.on.columns]
-            self._pick = None if here == there else [here.index(name) for name in there]
-        except MlpkgError as error:
-            self._refused = (version, error)
-            if self.model is not None:
-                _log.warning("model %s is refused, %s goes on: %s", version, self.model.version, error)
+        live = self.platform.live(self.use_case.name)
+        if self.champion.take(live) is None and live is not None:
+            self.champion.load(live)  # nothing could be decided meanwhile
+        if self.champion.take(live) is None:
+            raise self.champion.missing()
 
     def decide(
         self,
@@ -214,6 +194,8 @@ class Decider:
 
         Parameters
         ----------
+        body
+            The event, or ``{"id": ...}`` alone of one that was sent before.
         live
             Whether the event comes from outside just now, and so may not lie further ahead of the clock than its source allows.
         arrived
@@ -223,29 +205,44 @@ class Decider:
         source = self.use_case.on
         arrived = now() if arrived is None else arrived
         try:
-            row = source.parse(body)
+            try:
+                row = source.parse(body)
+            except Rejected as why:
+                row = self._sent_before(body, why)
             return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
             raise
+
+    def _sent_before(self, body: bytes | str | Mapping[str, Any], why: Rejected) -> Row:
+        """The event that is in the log already, where nothing but its id is given."""
+        source = self.use_case.on
+        try:
+            id = validated(_OnlyId, source.name, body).id
+        except Rejected:
+            raise why from None
+        if (entry := self.platform.entry(source.stream, id)) is None:
+            what = "is the id of no event that was sent; send the whole event"
+            raise Rejected("id", id, what, event=id, source=source.name)
+        event = {"id": id, "time": iso(entry.time), **msgspec.json.decode(entry.body)}
+        return msgspec.structs.replace(source.parse(event), body=entry.body)
 
     def _decide(self, row: Row, arrived: int, live: bool, caller: str | None, began: int) -> Decision:
         source = self.use_case.on
         with self.platform.decision(self.use_case.name, source, row, arrived, live) as unit:
             if unit.known is not None:
                 return _decoder.decode(unit.known)
-            self._follow(unit.live())
-            model, at = self.model, row.time
+            chosen = self.champion.take(unit.live())
+            model, at = chosen and chosen.model, row.time
             names: Sequence[str] = ()
             values: Sequence[float] = ()
             score: float | None = None
             failed, why = None, "model"
             try:
-                if model is None:
-                    raise self._no_model()
+                if chosen is None or model is None:
+                    raise self.champion.missing()
                 features, why = model.features, "features"
-                codes = row.codes if self._pick is None else [row.codes[i] for i in self._pick]
-                values = evaluate(features, codes, at, unit.position, unit.own, unit.read)
+                values = evaluate(features, chosen.codes(row.codes), at, unit.position, unit.own, unit.read)
                 names, why = features.names, "score"
                 if self.deadline_us is not None:
                     self._check_in_time(began)
@@ -287,6 +284,10 @@ class Decider:
         fallback = self.use_case.fallback
         assert fallback is not None
         return fallback if isinstance(fallback, str) else fallback(event)
+
+
+class _OnlyId(BaseModel, extra="forbid"):
+    id: str
 
 
 class _Late(Exception):

@@ -16,7 +16,9 @@ from mlpkg import lab, models
 from mlpkg.decisions import Decider, UseCase, verify
 from mlpkg.lab.report import in_words, report
 from mlpkg.platform import Platform
+from mlpkg.platform import open as open_platform
 from mlpkg.settings import MlpkgError, Settings
+from mlpkg.times import iso
 
 
 def saved(platform: Platform, **metrics: float) -> str:
@@ -172,6 +174,16 @@ def test_features_of_a_fallback_are_verified_like_others(careful_bank: Bank):
     )
     found = verify(careful, bank.platform)
     assert (found.mismatches, [d.what for d in found.differences]) == (1, ["customer_n_tx_7d"])
+
+
+def test_two_use_cases_decide_the_same_event(tmp_path: Path):
+    event = {"id": "tx-1", "time": iso(START), "customer_id": 1, "terminal_id": 1, "amount": 5.0}
+    with contextlib.closing(open_platform(Settings(state=tmp_path))) as platform:
+        cases = [UseCase(name, features, policy=handbook.policy, fallback=f"{name} says") for name in ("one", "two")]
+        made = [Decider(case, platform).decide(event, arrived=START) for case in cases]
+        again = [Decider(case, platform).decide({"id": "tx-1"}) for case in cases]
+        assert made == again and [d.action for d in made] == ["one says", "two says"]
+        assert [e.source for e in platform.read()] == ["transactions", "decisions.one", "decisions.two"]
 
 
 def test_a_fallback_may_be_a_function_of_the_event(tmp_path: Path):

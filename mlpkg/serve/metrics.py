@@ -146,7 +146,7 @@ class Metrics:
         model = (decision.model or {}).get("version", "")
         self.counts.add(("decisions", decision.use_case, decision.action, model, str(fallback).lower()))
 
-    def text(self, store: Mapping[str, int] | MlpkgError) -> str:
+    def text(self, store: Mapping[str, float] | MlpkgError) -> str:
         """All of it in Prometheus' text format; `store` is what is known of the store, or why nothing is."""
         counted = total(self._folder, self.counts)
         lines: list[str] = []
@@ -204,6 +204,8 @@ _STORE = {
     "dead_letters": ("gauge", "What was refused and kept."),
     "outcomes_waiting": ("gauge", "Outcomes about events that are not known yet."),
     "timelines_building": ("gauge", "Timelines that are being built."),
+    "shadows": ("gauge", "Models that shadow."),
+    "shadow_lag_seconds": ("gauge", "How long the oldest decision waits that shadows have not scored."),
 }
 
 

@@ -159,7 +159,7 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     """The OpenAPI 3.1 document of the service of a use case."""
     sources = use_case.sources
     outcomes = {o.stream: o for o in use_case.outcomes.values()}
-    paths = {"/v1/decide": _post("Decide an event.", use_case.on.name, "Decision", "decide", "decide")}
+    paths = {"/v1/decide": _post("Decide an event.", "ToDecide", "Decision", "decide", "decide")}
     entity = {
         "type": "array",
         "items": {**_TEXT, "pattern": "="},
@@ -207,7 +207,12 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     )
     info = {"title": use_case.name, "version": "1", "description": f"Live decisions of the use case {use_case.name}."}
     scheme = {"type": "http", "scheme": "bearer", "description": "mlpkg token create; on loopback none is needed."}
-    components = {"schemas": _schemas(sources, outcomes), "securitySchemes": {"token": scheme}}
+    sent_before = _object(id=_TEXT) | {
+        "additionalProperties": False,
+        "description": "The id of an event that was sent.",
+    }
+    to_decide = {"ToDecide": {"anyOf": [_ref(use_case.on.name), sent_before]}}
+    components = {"schemas": _schemas(sources, outcomes) | to_decide, "securitySchemes": {"token": scheme}}
     return {"openapi": "3.1.0", "info": info, "security": [{"token": []}, {}], "paths": paths, "components": components}
 
 

@@ -142,6 +142,10 @@ class Quantile(OfNumber):
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {"q": (0.0, 1.0)}
 
+    def words(self) -> str:
+        """Which quantile."""
+        return f"quantile {self.q:g} of {self.column}"
+
     def compute(self, windows: Windows, *inner: Array) -> Array:
         """``a + (b − a) · (h − i)``."""
         values, scale, q = windows.codes(self.column), windows.columns[self.column].scale, Fraction(str(self.q))
