@@ -28,16 +28,25 @@ class Turn:
             loop.call_soon(self._go, loop)
         own: asyncio.Future[_T] = loop.create_future()
         self._waiting.append((work, own))
-        return await own
+        try:
+            return await own
+        finally:
+            del own, work  # an error keeps the frames that it came through
 
     def _go(self, loop: asyncio.AbstractEventLoop) -> None:
         group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
         for work, own in group:
             if own.done():  # nobody waits for it any more
                 continue
-            try:
-                own.set_result(work())
-            except Exception as error:
-                own.set_exception(error)
+            given, error = _attempt(work)
+            own.set_result(given) if error is None else own.set_exception(error)
+        group = work = own = given = error = None  # so that it does not keep itself, and the body of a request
         if self._waiting:  # after those who now have what they waited for
             loop.call_soon(self._go, loop)
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
