@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-python test-long test-kill check bench-feature lab export format lock clean
+.PHONY: help install demo test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -43,8 +43,8 @@ test: test-notebooks test-python ## run every notebook, then tests/
 
 # With no settings from outside, a model store of their own, and OpenMP threads that do not spin while they wait.
 UNSET := env $(addprefix -u ,$(filter MLPKG_%,$(.VARIABLES)))
-test-notebooks test-python test-long test-kill: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
-test-notebooks test-python test-long test-kill: export OMP_WAIT_POLICY = passive
+test-notebooks test-python test-long test-kill test-swap: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
+test-notebooks test-python test-long test-kill test-swap: export OMP_WAIT_POLICY = passive
 
 test-notebooks: install
 	@rm -rf build/$@ && mkdir -p build/$@
@@ -66,12 +66,20 @@ test-kill: install ## workers are killed a thousand times under load: what they 
 	@echo "test: a thousand kills"
 	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/test_kill.py
 
+test-swap: install ## models take turns every second under a hundred thousand requests: none fails, none is of two models
+	@rm -rf build/$@ && mkdir -p build/$@
+	@echo "test: models that take turns"
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/test_swap.py
+
 check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
 
-bench-feature: export OMP_WAIT_POLICY = passive
+bench-feature bench-service: export OMP_WAIT_POLICY = passive
 bench-feature: install ## time the features beside their peers, in ten minutes at most, into build/bench.json
 	@$(TIDY) $(UNSET) $(PY) benchmarks/features/run.py $(BENCH_ARGS)
+
+bench-service: install ## time the decision service beside its peers, in ten minutes at most, into build/bench.json
+	@$(TIDY) $(UNSET) $(PY) benchmarks/service/run.py $(BENCH_ARGS)
 
 lab: install ## JupyterLab on the state that settings.ini names
 	@$(TIDY) $(PY) .ci/lab.py $(LAB_ARGS)

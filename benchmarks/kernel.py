@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from decision import handbook
+from handbook import handbook
 
-from mlpkg.decisions import use_case
 from mlpkg.features import compute
 from mlpkg.lab.fraud import simulate
 from mlpkg.platform import open as open_platform
@@ -54,7 +53,7 @@ def main() -> None:
             simulate(given.customers, 2 * given.customers, given.days).to_parquet(file)
         found: dict[str, object] = {"ingest": command("ingest", "fraud", str(file.resolve()), state=state)}
         platform = open_platform(Settings(state=state))
-        features = handbook(use_case("fraud")).features
+        features = handbook().features
         history = platform.history(features.sources, features.outcomes)
         events = history.events[features.on.name]
         first, last = int(events.time.min()), int(events.time.max()) + DAY

@@ -24,7 +24,7 @@ from .decisions import UseCase, use_case
 from .events import Outcome, Source, Table
 from .features import to_json
 from .platform import Platform
-from .rollout import retired
+from .rollout import retired, shadows
 from .settings import MlpkgError, Settings
 from .times import duration, spoken
 
@@ -356,8 +356,10 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
     """A use case as plain data: what it decides, its sources, features and models. `platform` knows which model is live."""
     definition = json.loads(to_json(case.features))
     live = platform.live(case.name) if platform else None
-    stored = [
-        _describe_model(state, case.name, version, live, definition) for version in models.versions(state, case.name)
+    beside = shadows(platform.promotions(case.name)) if platform else []
+    stored: list[dict[str, Any]] = [
+        _describe_model(state, case.name, version, definition) | {"live": version == live, "shadows": version in beside}
+        for version in models.versions(state, case.name)
     ]
     now = {e.name: e for e in entries(definition)}
     features = []
@@ -394,11 +396,13 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
 
 
 def list_models(case: UseCase, platform: Platform) -> list[dict[str, Any]]:
-    """The models of a use case, oldest first: version, whether live or retired, when it was made, its metrics, or what is damaged."""
+    """The models of a use case, oldest first: version, whether it is live, shadows or is retired, metrics, or what is damaged."""
     state, live, found = platform.settings.state, platform.live(case.name), []
-    gone = retired(platform.promotions(case.name))
+    changes = platform.promotions(case.name)
+    gone, beside = retired(changes), shadows(changes)
     for version in models.versions(state, case.name):
-        told: dict[str, Any] = {"version": version, "live": version == live, "retired": version in gone}
+        told: dict[str, Any] = {"version": version, "live": version == live}
+        told |= {"shadows": version in beside, "retired": version in gone}
         try:
             model = models.find(state, case.name, version)
             found.append(told | {"created": model.manifest["created"], "metrics": model.read("metrics")})
@@ -407,8 +411,8 @@ def list_models(case: UseCase, platform: Platform) -> list[dict[str, Any]]:
     return found
 
 
-def _describe_model(state: Path, case: str, version: str, live: str | None, current: Definition) -> dict[str, Any]:
-    found = {"version": version, "live": version == live}
+def _describe_model(state: Path, case: str, version: str, current: Definition) -> dict[str, Any]:
+    found: dict[str, Any] = {"version": version}
     try:
         model = models.find(state, case, version)
         text = (model.folder / "features.json").read_text("utf-8")
@@ -641,7 +645,8 @@ def _models_page(case: Mapping[str, Any]) -> str:
             since = "nothing" if not m["since_then"] else "<br>".join(m["since_then"][:10])
             since += f"<br>and {len(m['since_then']) - 10} more" if len(m["since_then"]) > 10 else ""
         name = f"{_anchor(case['name'] + '-' + m['version'])}`{m['version']}`"
-        rows.append([name, "yes" if m["live"] else "", m.get("created", ""), f"`{m.get('definition', '')}`", since])
+        role = "yes" if m["live"] else "shadow" if m["shadows"] else ""
+        rows.append([name, role, m.get("created", ""), f"`{m.get('definition', '')}`", since])
     head = ["model", "live", "made", "definition", "changed in the code since"]
     return "A model brings its own definition and is served with that one, whatever the code says today.\n\n" + _table(
         head, rows

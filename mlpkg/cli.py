@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['as_json', 'use_case_argument', 'mlpkg', 'main', 'Instant', 'say', 'progress', 'opened', 'decide', 'outcome',
-           'decisions', 'models', 'promote', 'rollback', 'retire', 'verify', 'replay', 'dead_letters', 'backup',
-           'restore', 'timeline', 'catalog', 'features', 'diff', 'token', 'create_token', 'list_tokens', 'revoke_token',
-           'access_log']
+           'decisions', 'models', 'promote', 'rollback', 'retire', 'shadow', 'follow', 'verify', 'replay',
+           'dead_letters', 'backup', 'restore', 'timeline', 'catalog', 'features', 'diff', 'token', 'create_token',
+           'list_tokens', 'revoke_token', 'access_log']
 
 # %% ../nbs/cli.ipynb #imports
 import sys
@@ -25,6 +25,7 @@ from . import catalog as _catalog
 from . import decisions as _decisions
 from . import models as _models
 from . import rollout as _rollout
+from . import shadow as _shadow
 from .backends import backup as _backup
 from .columns import Column
 from .events import Rejected
@@ -245,7 +246,7 @@ def decisions(use_case: str, id: str | None, since: int, most: int, as_json: boo
 @click.option("--changes", is_flag=True, help="Say instead what was live when, who changed it, and why.")
 @as_json
 def models(use_case: str, changes: bool, as_json: bool) -> None:
-    """List the models and say which one is live."""
+    """List the models: * is live, ~ shadows it, - is retired."""
     case, platform = opened(use_case)
     if changes:
         made = [c | {"at": iso(c["at"])} for c in platform.promotions(case.name)]
@@ -258,7 +259,8 @@ def models(use_case: str, changes: bool, as_json: bool) -> None:
         metrics = "  ".join(
             f"{k} {v:.4g}" for k, v in m.get("metrics", {}).items() if isinstance(v, int | float)
         ) or m.get("damaged", "")
-        click.echo(f"{'*' if m['live'] else '-' if m['retired'] else ' '} {m['version']}  {metrics}")
+        mark = "*" if m["live"] else "-" if m["retired"] else "~" if m["shadows"] else " "
+        click.echo(f"{mark} {m['version']}  {metrics}")
     if not found:
         click.echo(f"no models; train one: mlpkg train {use_case}")
 
@@ -302,6 +304,37 @@ def retire(use_case: str, version: str, why: str, successor: str | None, by: str
     click.echo(f"{version} is retired{f', {successor} is live' if successor else ''}")
 
 
+@mlpkg.command()
+@use_case_argument
+@click.argument("version")
+@_why
+@click.option("--stop", is_flag=True, help="Let it shadow no longer.")
+@_by
+def shadow(use_case: str, version: str, why: str, stop: bool, by: str) -> None:
+    """Let the model VERSION score what others decide, off the path of their answers."""
+    case, platform = opened(use_case)
+    if stop:
+        _rollout.unshadow(platform, case.name, version, by=by, why=why)
+    else:
+        _rollout.shadow(platform, _models.find(platform.settings.state, case.name, version), by=by, why=why)
+    click.echo(f"{version} shadows{' no longer' if stop else ''}")
+
+
+@mlpkg.command()
+@use_case_argument
+def follow(use_case: str) -> None:
+    """Let shadows score what was decided so far, where no service does so."""
+    case, platform = opened(use_case)
+    with _shadow.alone(platform.settings, case.name) as alone:
+        if alone is None:
+            raise MlpkgError(f"another process follows {case.name!r} already")
+        follower = _shadow.Follower(case, platform)
+        with progress("following") as bar:
+            while n := follower.step():
+                bar.update(n)
+    click.echo("nothing is left to score")
+
+
 def _user() -> str:
     import getpass
 
@@ -319,14 +352,18 @@ def verify(use_case: str, as_json: bool) -> None:
     case, platform = opened(use_case)
     with progress("verifying") as bar:
         found = _decisions.verify(case, platform, bar.update)
+    shadows = _shadow.verify_scores(case, platform)
     if as_json:
-        say(found)
+        say(msgspec.to_builtins(found) | {"shadows": shadows})
     else:
         failed = "".join(f", {n} by the fallback ({why})" for why, n in found.fallbacks.items())
         click.echo(f"{found.decisions} decisions by {len(found.models)} models{failed}, {found.mismatches} mismatches")
-        for difference in found.differences:
+        if shadows.models:
+            told = f"{shadows.decisions} scores by {len(shadows.models)} that shadowed, {shadows.mismatches} mismatches"
+            click.echo(told)
+        for difference in [*found.differences, *shadows.differences[:20]]:
             click.echo(f"  {difference}")
-    sys.exit(1 if found.mismatches else 0)
+    sys.exit(1 if found.mismatches or shadows.mismatches else 0)
 
 
 @mlpkg.command()

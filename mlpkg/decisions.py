@@ -7,7 +7,6 @@ __all__ = ['Policy', 'Fallback', 'Finder', 'Decision', 'UseCase', 'use_case', 'D
            'Replayed', 'replay', 'as_batch']
 
 # %% ../nbs/decisions.ipynb #imports
-import logging
 import math
 import threading
 import time
@@ -23,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from . import models
+from .champion import Champion
 from .code import code_hash
 from .columns import NULL
 from .events import Event, Outcome, Rejected, Row, Source, validated
@@ -34,8 +34,6 @@ from .ranking import Alternative, Candidates, Ranking, compute_alternatives, eva
 from .rollout import promote
 from .settings import MlpkgError, Settings
 from .times import duration, instant, iso, now
-
-_log = logging.getLogger("mlpkg")
 
 # %% ../nbs/decisions.ipynb #decision
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,45 +202,26 @@ class Decider:
 
     def __init__(self, use_case: UseCase, platform: Platform):
         self.use_case, self.platform = use_case, platform
-        self.model: Model | None = None
-        self._refused: tuple[str, MlpkgError] | None = None
-        self._pick: list[int] | None = None  # the columns that the live model knows, where the contract has grown since
+        self.champion = Champion(platform, use_case.name, use_case.on)
         self._policy_version = code_hash(use_case.policy)
         self._fallback_version = code_hash(use_case.fallback) if callable(use_case.fallback) else "constant"
         self.deadline_us = use_case.deadline_us
         platform.register(use_case.name, use_case.features)
-        self._follow(platform.live(use_case.name))
+        self.champion.take(platform.live(use_case.name))
+
+    @property
+    def model(self) -> Model | None:
+        """The model that it decides with."""
+        return self.champion.now and self.champion.now.model
 
     def check(self) -> None:
         """Raise `MlpkgError` unless a decision could be made now: the store can be written and a model is live."""
         self.platform.check()
-        self._follow(self.platform.live(self.use_case.name))
-        if self.model is None:
-            raise self._no_model()
-
-    def _no_model(self) -> MlpkgError:
-        if self._refused:
-            version, why = self._refused
-            return MlpkgError(f"the live model of {self.use_case.name!r}, {version}, is refused: {why.what}", why.hint)
-        return MlpkgError(
-            f"no model is live for {self.use_case.name!r}", f"train one: mlpkg train {self.use_case.name}"
-        )
-
-    def _follow(self, version: str | None) -> None:
-        if version is None or (self.model and version == self.model.version):
-            return
-        if self._refused and version == self._refused[0]:
-            return
-        try:
-            self.model = ready(models.find(self.platform.settings.state, self.use_case.name, version))
-            self._refused = None
-            here = [c.name for c in self.use_case.on.columns]
-            there = [c.name for c in self.model.features.on.columns]
-            self._pick = None if here == there else [here.index(name) for name in there]
-        except MlpkgError as error:
-            self._refused = (version, error)
-            if self.model is not None:
-                _log.warning("model %s is refused, %s goes on: %s", version, self.model.version, error)
+        live = self.platform.live(self.use_case.name)
+        if self.champion.take(live) is None and live is not None:
+            self.champion.load(live)  # nothing could be decided meanwhile
+        if self.champion.take(live) is None:
+            raise self.champion.missing()
 
     def decide(
         self,
@@ -351,8 +330,8 @@ class Decider:
                     reason = f"was used before with{' other' if known.alternatives else 'out'} candidates"
                     raise Rejected("id", row.id, reason, event=row.id, source=source.name, status=409)
                 return known
-            self._follow(unit.live())
-            model, at = self.model, row.time
+            chosen = self.champion.take(unit.live())
+            model, at = chosen and chosen.model, row.time
             names: Sequence[str] = ()
             values: Sequence[float] = ()
             score: float | None = None
@@ -362,12 +341,11 @@ class Decider:
                 alternatives = [Alternative(fields, None) for fields in among.fields]
             failed, why = None, "model"
             try:
-                if model is None:
-                    raise self._no_model()
+                if chosen is None or model is None:
+                    raise self.champion.missing()
                 features, why = model.features, "features"
                 if among is None:
-                    codes = row.codes if self._pick is None else [row.codes[i] for i in self._pick]
-                    values = evaluate(features, codes, at, unit.position, unit.own, unit.read)
+                    values = evaluate(features, chosen.codes(row.codes), at, unit.position, unit.own, unit.read)
                 else:
                     columns = evaluate_candidates(features, source, row, among, unit)
                     values = _numbers_at(features, columns, 0)

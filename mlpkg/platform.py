@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'Receipt', 'DeadLetter', 'Token', 'Batch', 'Loaded', 'Unit', 'Platform', 'decisions_of', 'promotions_of',
-           'texts_of', 'open', 'counts']
+           'scores_of', 'texts_of', 'open', 'counts']
 
 # %% ../nbs/platform.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -238,7 +238,21 @@ class Platform(Protocol):
         ...
 
     def promotions(self, use_case: str) -> list[dict[str, Any]]:
-        """Every change of what is live, oldest first: change (promote, rollback, retire), version, live (from then on), by, why, at."""
+        """Every change of what is live or shadows, oldest first, as `mlpkg.rollout` made it.
+
+        Each says change (promote, rollback, retire, shadow, unshadow), version, live (from then on), by, why, at, and its position.
+        """
+        ...
+
+    def reached(self, reader: str) -> int:
+        """The position that a reader of the log has come to."""
+        ...
+
+    def derive(self, stream: str, entries: Iterable[tuple[str, int, int, str]], *, reader: str, until: int) -> None:
+        """Append what a reader made of the log, (id, time, about, body) each, as one transaction with how far it has come.
+
+        What is there already under its id stays as it is, so that a reader that was killed may begin again.
+        """
         ...
 
     def tokens(self) -> Mapping[str, Token]:
@@ -282,6 +296,11 @@ def decisions_of(use_case: str) -> str:
 def promotions_of(use_case: str) -> str:
     """The name of the stream that holds the changes of what is live in a use case."""
     return f"promotions.{use_case}"
+
+
+def scores_of(use_case: str) -> str:
+    """The name of the stream that holds what shadows said of the decisions of a use case."""
+    return f"scores.{use_case}"
 
 # %% ../nbs/platform.ipynb #texts
 def texts_of(streams: Sequence[Source | Fact], codes: Iterable[int], platform: Platform) -> dict[int, str]:

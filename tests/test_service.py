@@ -1,5 +1,6 @@
 """The service over HTTP: what it answers, and what it refuses with field, value and reason."""
 
+import asyncio
 import contextlib
 import json
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import handbook
 import httpx
 import jsonschema
 import pytest
@@ -21,6 +23,7 @@ from test_bad_input import BAD, GONE, NO_JSON
 
 import mlpkg as ml
 from mlpkg.fraud.policy import fraud
+from mlpkg.serve.app import Application
 from mlpkg.serve.package import Bento
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
@@ -523,11 +526,14 @@ def test_answers_and_the_description_agree(bank: Bank):
     check(bank.http.get("/nowhere").json(), "Problem")
 
 
-def test_a_promotion_is_followed_by_the_next_decision(bank: Bank, made: Packaged):
+def test_a_promotion_is_followed_within_a_second(bank: Bank, made: Packaged):
     """By whichever process it was made."""
     before = bank.decide(payment("tx-old-model")).json()["model"]["version"]
     version = put_live(fraud, bank.platform, another=1.0)
     assert version != before == made.version
+    until = time.monotonic() + 1
+    while time.monotonic() < until and bank.http.get("/v1/ready").json()["model"] != version:
+        time.sleep(0.01)
     assert bank.decide(payment("tx-new-model")).json()["model"]["version"] == version
     assert bank.http.get("/v1/ready").json()["model"] == version
 
@@ -537,19 +543,33 @@ def test_nothing_unexpected_happened_inside(bank: Bank):
     assert "Traceback" not in bank.server.said and "unexpected" not in bank.server.said, bank.server.said
 
 
-def test_without_a_model_it_is_alive_takes_events_and_says_what_is_missing(tmp_path: Path):
+def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: Path):
     """And it is ready as soon as there is a model, without being started again."""
     state = tmp_path / "state"
     with serving(Bento(ROOT / "services" / "fraud"), state, tmp_path / "log") as server, closing(Bank(server)) as bank:
         assert bank.http.get("/v1/health").status_code == 200
         assert bank.http.get("/readyz").status_code == 503
-        for answer in (bank.http.get("/v1/ready"), bank.decide(payment("tx-1"))):
-            told = answer.json()
-            assert (answer.status_code, told["status"], answer.headers["retry-after"]) == (503, 503, "1")
-            assert "no model is live" in told["reason"] and "mlpkg train fraud" in told["reason"]
-        assert bank.size[0] == 0, "what could not be decided was not taken"
-        assert bank.post(EVENTS, payment("tx-0", time=iso(now() - HOUR))).json()["new"] is True
+        told = bank.http.get("/v1/ready").json()
+        assert "no model is live" in told["reason"] and "mlpkg train fraud" in told["reason"]
+        made = bank.decide(payment("tx-0", time=iso(now() - HOUR))).json()
+        assert (made["action"], made["score"], made["model"]) == ("review", None, {})
+        assert made["fallback"]["why"] == "model" and "no model is live" in made["fallback"]["detail"]
         version = put_live(fraud, bank.platform)
         assert bank.http.get("/v1/ready").json()["model"] == version
         assert bank.decide(payment("tx-1")).json()["features"]["customer_n_tx_1d"] == 2
         assert "Traceback" not in server.said, server.said
+
+
+def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
+    """And what could not be decided was not taken."""
+    with closing(Application(handbook.fraud, Settings(state=tmp_path))) as app:
+
+        async def ask(method: str, path: str, body: Any = None) -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:  # type: ignore[arg-type]
+                return await http.request(method, path, json=body)
+
+        for answer in (asyncio.run(ask("GET", "/v1/ready")), asyncio.run(ask("POST", "/v1/decide", payment("tx-1")))):
+            told = answer.json()
+            assert (answer.status_code, told["status"], answer.headers["retry-after"]) == (503, 503, "1")
+            assert "no model is live" in told["reason"] and "mlpkg train fraud" in told["reason"]
+        assert app.platform.last_position() == 0

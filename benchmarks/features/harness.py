@@ -1,4 +1,4 @@
-"""What the benchmarks of the features share: rows, contenders in processes of their own, comparisons and the table.
+"""What the benchmarks of the features share: contenders in processes of their own, comparisons and payments.
 
 A contender is a child process that prepares once and then works as often as it is told to, so that contenders take turns
 on the same rows, each in the Python environment it needs, and each with a peak memory of its own. This module runs in
@@ -7,13 +7,10 @@ every one of these environments: it imports the standard library and NumPy alone
 
 import argparse
 import contextlib
-import functools
-import hashlib
 import json
 import math
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,26 +22,20 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent))
+
+from bench import ROOT, Missing, Row, arguments, environment, report, row, run_all  # noqa: E402
+
+__all__ = ["ROOT", "Missing", "Row", "row", "run_all"]
+
 REAL = ROOT.parent / "shared" / "data" / "card_transactions.parquet"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 DAY = 86_400_000_000  # microseconds
 US = {"h": DAY // 24, "d": DAY}
-PEERS = {  # each line is an environment of its own
-    "tables": ["polars==2.1.0", "duckdb==2.0.0", "numpy", "pyarrow"],
-    "streams": ["river==0.26.1", "bytewax==0.21.1", "numpy"],
-    "feast": ["feast[duckdb]==0.67.0", "numpy"],
-}
-sys.path.insert(0, str(HERE.parent))  # for what decision.py and over_http.py have already
 
-Row = dict[str, Any]
 Columns = dict[str, np.ndarray]
 Work = Callable[[], Any]
 Role = Callable[[argparse.Namespace], tuple[Work, Callable[[Any], Columns]]]
-
-
-class Missing(Exception):
-    """A peer that cannot be had here, and why."""
 
 
 def microseconds(window: str) -> int:
@@ -52,102 +43,7 @@ def microseconds(window: str) -> int:
     return int(window[:-1]) * US[window[-1]]
 
 
-# -- the rows of the table --------------------------------------------------------------------------------------------
-
-
-def row(
-    work: str, ours: float | None, peer: str, theirs: float | None, must: str, unit: str = "s", note: str = ""
-) -> Row:
-    """One row of the table.
-
-    `must` is what is demanded, read as it stands: ``"theirs / ours >= 5"``, ``"ours / theirs <= 1.5"`` or ``"ours <= 45"``;
-    several are joined by " and ", and ``"stated"`` demands no more than both figures. What is not there makes the row hold
-    neither way.
-    """
-    given = {"ours": ours, "theirs": theirs}
-    demands = must.split(" and ")
-    upside_down = any(demand.startswith("theirs / ours") for demand in demands)
-    above, below = (theirs, ours) if upside_down else (ours, theirs)
-    ratio = above / below if above is not None and below else None
-    sides = {"ours / theirs": ratio, "theirs / ours": ratio, **given}
-    held: bool | None = True
-    for demand in demands:
-        if demand == "stated":
-            held = None if ours is None or theirs is None else True
-            continue
-        left, sign, right = demand.rpartition(" <= ") if " <= " in demand else demand.rpartition(" >= ")
-        value = sides[left]
-        if value is None:
-            held = None
-        elif held is not None:
-            held &= value <= float(right) if sign == " <= " else value >= float(right)
-    shown = {
-        k: v if v is None else float(f"{v:.4g}") for k, v in (("ours", ours), ("theirs", theirs), ("ratio", ratio))
-    }
-    return {
-        "work": work,
-        "ours": shown["ours"],
-        "peer": peer,
-        "theirs": shown["theirs"],
-        "ratio": shown["ratio"],
-        "must": must,
-        "holds": held,
-        "unit": unit,
-        "note": note,
-    }
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows for a person."""
-    lines = []
-    for r in rows:
-        holds = {True: "yes", False: "NO", None: "?"}[r["holds"]]
-        ours, theirs = (f"{r[k]:g} {r['unit']}" if r[k] is not None else "-" for k in ("ours", "theirs"))
-        ratio = f"{r['ratio']:.3g}" if r["ratio"] is not None else "-"
-        lines.append(f"{holds:4}{r['work']}: {ours}; {r['peer'] or 'no peer'} {theirs}; ratio {ratio}; {r['must']}")
-        lines += [f"      {r['note']}"] if r["note"] else []
-    return "\n".join(lines)
-
-
 # -- contenders -------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def environment(name: str) -> str:
-    """The Python of an environment with the peers of that name, made with uv where it is not there yet."""
-    packages = PEERS[name]
-    made_of = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:8]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpkg-bench" / f"{name}-{made_of}"
-    python = folder / "bin" / "python"
-    if (folder / ".ready").exists():
-        return str(python)
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if uv is None:
-        raise Missing("uv is not installed: make install brings it")
-    shutil.rmtree(folder, ignore_errors=True)
-    for command in (
-        [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
-        [uv, "pip", "install", "--quiet", "--python", str(python), *packages],
-    ):
-        done = subprocess.run(command, env=os.environ | _index_of_pip(), capture_output=True, text=True)
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise Missing(
-                f"{', '.join(packages)} cannot be installed: {said[-1].strip() if said else 'no reason given'}"
-            )
-    (folder / ".ready").touch()
-    return str(python)
-
-
-def _index_of_pip() -> dict[str, str]:
-    """Where pip finds packages, as uv does not read pip's files."""
-    if {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & os.environ.keys():
-        return {}
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
-    )
-    url = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip()
-    return {"UV_DEFAULT_INDEX": url} if url else {}
 
 
 class Contender:
@@ -346,12 +242,10 @@ def main(
 
     In a child that this very script started, play a role instead.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help=f"the full size, {rows[1]:,} events; else {rows[0]:,}")
+    parser = arguments(doc, f"the full size, {rows[1]:,} events; else {rows[0]:,}")
     parser.add_argument("--rows", type=int, help="another number of events")
     parser.add_argument("--best", type=int, default=best, help="best of how many turns (default %(default)s)")
     parser.add_argument("--threads", type=int, default=CORES, help="for everyone (default: the cores, %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, help="a file for the rows of the table, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -363,10 +257,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="mlpkg-bench-") as folder:
         given.folder = Path(folder)
         found = list(measure(given))
-    print(table(found))
-    if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(found, indent=1) + "\n")
+    report(found, given.output)
 
 
 def beside(

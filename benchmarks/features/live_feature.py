@@ -30,15 +30,15 @@ PATIENCE = 75  # seconds until the new feature is given up
 class Load(threading.Thread):
     """A client that sends one payment after the other and keeps what became of each."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, customers: int, terminals: int):
         super().__init__(daemon=True)
-        self.port, self.over = port, threading.Event()
+        self.port, self.known, self.over = port, (customers, terminals), threading.Event()
         self.failed: list[str] = []
         self.seconds: list[float] = []
         self.news: float | None = None  # when the new feature was first there
 
     def run(self) -> None:
-        from over_http import payment
+        from handbook import payment
 
         rng, count = random.Random(3), 0
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -46,7 +46,9 @@ class Load(threading.Thread):
             count += 1
             began = time.perf_counter()
             try:
-                connection.request("POST", "/v1/decide", payment(count, rng), {"content-type": "application/json"})
+                connection.request(
+                    "POST", "/v1/decide", payment(f"b-{count}", rng, *self.known), {"content-type": "application/json"}
+                )
                 answer = connection.getresponse()
                 body = answer.read()
                 if answer.status != 200:
@@ -60,14 +62,12 @@ class Load(threading.Thread):
 
 
 def grown(case: Any) -> Any:
-    """The fourteen features, and one over a column that was not kept."""
-    from over_http import handbook
-
+    """A use case with one more feature, over a column that was not kept."""
     import mlpkg as ml
 
-    features = handbook(case)
     shops = case.on.by("customer_id").agg(n_terminals=ml.nunique("terminal_id", over="30d"))
-    return ml.FeatureSet(case.name, on=case.on, **features.members, shops=shops)
+    features = ml.FeatureSet(case.name, on=case.on, **case.features.members, shops=shops)
+    return ml.UseCase(case.name, features, policy=case.policy)
 
 
 def go_live(state: Path, version: str) -> None:
@@ -83,8 +83,7 @@ def go_live(state: Path, version: str) -> None:
 
 
 def measure(given: argparse.Namespace) -> Iterator[Row]:
-    import over_http
-    from over_http import handbook, load_history, make_model
+    from handbook import handbook, load_history, make_model
 
     from mlpkg import decisions
     from mlpkg.platform import open as open_platform
@@ -95,19 +94,19 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     port = 3310
     settings = Settings.load(state=given.folder / "state", port=port)
     case = decisions.use_case("fraud", settings)
-    over_http.EVENTS, over_http.CUSTOMERS, over_http.TERMINALS = given.rows, given.rows // 350, given.rows // 175
+    customers, terminals = given.rows // 350, given.rows // 175
     platform = open_platform(settings)
-    features = handbook(case)
-    platform.register(case.name, features)
-    load_history(case, platform)
-    model = make_model(case, features, settings)
+    book = handbook(case)
+    platform.register(case.name, book.features)
+    load_history(case, platform, given.rows, customers, terminals)
+    model = make_model(book, settings.state)
     decisions.promote(platform, model, by="benchmark", why="a model of the usual size")
-    better = make_model(case, grown(case), settings)
+    better = make_model(grown(book), settings.state)
     kept = platform._timelines["transactions", "customer_id"].columns if hasattr(platform, "_timelines") else ()
     assert "terminal_id" not in kept, "the column is there already: nothing would be measured"
     platform.close()
     server = start_server(build(case.name, settings, model.version), settings)
-    load = Load(port)
+    load = Load(port, customers, terminals)
     try:
         wait_until_up(server, f"http://127.0.0.1:{port}")
         load.start()

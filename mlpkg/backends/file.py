@@ -16,7 +16,7 @@ from .timelines import SCHEMA as TIMELINES
 from ..settings import MlpkgError, Settings
 
 # %% ../../nbs/backends/file.ipynb #schema
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = """
 create table if not exists control(id integer primary key check (id = 1), generation integer not null);
 insert or ignore into control values (1, 0);
@@ -38,6 +38,7 @@ create table if not exists live(use_case text primary key, version text not null
 create table if not exists token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
     created integer not null, expires integer, revoked integer);
 create table if not exists access(id integer primary key, at integer not null, body text not null);
+create table if not exists reader(name text primary key, position integer not null);
 """
 _FROM_1 = """
 drop table if exists timeline; drop table if exists chunk; drop table if exists stream;

@@ -8,7 +8,7 @@ __all__ = ['SqlitePlatform']
 # %% ../../nbs/backends/sqlite.ipynb #imports
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from shutil import disk_usage
@@ -122,14 +122,15 @@ _T = TypeVar("_T")
 
 # %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
 def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A method of the platform whose errors of SQLite become what a person can read."""
+    """A method of the platform for any thread, whose errors of SQLite become what a person can read."""
 
     @wraps(method)
     def read(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        platform: Any = args[0]
         try:
-            return method(*args, **kwargs)
+            with platform._lock:  # a connection is used by one thread at a time
+                return method(*args, **kwargs)
         except apsw.Error as error:
-            platform: Any = args[0]
             if platform.db.in_transaction:  # which will say so itself
                 raise
             raise platform._told(error) from error
@@ -694,6 +695,18 @@ class SqlitePlatform:
             if generation != self._generation:
                 self._refresh(generation)
 
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """One moment of the store, for who only reads; nobody has to wait for it."""
+        self._look()
+        with self._lock:
+            self.db.execute("begin")
+            try:
+                self._look()
+                yield
+            finally:
+                self.db.execute("rollback")
+
     @_readable
     def entry(self, stream: str, id: str) -> Entry | None:
         """One entry of the log by its stream and id."""
@@ -715,13 +728,8 @@ class SqlitePlatform:
         before: int = LATEST,
     ) -> History:
         """Sources and facts as columns, all as of one moment: events up to a position, with a time in ``[since, before)``."""
-        self._look()
-        with self._lock:
-            self.db.execute("begin")
-            try:
-                return self._history(sources, facts, until, since, before)
-            finally:
-                self.db.execute("rollback")
+        with self._snapshot():
+            return self._history(sources, facts, until, since, before)
 
     def _history(
         self, sources: Sequence[Source], facts: Sequence[Fact], until: int | None, since: int, before: int
@@ -772,7 +780,7 @@ class SqlitePlatform:
     @_readable
     def timelines(self, stream: str, key: str, values: Sequence[int], since: int = -LATEST) -> Timeline:
         """What the store holds of several entities, laid end to end."""
-        with self._transaction():
+        with self._snapshot():
             return self._stored(stream, key).read_many(values, since)
 
     @_readable
@@ -833,9 +841,10 @@ class SqlitePlatform:
 
     def live(self, use_case: str) -> str | None:
         """The version of the model that is live."""
-        if not self.db.in_transaction:
-            self._look()
-        return self._live.get(use_case)
+        with self._lock:
+            if not self.db.in_transaction:
+                self._look()
+            return self._live.get(use_case)
 
     def change_live(self, use_case: str, change: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> None:
         """Append what `change` makes of all changes so far to the log, as one transaction; its ``live`` is live from then on."""
@@ -851,14 +860,30 @@ class SqlitePlatform:
 
     @_readable
     def promotions(self, use_case: str) -> list[dict[str, Any]]:
-        """Every change of what is live, oldest first: change, version, live, by, why, at."""
+        """Every change of what is live or shadows, oldest first: change, version, live, by, why, at, position."""
         self._look()
         found = self.db.execute(
-            "select body, time from log where source=? order by position",
+            "select body, time, position from log where source=? order by position",
             (self._sources.get(promotions_of(use_case), -1),),
         )
-        told = ((json.loads(body), at) for body, at in found)
-        return [{"change": "promote", "live": said["version"]} | said | {"at": at} for said, at in told]
+        told = ((json.loads(body), {"at": at, "position": position}) for body, at, position in found)
+        return [{"change": "promote", "live": said["version"]} | said | when for said, when in told]
+
+    # -- what readers of the log make of it --------------------------------------------------------------------------
+
+    @_readable
+    def reached(self, reader: str) -> int:
+        """The position that a reader of the log has come to."""
+        found = self.db.execute("select position from reader where name=?", (reader,)).fetchone()
+        return found[0] if found else 0
+
+    def derive(self, stream: str, entries: Iterable[tuple[str, int, int, str]], *, reader: str, until: int) -> None:
+        """Append what a reader made of the log, as one transaction with how far it has come; what is there already stays."""
+        at = now()
+        with self._transaction():
+            number = self._source(stream)
+            self.db.executemany(_INSERT, ((number, id, time, at, about, body) for id, time, about, body in entries))
+            self.db.execute("insert or replace into reader values (?, ?)", (reader, until))
 
 
 def _reused(source: str, row: Row) -> Rejected:

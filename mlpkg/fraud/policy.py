@@ -40,4 +40,4 @@ def costs(probability: Any, event: Any) -> dict[str, Any]:
 policy.costs = costs  # type: ignore[attr-defined]
 
 # %% ../../nbs/fraud/policy.ipynb #fraud
-fraud = ml.UseCase("fraud", features, policy=policy)
+fraud = ml.UseCase("fraud", features, policy=policy, fallback="review")

@@ -28,6 +28,7 @@ from .frames import find_use_case, texts_of, the_platform, times
 from ..models import Model
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
+from ..shadow import scores_about
 from ..times import iso, now
 
 # %% ../../nbs/lab/decision.ipynb #contributions
@@ -121,6 +122,13 @@ class Dossier:
             raise MlpkgError(f"the decision on {self.record.event!r} has no score: the fallback made it")
         return contributions(self.model, self.record.features).assign(value=self.features["value"])
 
+    @cached_property
+    def shadows(self) -> Table:
+        """What models that shadowed said of it then, as it was recorded: ``score``, ``action`` and why it ``failed``."""
+        said = scores_about(self.case.name, self.record.event, self.platform)
+        rows = [(s.model, s.score, s.action, s.failed or "") for s in said]
+        return pd.DataFrame(rows, columns=pd.Index(["model", "score", "action", "failed"])).set_index("model")
+
     def by(self, *others: str | Model) -> Table:
         """What other models say of the same moment, by default all that are there: ``score`` and ``action`` by today's policy.
 
@@ -159,6 +167,9 @@ class Dossier:
             f"{r.outcome} = {r.value} ({r.note}{f' {r.reported:%Y-%m-%d %H:%M}' if pd.notna(r.reported) else ''})"
             for r in self.outcomes.itertuples()
         ]
+        others = [
+            f"{model}: {s.failed or f'{s.action}, at a score of {s.score:.6g}'}" for model, s in self.shadows.iterrows()
+        ]
         by = [f"the fallback, because of the {d.fallback['why']}: {d.fallback['detail']}"] if d.fallback else []
         by += [f"model {d.model['version']}"] if d.model else []
         return {
@@ -166,6 +177,7 @@ class Dossier:
             "decision": f"{d.action}{'' if d.score is None else f', at a score of {d.score:.6g}'}{first}",
             "by": f"{', '.join(by)}, policy {d.policy}{f', asked by {d.caller}' if d.caller else ''}",
             "saw": f"the log up to position {d.moment[1]}; took {d.latency_us} µs",
+            **({"shadows": "; ".join(others)} if others else {}),
             "outcome": "; ".join(said) or "nothing is known",
         }
 

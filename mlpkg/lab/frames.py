@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['When', 'Order', 'the_platform', 'find_source', 'find_use_case', 'times', 'series', 'frame_of', 'events',
-           'texts_of_events', 'nullable', 'readable', 'decisions', 'check_order', 'warn_of_late', 'preview']
+           'texts_of_events', 'nullable', 'readable', 'decisions', 'shadows', 'check_order', 'warn_of_late', 'preview']
 
 # %% ../../nbs/lab/frames.ipynb #imports
 from typing import Any, Literal, get_args
@@ -22,6 +22,7 @@ from ..history import Events, History
 from ..platform import Platform, decisions_of, texts_of
 from ..platform import open as open_platform
 from ..settings import MlpkgError, Settings
+from ..shadow import scores
 from ..timeline import Array
 from ..times import LATEST, instant
 
@@ -180,6 +181,30 @@ def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Pla
     for name in set(case.features.categories) & set(frame.columns):
         frame[name] = nullable(np.array([NULL if (c := row.get(name)) is None else c for row in rows], np.int64))
     return readable(case.features, frame.drop(columns="position"), platform=platform)
+
+# %% ../../nbs/lab/frames.ipynb #shadows
+def shadows(since: When = 0, *, of: UseCase | str | None = None, platform: Platform | None = None) -> pd.DataFrame:
+    """What models that shadowed said of the decisions on events from `since` on, beside what was served.
+
+    `failed` says why, where a model could not say anything.
+    """
+    case, platform = find_use_case(of), platform or the_platform()
+    rows = [
+        (s.event, entry.time, s.model, s.score, s.action, s.failed, entry.about)
+        for entry, s in scores(case.name, platform)
+        if entry.time >= instant(since)
+    ]
+    names = ["id", "time", "model", "score", "action", "failed", "decision"]
+    frame = pd.DataFrame(rows, columns=pd.Index(names)).astype({"score": np.float64, "failed": "str"})
+    frame["time"] = times(frame["time"].to_numpy(np.int64))
+    first = min((row[-1] or 0 for row in rows), default=0)
+    served = [
+        (entry.position, d["score"], d["action"])
+        for entry in platform.read(first - 1, streams=[decisions_of(case.name)])
+        for d in [msgspec.json.decode(entry.body)]
+    ]
+    beside = pd.DataFrame(served, columns=pd.Index(["decision", "served_score", "served_action"]))
+    return frame.merge(beside, on="decision", how="left").drop(columns="decision")
 
 # %% ../../nbs/lab/frames.ipynb #preview
 def check_order(history: str) -> None:

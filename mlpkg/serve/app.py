@@ -24,6 +24,7 @@ from ..events import Outcome, Source
 from ..platform import Entry, Platform, decisions_of
 from ..platform import counts as counts_of
 from ..platform import open as open_platform
+from .follower import Following
 from .gate import Gate
 from .guard import Guard, Head, read_head
 from .metrics import Metrics
@@ -204,6 +205,8 @@ class Application:
         self.settings = settings or Settings.load()
         self.guard = Guard(self.settings, lambda: self.platform)
         self._use_case = use_case
+        self._serves = False
+        self._following: Following | None = None
         self.in_flight = 0
 
     @cached_property
@@ -225,6 +228,8 @@ class Application:
 
         made = Decider(self.use_case, self.platform)
         self.platform.patience = min(self.platform.patience, _PATIENCE)  # while it waits, nobody is answered
+        if self._serves:
+            made.champion.watch()
         return made
 
     @cached_property
@@ -277,13 +282,17 @@ class Application:
         return found | {o.stream: o for o in found.values()}
 
     def start(self) -> None:
-        """Open the store and load the live model, in the process and thread that will serve."""
+        """Open the store and load the live model, in the process and thread that will serve; models are loaded on the side from then on."""
+        self._serves = True
         try:
             ready = self.ready()
             state = self.settings.state
             _log.info("%s decides with model %s; its state lies in %s", ready["use_case"], ready["model"], state)
         except Exception as error:  # it starts all the same, and says why it is not ready
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], self.settings.state)
+        name = self._use_case if isinstance(self._use_case, str) else self._use_case.name
+        if name in self.settings.use_cases:  # where another process can find it
+            self._following = Following(self.settings, name, lambda: self.__dict__.get("platform"))
         if "uvicorn" in sys.modules:
             from mlpkg.serve.heads import bound_heads
 
@@ -294,8 +303,11 @@ class Application:
 
     def close(self) -> None:
         """Close the store."""
-        for name in ("decider", "gate"):
-            self.__dict__.pop(name, None)
+        if self._following is not None:
+            self._following.close()
+        if "decider" in self.__dict__:
+            self.__dict__.pop("decider").champion.close()
+        self.__dict__.pop("gate", None)
         if "platform" in self.__dict__:
             self.__dict__.pop("platform").close()
         if "metrics" in self.__dict__:
@@ -447,12 +459,15 @@ async def _catalog(app: Application, asked: _Asked) -> _Answer:
 async def _metrics(app: Application, asked: _Asked) -> _Answer:
     if asked.scope["method"] not in ("GET", "HEAD"):
         raise Problem(405, "only GET is allowed here", "method", asked.scope["method"], allow="GET, HEAD")
-    return await asyncio.to_thread(lambda: (200, _METRICS, app.metrics.text(_store(app.settings)).encode()))
+    return await asyncio.to_thread(lambda: (200, _METRICS, app.metrics.text(_store(app)).encode()))
 
 
-def _store(settings: Settings) -> Mapping[str, int] | MlpkgError:
+def _store(app: Application) -> Mapping[str, float] | MlpkgError:
+    from mlpkg.shadow import lag
+
     try:
-        return counts_of(settings)
+        shadows, seconds = lag(app.use_case.name, app.platform)
+        return counts_of(app.settings) | {"shadows": shadows, "shadow_lag_seconds": seconds}
     except MlpkgError as error:
         return error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .app import Application
+from .follower import without_research
 from .problem import problem
 from ..settings import Settings
 
@@ -36,7 +37,7 @@ def settings(folder: str | Path) -> Settings:
 def take_over(app: Application, folder: Path) -> bool:
     """Make the model in `folder` (``folder/<version>/``) live, if it never was; whether it did."""
     found = next((p for p in sorted(folder.glob("*/manifest.json"))), None)
-    if found is None or found.parent.name in {p["version"] for p in app.platform.promotions(app.use_case.name)}:
+    if found is None or found.parent.name in {p["live"] for p in app.platform.promotions(app.use_case.name)}:
         return False
     from mlpkg.decisions import promote
     from mlpkg.models import adopt
@@ -58,14 +59,8 @@ def start(app: Application, model: str | Path) -> None:
     app.start()
 
 
-_RESEARCH = ("dask", "matplotlib", "pandas", "polars", "pyarrow", "sklearn")
-
-
 def _become_a_worker() -> None:
-    for name in (
-        _RESEARCH
-    ):  # LightGBM imports what it finds, for seconds; a worker runs everywhere as it runs where they are not
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    without_research()
     if (
         sys.platform == "linux"
     ):  # a worker that outlives its supervisor would keep the port, and no other server could start

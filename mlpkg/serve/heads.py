@@ -33,8 +33,36 @@ def _data_received(self: Any, data: bytes) -> None:
 
 
 def _connection_made(self: Any, transport: asyncio.Transport) -> None:
-    _made(self, transport)
+    _made(self, _Joined(transport))  # type: ignore[arg-type]
     asyncio.get_running_loop().call_later(_PATIENCE, _close, self, None)
+
+
+class _Joined:
+    """A transport that keeps the head of an answer until the body comes, or the loop turns; the rest is the transport's own."""
+
+    __slots__ = ("_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport, self._loop, self._head = transport, asyncio.get_running_loop(), b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        data, self._head = self._head + data, b""
+        self._transport.write(data)
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
 
 def _close(self: Any, head: Any) -> None:
@@ -43,6 +71,6 @@ def _close(self: Any, head: Any) -> None:
 
 
 def bound_heads() -> None:
-    """Bound the heads of all requests that uvicorn reads in this process."""
+    """Bound the heads of all requests that uvicorn reads in this process, and write the head of an answer with its body."""
     HttpToolsProtocol.data_received = _data_received  # type: ignore[method-assign]
     HttpToolsProtocol.connection_made = _connection_made  # type: ignore[method-assign,assignment]

@@ -147,7 +147,7 @@ class Metrics:
         action = "rank" if getattr(decision, "alternatives", None) else decision.action
         self.counts.add(("decisions", decision.use_case, action, model, str(fallback).lower()))
 
-    def text(self, store: Mapping[str, int] | MlpkgError) -> str:
+    def text(self, store: Mapping[str, float] | MlpkgError) -> str:
         """All of it in Prometheus' text format; `store` is what is known of the store, or why nothing is."""
         counted = total(self._folder, self.counts)
         lines: list[str] = []
@@ -205,6 +205,8 @@ _STORE = {
     "dead_letters": ("gauge", "What was refused and kept."),
     "outcomes_waiting": ("gauge", "Outcomes about events that are not known yet."),
     "timelines_building": ("gauge", "Timelines that are being built."),
+    "shadows": ("gauge", "Models that shadow."),
+    "shadow_lag_seconds": ("gauge", "How long the oldest decision waits that shadows have not scored."),
 }
 
 

@@ -7,6 +7,7 @@ __all__ = ['start_server', 'stop_server', 'wait_until_up']
 
 # %% ../../nbs/serve/run.ipynb #imports
 import ctypes
+import importlib.util
 import json
 import os
 import signal
@@ -61,8 +62,10 @@ def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> 
         # the mlpkg that was packaged, whatever this one has become since
         "PYTHONPATH": os.pathsep.join(str(p) for p in (bento.wheel, os.environ.get("PYTHONPATH")) if p),
     }
-    options = ["--host", settings.host, "--port", str(settings.port), "--timeout-graceful-shutdown", "5"]
-    command = [sys.executable, "-m", "bentoml", "serve", str(bento.folder), *options]
+    supervisor = importlib.util.find_spec("mlpkg.serve.supervisor")
+    assert supervisor is not None and supervisor.origin is not None
+    # -P: what lies beside the script are no modules to import
+    command = [sys.executable, "-P", supervisor.origin, str(bento.folder), settings.host, str(settings.port)]
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def tied() -> None:

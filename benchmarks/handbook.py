@@ -1,0 +1,108 @@
+"""The decision that is measured: the fourteen features of the Fraud Detection Handbook and the amount, 200 trees, and a history.
+
+Customers and terminals of the history have some tens to a hundred events each, up to now.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+
+import mlpkg as ml
+from mlpkg import UseCase, models
+from mlpkg.decisions import promote, use_case
+from mlpkg.fraud.features import during_night, during_weekend
+from mlpkg.models import Model
+from mlpkg.platform import Batch, Platform
+from mlpkg.platform import open as open_platform
+from mlpkg.settings import Settings
+from mlpkg.times import DAY, iso, now
+
+EVENTS, CUSTOMERS, TERMINALS, DAYS = 50_000, 500, 1000, 40
+TREES, LEAVES = 200, 31
+
+
+def handbook(case: UseCase | None = None) -> UseCase:
+    """A use case, by default that of card fraud, with the fourteen features of the handbook, and the amount."""
+    case = case or use_case("fraud")
+    days, source, frauds = ["1d", "7d", "30d"], case.on, case.on.outcomes["fraud"]
+    customer = source.by("customer_id").agg(n_tx=ml.count(over=days), avg_amount=ml.mean("amount", over=days))
+    terminal = frauds.by("terminal_id", delay="7d").agg(
+        n_tx=ml.count(over=days), risk=ml.mean("fraud", over=days, empty=0.0)
+    )
+    present = {"amount": ml.field("amount")}
+    present |= {f.__name__: ml.request(f) for f in (during_night, during_weekend)}
+    features = ml.FeatureSet("fraud", on=source, customer=customer, terminal=terminal, **present)
+    return UseCase("fraud", features, policy=case.policy)
+
+
+def load_history(
+    case: UseCase, platform: Platform, events: int = EVENTS, customers: int = CUSTOMERS, terminals: int = TERMINALS
+) -> None:
+    """Forty days of payments up to now, and the outcome of those that are older than a week."""
+    rng = np.random.default_rng(7)
+    end = now()
+    at = np.sort(rng.integers(end - DAYS * DAY, end - DAY, events))
+    values = {
+        "customer_id": rng.integers(0, customers, events),
+        "terminal_id": rng.integers(0, terminals, events),
+        "amount": rng.gamma(2, 25, events).round(2),
+    }
+    source, outcome = case.on, case.on.outcomes["fraud"]
+    each = zip(*(v.tolist() for v in values.values()), strict=True)
+    bodies = [json.dumps(dict(zip(values, row, strict=True))) for row in each]
+    told = np.flatnonzero(at < end - 7 * DAY)
+    truth = rng.random(len(told)) < 0.01
+    ids = [f"h-{i}" for i in range(events)]
+    codes = np.column_stack([c.encode_many(values[c.name]) for c in source.columns])
+    platform.load(
+        Batch(
+            streams=[source, outcome],
+            stream=np.repeat([0, 1], [events, len(told)]),
+            ids=ids + [ids[i] for i in told.tolist()],
+            time=np.concatenate([at, at[told]]),
+            arrived=np.concatenate([at, at[told] + 7 * DAY]),
+            bodies=bodies + [json.dumps({outcome.name: t}) for t in truth.tolist()],
+            codes={source.stream: codes, outcome.stream: truth.astype(np.int64)[:, None]},
+            rows=np.arange(events + len(told)),
+        )
+    )
+
+
+def make_model(case: UseCase, state: Path) -> Model:
+    """A model of the usual size on noise: what it says does not matter here, what it costs does."""
+    import lightgbm as lgb  # takes a while, and whoever serves the use case needs none of it
+
+    rng = np.random.default_rng(1)
+    names = case.features.names
+    rows = rng.gamma(2, 25, (20_000, len(names)))
+    label = (rows @ rng.normal(size=len(names)) > 0) ^ (rng.random(len(rows)) < 0.1)
+    parameters = {"objective": "binary", "num_leaves": LEAVES, "verbose": -1, "num_threads": 2}
+    booster = lgb.train(parameters, lgb.Dataset(rows, label.astype(int), feature_name=names), TREES)
+    version = models.save(state, case.name, booster, case.features, metrics={}, lineage={}, policy={})
+    return models.find(state, case.name, version)
+
+
+def make_store(state: Path, case: UseCase | None = None, events: int = EVENTS) -> Model:
+    """A store with the history, and a model that is live in it."""
+    case = case or handbook()
+    platform = open_platform(Settings(state=state))
+    platform.register(case.name, case.features)
+    load_history(case, platform, events)
+    model = make_model(case, state)
+    promote(platform, model, by="benchmark", why="a model of the usual size")
+    platform.close()
+    return model
+
+
+def payment(id: str, rng: random.Random, customers: int = CUSTOMERS, terminals: int = TERMINALS) -> bytes:
+    """A new payment of a known customer at a known terminal."""
+    event = {
+        "id": id,
+        "time": iso(now()),
+        "customer_id": rng.randrange(customers),
+        "terminal_id": rng.randrange(terminals),
+        "amount": round(rng.gammavariate(2, 25), 2),
+    }
+    return json.dumps(event).encode()
