@@ -18,7 +18,7 @@ import apsw
 import numpy as np
 
 from ..cells import Cells, merge, summarise
-from ..timeline import Array, Timeline, decode, stable_order, unpack
+from ..timeline import Array, Packed, Timeline, decode, stable_order, unpack
 
 # %% ../../nbs/backends/timelines.ipynb #schema
 SCHEMA = """
@@ -324,15 +324,15 @@ class Timelines:
     def _tree(self, entity: int, used: int) -> _Tree:
         return _Tree(self._run, entity, used, self.width // 8)
 
-    def read(self, head: Head, since: int, edges: Array | None = None) -> Timeline | Cells:
-        """All rows later than `since`, and maybe some before; a long timeline as cells, if `edges` of windows are given."""
+    def read(self, head: Head, since: int, edges: Array | None = None) -> Packed | Timeline | Cells:
+        """All rows later than `since`, and maybe some before; a long timeline as cells, if `edges` of windows after it are given."""
         entity, used, data = head
         if not used or (data and first_time(data) <= since):
-            return decode(data, self.columns)
+            return Packed(data, self.columns)
         tree = self._tree(entity, used)
-        if edges is not None and (found := tree.cells(edges)) is not None:
-            return self._cells(*found, unpack(data, self.width // 8), edges)
-        return decode(b"".join([*tree.rows(since), data]), self.columns)
+        if edges is not None and (found := tree.cells(since + edges)) is not None:
+            return self._cells(*found, unpack(data, self.width // 8), since + edges)
+        return Packed(b"".join([*tree.rows(since), data]), self.columns)
 
     def heads(self, keys: Sequence[int]) -> dict[int, Head]:
         """The heads of those timelines that there are, by their keys."""
