@@ -213,7 +213,7 @@ class OfColumn(Aggregate):
 
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """A value of the column in its unit."""
-        return t[0] / scale
+        return t[0] * 1.0 / scale  # of one integer or of an array of them, as floats
 
 
 @dataclass(frozen=True)

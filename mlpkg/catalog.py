@@ -645,7 +645,8 @@ def _models_page(case: Mapping[str, Any]) -> str:
             since = "nothing" if not m["since_then"] else "<br>".join(m["since_then"][:10])
             since += f"<br>and {len(m['since_then']) - 10} more" if len(m["since_then"]) > 10 else ""
         name = f"{_anchor(case['name'] + '-' + m['version'])}`{m['version']}`"
-        rows.append([name, "yes" if m["live"] else "", m.get("created", ""), f"`{m.get('definition', '')}`", since])
+        role = "yes" if m["live"] else "shadow" if m["shadows"] else ""
+        rows.append([name, role, m.get("created", ""), f"`{m.get('definition', '')}`", since])
     head = ["model", "live", "made", "definition", "changed in the code since"]
     return "A model brings its own definition and is served with that one, whatever the code says today.\n\n" + _table(
         head, rows

@@ -188,6 +188,21 @@ class Client(_Talks):
         """
         return _finished(self._one("/v1/decide", event, Decision))
 
+    def rank(self, event: Mapping[str, Any], candidates: Iterable[Any] | None = None) -> Decision:
+        """The candidates of an event in order, as the `alternatives` of the decision; without any given, those that the service finds.
+
+        The same event with the same candidates gets the same answer.
+
+        Raises
+        ------
+        Refused
+            When the event or a candidate breaks the contract (422), its id was used for other content or other candidates (409), or
+            the service does not rank (404).
+        Unavailable
+            When no attempt got an answer.
+        """
+        return _finished(self._one("/v1/rank", _with(event, candidates), Decision))
+
     def decide_many(self, events: Iterable[Mapping[str, Any]]) -> list[Decision | Refused]:
         """A decision for each event in order, or why it was refused."""
         return _finished(self._many("/v1/decide", events, Decision))
@@ -226,6 +241,10 @@ def _finished(talk: Coroutine[Any, Any, _T]) -> _T:
     raise RuntimeError("it waited")
 
 
+def _with(event: Mapping[str, Any], candidates: Iterable[Any] | None) -> Mapping[str, Any]:
+    return event if candidates is None else {**event, "candidates": [*candidates]}
+
+
 def _report(outcome: str, id: str, truth: Any, corrects: bool) -> dict[str, Any]:
     return {"id": id, outcome.rpartition(".")[2]: truth} | ({"corrects": True} if corrects else {})
 
@@ -256,6 +275,10 @@ class AsyncClient(_Talks):
     async def decide(self, event: Mapping[str, Any]) -> Decision:
         """The decision on an event; the same event again gets the same one."""
         return await self._one("/v1/decide", event, Decision)
+
+    async def rank(self, event: Mapping[str, Any], candidates: Iterable[Any] | None = None) -> Decision:
+        """The candidates of an event in order, as the `alternatives` of the decision; without any given, those that the service finds."""
+        return await self._one("/v1/rank", _with(event, candidates), Decision)
 
     async def decide_many(self, events: Iterable[Mapping[str, Any]]) -> list[Decision | Refused]:
         """A decision for each event in order, or why it was refused."""

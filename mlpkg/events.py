@@ -296,7 +296,10 @@ class Source:
         Rejected
             When it is no JSON object, or a field is missing, unknown, of the wrong type or out of its range.
         """
-        event = validated(self.contract, self.name, body)
+        return self.row(validated(self.contract, self.name, body))
+
+    def row(self, event: Any) -> Row:
+        """The row of an instance of the contract; `Rejected` where a number is beyond what its resolution allows."""
         codes = []
         values: dict[str, Any] = {}
         for column in self.declared:
@@ -332,10 +335,10 @@ class Source:
             return
         raise Rejected(f"{self.contract.__name__}.time", iso(row.time), reason, event=row.id, source=self.name)
 
-    def _too_large(self, column: Column, value: object, event: str) -> Rejected:
+    def _too_large(self, column: Column, value: object, event: str, within: str = "") -> Rejected:
         most = SUMMABLE / column.scale if column.kind == "number" else SAFE
         reason = f"is beyond ±{most:g}" + (", the most its resolution allows" if column.kind == "number" else "")
-        return Rejected(f"{self.contract.__name__}.{column.name}", value, reason, event=event, source=self.name)
+        return Rejected(f"{self.contract.__name__}.{within}{column.name}", value, reason, event=event, source=self.name)
 
     def spec(self) -> dict[str, object]:
         """The source as plain data: what a definition has to know of it."""

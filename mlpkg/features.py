@@ -31,7 +31,7 @@ from .live import Formulas, Quick
 from .reduction import Reduction
 from .settings import MlpkgError
 from .terms import OtherFeature, PresentField, Request, Term, feature, field, request, term_of
-from .timeline import FAR, Array, Moments, Timeline, decode, stable_order, with_truth
+from .timeline import FAR, Array, Moments, Packed, Timeline, as_timeline, stable_order, with_truth
 from .times import duration, spoken
 
 # %% ../nbs/features.ipynb #part
@@ -96,15 +96,14 @@ class _Part:
         """Whether a live decision needs no more of its rows than counts, sums and extremes."""
         return self.rest is None and self.settled and not self.quick.by_row
 
-    def is_plain(self, rows: Timeline | Cells, position: int, own: int) -> bool:
+    def is_plain(self, rows: Packed | Timeline | Cells, position: int, own: int) -> bool:
         """Whether a live moment sees all rows of its windows, and all that was said about these."""
         if self.fact is None or not self.settled:
             return self.settled
         if self.presumes or isinstance(rows, Cells):
             return own == position
-        return (
-            own == position and int(rows.position.max(initial=0)) <= position
-        )  # what is said of the own event comes later
+        latest = int(rows.position.max(initial=0))
+        return own == position and latest <= position  # what is said of the own event comes later
 
     def events(self, history: History) -> Events:
         """The rows that its windows are about, in the order of their positions."""
@@ -282,8 +281,9 @@ class FeatureSet:
                 edges[at] = np.union1d(known, part.quick.offsets) if quick else None  # type: ignore[arg-type]
         by = {(s.stream, s.key): s.by for s in self.streams}
         return [
-            (stream, by[stream, key], self.reach[stream, key], None if at is None else at[::-1])
+            (stream, by[stream, key], far, None if at is None else far - at[::-1])
             for (stream, key), at in edges.items()
+            for far in [self.reach[stream, key]]
         ]
 
     @cached_property
@@ -343,7 +343,13 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 # %% ../nbs/features.ipynb #compute
 def compute(
-    features: FeatureSet, history: History, rows: Array, seen: Array | None = None, *, threads: int | None = None
+    features: FeatureSet,
+    history: History,
+    rows: Array,
+    seen: Array | None = None,
+    *,
+    given: Mapping[str, Array] | None = None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
     """The features of some events of the past.
 
@@ -355,6 +361,9 @@ def compute(
         Places among the history's events of ``features.on``, in ascending order.
     seen
         The position up to which each decision saw the log; by default that of the event itself.
+    given
+        What to take for some fields of these events instead of what they had: int64 columns by name. A place may then be there
+        several times.
     threads
         How many to use; by default as many as there are cores.
 
@@ -363,9 +372,9 @@ def compute(
     A column per feature in the order of the features: int64 (of a category the code of its text, `NULL` for none) or float64.
     """
     events = history.events[features.on.name]
-    every = len(rows) == len(events) and np.array_equal(rows, np.arange(len(rows)))
+    every = not given and len(rows) == len(events) and np.array_equal(rows, np.arange(len(rows)))
     if not every:
-        present = {name: codes[rows] for name, codes in events.columns.items()}
+        present = {name: codes[rows] for name, codes in events.columns.items()} | dict(given or {})
         time, own = events.time[rows], events.position[rows]
     else:
         present, time, own = events.columns, events.time, events.position
@@ -393,17 +402,18 @@ def complete(
     out, seen = dict(found), features.on.seen
     for place, what in features._present:
         if isinstance(what, PresentField):
-            out[features.names[place]] = _in_unit(seen[what.name], present[what.name])
+            value = _in_unit(seen[what.name], present[what.name])
+            out[features.names[place]] = value.astype(np.float64) if value.dtype == bool else value
         else:
             given = {a: time if a == "time" else _in_unit(seen[a], present[a]) for a in what.arguments}
             out[features.names[place]] = what.many(given, len(time))
 
-    def value(leaf: Any) -> Array:
+    def value_of(leaf: Any) -> Array:
         of = out[leaf.name] if isinstance(leaf, OtherFeature) else _in_unit(seen[leaf.name], present[leaf.name])
         return np.asarray(of, np.float64)
 
     for place, formula in features._formulas:
-        out[features.names[place]] = np.broadcast_to(formula.value(value), time.shape)
+        out[features.names[place]] = np.broadcast_to(formula.value(value_of), time.shape)
     return {name: out[name] for name in features.names}
 
 
@@ -474,28 +484,29 @@ class _Live:
 
     def __init__(self, features: FeatureSet):
         self.fields = [c.name for c in features.on.columns]
-        offsets: list[int] = []  # of all times that windows begin or end at, so that a single subtraction gives these
-
-        def within(wanted: Array) -> slice:
-            offsets.extend(wanted.tolist())
-            return slice(len(offsets) - len(wanted), len(offsets))
-
         self.reads = [
-            (stream, key, key.name, reach, None if edges is None else within(edges), _nothing_of(features, stream))
+            (stream, key, key.name, reach, edges, _nothing_of(features, stream))
             for stream, key, reach, edges in features.reads
         ]
         number = {(stream, name): i for i, (stream, _, name, *_) in enumerate(self.reads)}
+        each = [part.quick.offsets for part in features._parts]
+        ends = np.cumsum([len(offsets) for offsets in each]).tolist()
+        self.offsets = np.concatenate(
+            [_NO_OFFSETS, *each]
+        )  # of all windows, so that a single subtraction gives their times
         self.parts = [
-            (part, [number[s.stream, s.key] for s in part.streams], within(part.quick.offsets))
-            for part in features._parts
+            (part, [number[s.stream, s.key] for s in part.streams], slice(end - len(part.quick.offsets), end))
+            for part, end in zip(features._parts, ends, strict=True)
         ]
-        self.offsets = np.array(offsets, np.int64)
         self.formulas = Formulas([(p.quick, p.places) for p in features._parts], len(features.features))
 
 
-def _nothing_of(features: FeatureSet, stream: str) -> Timeline:
+_NO_OFFSETS = np.zeros(0, np.int64)
+
+
+def _nothing_of(features: FeatureSet, stream: str) -> Packed:
     columns = {c for s in features.streams if s.stream == stream for c in s.columns}
-    return decode(b"", tuple(sorted({"about", *columns})))
+    return Packed(b"", tuple(sorted({"about", *columns})))
 
 # %% ../nbs/features.ipynb #evaluate
 def evaluate(
@@ -504,7 +515,7 @@ def evaluate(
     time: int,
     position: int,
     own: int,
-    read: Callable[[str, str, int, int, Array | None], Timeline | Cells],
+    read: Callable[[str, str, int, int, Array | None], Packed | Timeline | Cells],
 ) -> list[float | int]:
     """The features of one event, as Python numbers in the order of the features; NaN, or `NULL` for a category, is null.
 
@@ -516,30 +527,28 @@ def evaluate(
         The moment: the event's time, the position up to which the log is seen, and the event's own.
     read
         ``read(stream, key, value, since, edges)`` gives the timeline of one entity: all rows later than `since`, which may be
-        summed up between the ascending times `edges`, where these are given.
+        summed up between the `edges`, ascending microseconds after `since`, where these are given.
     """
     live = features._live
     named, edges = dict(zip(live.fields, codes, strict=True)), time - live.offsets
-    timelines: list[Timeline | Cells] = []
-    for stream, key, name, reach, within, nothing in live.reads:
+    timelines: list[Packed | Timeline | Cells] = []
+    for stream, key, name, reach, windows, nothing in live.reads:
         if (value := key.of(named, time)) == NULL:
             timelines.append(nothing)
         else:
-            between = edges[within] if within is not None and own == position else None
-            timelines.append(read(stream, name, value, time - reach, between))
-    found: list[Array] = []
-    wide: list[int] = []
+            timelines.append(read(stream, name, value, time - reach, windows if own == position else None))
+    found: list[int] = []
     slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
     for part, which, within in live.parts:
         rows, reports = timelines[which[0]], timelines[which[-1]]
         if part.is_plain(rows, position, own):
-            part.quick.find(rows, reports, edges[within], found, wide)
+            part.quick.find(rows, reports, edges[within], found)
             if part.rest is not None:
                 slow.append((part, rows, reports, part.quick.rest, part.rest))
         else:
-            part.quick.skip(found, wide)
+            part.quick.skip(found)
             slow.append((part, rows, reports, range(len(part.reduction.plans)), part.reduction))
-    out = live.formulas.numbers(found, wide)
+    out = live.formulas.numbers(found)
     for each in slow:
         _evaluate_slow(*each, named, Moments.one(time, position, own), out)
     if features._present or features._formulas:
@@ -558,6 +567,7 @@ def _evaluate_slow(
     out: list[Any],
 ) -> None:
     """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
+    rows, reports = as_timeline(rows), as_timeline(reports)
     if part.presumes:
         rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.after_us)
     elif part.fact is not None:
@@ -572,13 +582,12 @@ def _evaluate_slow(
 
 
 def _evaluate_terms(features: FeatureSet, named: Mapping[str, int], time: int, out: list[Any]) -> None:
-    seen, number = features.on.seen, features._number
+    seen, number, at = features.on.seen, features._number, np.int64(time)
     for place, what in features._present:
         if isinstance(what, PresentField):
             out[place] = _one_in_unit(seen[what.name], named[what.name])
         else:
-            given = {a: np.int64(time) if a == "time" else _scalar(seen[a], named[a]) for a in what.arguments}
-            out[place] = what.one(given)
+            out[place] = what.one([at if a == "time" else _scalar(seen[a], named[a]) for a in what.arguments])
 
     def value(leaf: Any) -> float:
         if isinstance(leaf, OtherFeature):

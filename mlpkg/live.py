@@ -6,9 +6,8 @@
 __all__ = ['Quick', 'Formulas']
 
 # %% ../nbs/live.ipynb #imports
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from .cells import GREATEST, KNOWN, LEAST, SQUARES, SQUARES_HIGH, SUM, Cells
 from .columns import NULL, Column
 from .conditions import Condition, Known
 from .reduction import Reduction
-from .timeline import Array, Timeline, with_truth
+from .timeline import Array, Packed, Timeline, as_timeline, with_truth
 
 # %% ../nbs/live.ipynb #view
 _MOST = 2**63 - 1
@@ -29,7 +28,9 @@ class _View:
 
     __slots__ = ("at", "cells", "codes", "columns", "rows")
 
-    def __init__(self, rows: Timeline | Cells, codes: Mapping[str, Array], columns: Mapping[str, Column], at: Array):
+    def __init__(
+        self, rows: Packed | Timeline | Cells, codes: Mapping[str, Array], columns: Mapping[str, Column], at: Array
+    ):
         self.rows, self.codes, self.columns, self.at = rows, codes, columns, at
         self.cells = type(rows) is Cells
 
@@ -66,8 +67,8 @@ class _View:
         """The sum of a column."""
         return self.added(self.codes[name][:, SUM] if self.cells else self._filled(name, 0))
 
-    def squares(self, name: str) -> list[int]:
-        """The sum of the squares of a column, as Python integers."""
+    def squares(self, name: str) -> Array:
+        """The sum of the squares of a column, as Python's integers."""
         if self.cells:
             low, high = self.codes[name][:, SQUARES], self.codes[name][:, SQUARES_HIGH]
             words, shifts = (low & 0xFFFFFFFF, low >> 32 & 0xFFFFFFFF, high), (32, 64)
@@ -76,7 +77,8 @@ class _View:
             high, low = values >> 21, values & 0x1FFFFF  # so that no sum of products leaves 64 bits
             words, shifts = (low * low, low * high, high * high), (22, 42)
         parts = [self.added(word).tolist() for word in words]
-        return [a + (b << shifts[0]) + (c << shifts[1]) for a, b, c in zip(*parts, strict=True)]
+        whole = [a + (b << shifts[0]) + (c << shifts[1]) for a, b, c in zip(*parts, strict=True)]
+        return np.array(whole, object)
 
     def least(self, name: str) -> Array:
         """The least value of a column."""
@@ -162,149 +164,104 @@ class Quick:
         return self.columns[plan.aggregate.names[0]].scale if plan.aggregate.names else 1
 
     def _plan(self, made: Iterable[_Made], conditions: Mapping[str, Condition]) -> dict[_Made, int]:
-        """Order by views what is to be found; where each stands: among integers of 64 bits, or among the squares."""
+        """Order by views what is to be found; where each stands."""
         order = [(view, [m for m in made if m[0] == view]) for view in dict.fromkeys(m[0] for m in made)]
         self.views = [
             (
                 [conditions[text] for text in view],
                 {name for _, _, name in mine if name},
-                [(getattr(_View, what), name) for _, what, name in mine if what not in ("told", "squares")],
-                [name for _, what, name in mine if what == "squares"],
+                [(getattr(_View, what), name) for _, what, name in mine if what != "told"],
             )
             for view, mine in order
         ]
-        narrow = [m for _, mine in order for m in mine if m[1] not in ("told", "squares")]
-        self.number = narrow.index(((), "number", "")) if ((), "number", "") in narrow else 0
-        told, wide = [[m for _, mine in order for m in mine if m[1] == what] for what in ("told", "squares")]
-        self.told = bool(told)
-        self.size, self.wide = len(narrow + told) * self.width, len(wide) * self.width
-        self.truth_by_row = any(name == self.truth for _, _, name in narrow + wide) or any(
+        rows = [m for _, mine in order for m in mine if m[1] != "told"]
+        told = [m for _, mine in order for m in mine if m[1] == "told"]
+        self.number = self.width * (rows.index(((), "number", "")) if ((), "number", "") in rows else 0)
+        self.told, self.size = bool(told), len(rows + told) * self.width
+        self.truth_by_row = any(name == self.truth for _, _, name in rows) or any(
             self.truth in c.used for found, *_ in self.views for c in found
         )
-        single = any(what in ("first", "last") for _, what, _ in narrow)
+        single = any(what in ("first", "last") for _, what, _ in rows)
         self.by_row = self.truth_by_row or single or self.latest is not None or any(found for found, *_ in self.views)
-        return {m: i * self.width for found in (narrow + told, wide) for i, m in enumerate(found)}
+        return {m: i * self.width for i, m in enumerate(rows + told)}
 
     def find(
         self,
-        rows: Timeline | Cells,
-        reports: Timeline | Cells | None,
+        rows: Packed | Timeline | Cells,
+        reports: Packed | Timeline | Cells | None,
         edges: Array,
-        found: list[Array],
-        wide: list[int],
+        found: list[int],
     ) -> None:
-        """Add to `found` and `wide` what the numbers are made of; at the times `edges` windows begin and, last, end.
+        """Add to `found` what the numbers are made of; at the times `edges` windows begin and, last, end.
 
         `reports` say what is known of the outcome.
         """
-        places, codes = rows.time.searchsorted(edges, "right"), rows.columns
+        places, first = rows.time.searchsorted(edges, "right"), len(found) + self.number
+        codes = rows.columns
         if self.truth_by_row:
+            rows, reports = as_timeline(rows), as_timeline(reports)
             assert isinstance(rows, Timeline) and isinstance(reports, Timeline) and self.truth is not None
             codes = with_truth(rows, self.truth, reports, self.presumed, self.after).columns
-        first = len(found)
-        for conditions, columns, made, squared in self.views:
+        for conditions, columns, made in self.views:
             view = _View(rows, codes, self.columns, places)
             if conditions:
                 view.keep(conditions, columns)
             if self.latest is not None:
                 view.cut(self.latest)
             for what, name in made:
-                found.append(what(view, name))
-            for name in squared:
-                wide += view.squares(name)
+                found += what(view, name).tolist()
         if self.told:
             assert reports is not None and self.truth is not None
-            found.append(self._said(reports, self.truth, edges, found[first + self.number]))
+            found += self._said(reports, self.truth, edges, found[first : first + self.width])
 
-    def _said(self, reports: Timeline | Cells, name: str, edges: Array, number: Array) -> Array:
+    def _said(
+        self, reports: Packed | Timeline | Cells, name: str, edges: Array, number: Sequence[int]
+    ) -> Sequence[int]:
         """The sum of the outcome over so many rows."""
         if not len(reports):
-            return number * self.presumed
+            return [n * self.presumed for n in number]
         view = _View(reports, reports.columns, self.columns, reports.time.searchsorted(edges, "right"))
-        total = view.sum(name)
-        return total + (number - view.number(name)) * self.presumed if self.presumed else total
+        total = view.sum(name).tolist()
+        if not self.presumed:
+            return total
+        known = view.number(name).tolist()
+        return [s + (n - k) * self.presumed for n, k, s in zip(number, known, total, strict=True)]
 
-    def skip(self, found: list[Array], wide: list[int]) -> None:
+    def skip(self, found: list[int]) -> None:
         """Add nothing in place of what would be found."""
-        found.append(np.zeros(self.size, np.int64))
-        wide += [0] * self.wide
+        found += [0] * self.size
 
 # %% ../nbs/live.ipynb #formulas
-class _Formula:
-    """A formula and the numbers it gives: their places, and where that stands which they are made of."""
-
-    def __init__(self, uses: Sequence[_Use]):
-        a = uses[0].aggregate
-        self.finish, self.null = a.finish, _fewest(a) > 0
-        self.places = [use.place for use in uses]
-        self.scale, self.fewest, self.empty = (
-            np.array([f(use) for use in uses])
-            for f in (lambda use: use.scale, lambda use: _fewest(use.aggregate), lambda use: _empty(use.aggregate))
-        )
-        self.number, *self.made = np.array([use.made for use in uses]).T.copy()
-
-    def numbers(self, found: Array) -> list[Any]:
-        """The numbers, in the order of their places."""
-        n, made = found.take(self.number), [found.take(at) for at in self.made]
-        if not self.null:
-            return self.finish(n, self.scale, *made).tolist()
-        value = self.finish(np.maximum(n, self.fewest), self.scale, *made)
-        return np.where(n < self.fewest, self.empty, value).tolist()
-
-
-def _fewest(a: Any) -> int:
-    return a.fewest if a.empty is None else max(1, a.fewest)
-
-
-def _empty(a: Any) -> float:
-    return float("nan") if a.empty is None else float(a.empty)
-
-
-_BESIDE = {"over", "delay", "where", "empty", "column"}  # what a formula does not look at
-_NOTHING = np.zeros(0, np.int64)
-
-
 class Formulas:
     """The formulas of some parts, each a `Quick` and the places that its reduction's numbers have among `size`."""
 
     def __init__(self, parts: Sequence[tuple[Quick, Sequence[int]]], size: int):
-        alike: dict[Any, list[_Use]] = {}
-        self.singles: list[_Use] = []
-        begin = wide = 0
+        self.size = size
+        self.counts: list[tuple[int, int]] = []  # the place of each, and where it stands
+        self.values: list[tuple[int, Callable[..., Any], int, int, float, int, list[int]]] = []
+        begin = 0
         for quick, places in parts:
             for use in quick.uses:
-                a, squared = use.aggregate, "squares" in use.aggregate.made_of
-                *made, last = use.made
-                made = *(i + begin for i in made), last + (wide if squared else begin)
-                use = replace(use, place=places[use.place], made=made)
-                if squared:
-                    self.singles.append(use)
+                a, place, (n, *made) = use.aggregate, places[use.place], [at + begin for at in use.made]
+                if not made and a.empty is None:
+                    self.counts.append((place, n))
                 else:
-                    formed = tuple((f.name, getattr(a, f.name)) for f in fields(a) if f.name not in _BESIDE)
-                    alike.setdefault((type(a).finish, _fewest(a), formed), []).append(use)
-            begin, wide = begin + quick.size, wide + quick.wide
-        self.formulas = [_Formula(uses) for uses in alike.values()]
-        at = {place: i for i, place in enumerate(p for formula in self.formulas for p in formula.places)}
-        self._in_place = itemgetter(*(at.get(place, -1) for place in range(size)), -1, -1)  # of two or more, a tuple
+                    fewest, empty = (a.fewest, float("nan")) if a.empty is None else (max(1, a.fewest), float(a.empty))
+                    self.values.append((place, a.finish, use.scale, fewest, empty, n, made))
+            begin += quick.size
 
-    def numbers(self, found: Sequence[Array], wide: Sequence[int]) -> list[Any]:
+    def numbers(self, found: Sequence[int]) -> list[Any]:
         """All numbers in their places, given what all parts have found; None in places that no answer has."""
-        whole = np.concatenate(found) if found else _NOTHING
-        numbers: list[Any] = []
-        for formula in self.formulas:
-            numbers += formula.numbers(whole)
-        numbers.append(None)
-        out = list(self._in_place(numbers)[:-2])
-        if self.singles:
-            integers = whole.tolist()
-            for use in self.singles:
-                out[use.place] = _single(use, integers, wide)
+        out: list[Any] = [None] * self.size
+        for place, n in self.counts:
+            out[place] = found[n]
+        for place, finish, scale, fewest, empty, number, made in self.values:
+            if (n := found[number]) < fewest:
+                out[place] = empty
+            elif len(made) == 1:
+                out[place] = finish(n, scale, found[made[0]])
+            elif made:
+                out[place] = finish(n, scale, *exact.power_sums(n, *[found[at] for at in made]))
+            else:
+                out[place] = float(n)
         return out
-
-
-def _single(use: _Use, integers: Sequence[int], wide: Sequence[int]) -> float:
-    n, total, squares = use.made
-    n, a = integers[n], use.aggregate
-    if n < _fewest(a):
-        return _empty(a)
-    return a.finish(n, use.scale, *exact.power_sums(n, integers[total], wide[squares]))

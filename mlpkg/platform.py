@@ -20,7 +20,7 @@ from .columns import NULL, Column, text_code
 from .events import Fact, Outcome, Rejected, Row, Source
 from .history import Events, History
 from .settings import MlpkgError, Settings
-from .timeline import Array, Timeline
+from .timeline import Array, Packed, Timeline
 from .times import LATEST
 
 # %% ../nbs/platform.ipynb #entries
@@ -106,11 +106,13 @@ class Unit(Protocol):
     position: int  # the position up to which the decision sees the log
     known: str | None  # the recorded decision, when there is one
 
-    def read(self, stream: str, key: str, value: int, since: int, edges: Array | None = None) -> Timeline | Cells:
+    def read(
+        self, stream: str, key: str, value: int, since: int, edges: Array | None = None
+    ) -> Packed | Timeline | Cells:
         """The timeline of one entity with all rows later than `since`.
 
-        Where the `edges` of windows are given, ascending times, a long one may come as cells, none of which straddles an edge; what is
-        not later than the first edge may be left out.
+        Where the `edges` of windows are given, ascending and in microseconds after `since`, a long one may come as cells, none of which
+        straddles an edge; what is not later than the first edge may be left out.
         """
         ...
 

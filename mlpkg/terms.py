@@ -8,7 +8,7 @@ __all__ = ['Term', 'PresentField', 'OtherFeature', 'Constant', 'Formula', 'term_
 # %% ../nbs/terms.ipynb #imports
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -201,11 +201,11 @@ class Request:
             raise ValueError(f"{self.function.__name__} gave {value.shape}, not one number for each of {size} events")
         return value
 
-    def one(self, given: Mapping[str, Any]) -> float:
-        """Its value of one event, given NumPy's scalars."""
+    def one(self, given: Sequence[Any]) -> float:
+        """Its value of one event, given NumPy's scalars in the order of its arguments."""
         if self.takes_scalars:
-            return float(self.function(*[given[name] for name in self.arguments]))
-        return float(self.many({name: np.array([value]) for name, value in given.items()}, 1)[0])
+            return float(self.function(*given))
+        return float(self.many({n: np.array([value]) for n, value in zip(self.arguments, given, strict=True)}, 1)[0])
 
 
 def request(function: Callable[..., Any]) -> Request:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Array', 'FAR', 'Truth', 'Timeline', 'Moments', 'ragged', 'blocks', 'stable_order', 'with_truth', 'pack', 'unpack',
-           'insert', 'decode']
+           'insert', 'decode', 'Packed', 'as_timeline']
 
 # %% ../nbs/timeline.ipynb #imports
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -141,7 +142,8 @@ def with_truth(timeline: Timeline, name: str, reports: Timeline, presumed: int, 
     """The events of one entity with their outcome as the column `name`: what `reports` say of them, else what is presumed."""
     known, value, latest = np.full(len(timeline), FAR), np.full(len(timeline), presumed), 0
     if len(reports) and len(timeline):
-        order = timeline.position.argsort(kind="stable")
+        several = len(timeline.starts) > 2  # each in its order, and no order among them
+        order = stable_order(timeline.position) if several else timeline.position.argsort(kind="stable")
         about = reports.columns["about"]
         place = order[np.minimum(timeline.position.searchsorted(about, sorter=order), len(order) - 1)]
         found = timeline.position[place] == about
@@ -206,3 +208,42 @@ def _nothing(names: tuple[str, ...]) -> Timeline:
 @lru_cache(1024)
 def _whole(rows: int) -> Array:
     return np.array([0, rows])
+
+# %% ../nbs/timeline.ipynb #packed
+class Packed:
+    """The timeline of one entity as it is stored, its columns taken out as they are asked for."""
+
+    __slots__ = ("data", "names", "width", "words")
+
+    def __init__(self, data: bytes, names: tuple[str, ...]):
+        self.data, self.names, self.width = data, names, 2 + len(names)
+        self.words = np.frombuffer(data, _INT64) if data else _NO_WORDS
+
+    def __len__(self) -> int:
+        return len(self.words) // self.width
+
+    @property
+    def time(self) -> Array:
+        """The time of each row."""
+        return self.words[:: self.width]
+
+    @property
+    def position(self) -> Array:
+        """The position of each row."""
+        return self.words[1 :: self.width]
+
+    @property
+    def columns(self) -> Any:
+        """The columns by name."""
+        return self
+
+    def __getitem__(self, name: str) -> Array:
+        return self.words[2 + self.names.index(name) :: self.width]
+
+
+_NO_WORDS = np.zeros(0, np.int64)
+
+
+def as_timeline(rows: Any) -> Any:
+    """What is packed with all its columns; all else as it is."""
+    return decode(rows.data, rows.names) if isinstance(rows, Packed) else rows

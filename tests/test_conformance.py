@@ -29,7 +29,7 @@ from mlpkg.aggregates import REGISTRY, from_spec
 from mlpkg.cells import Cells, summarise
 from mlpkg.features import FeatureSet, compute, evaluate, from_json, to_json
 from mlpkg.history import Events, History
-from mlpkg.timeline import Timeline
+from mlpkg.timeline import Packed, Timeline
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
 HOUR, DAY = UNITS["h"], UNITS["d"]
@@ -172,14 +172,17 @@ def one(features: FeatureSet, world: World, moment: Moment, summed_up: random.Ra
     """One moment, on timelines that hold what a store would hold: rows or, where they may be, rows that were `summed_up`."""
     needed = {(s.stream, s.key): s.columns for s in features.streams}
 
-    def read(stream: str, key: str, value: int, since: int, edges: Any) -> Timeline | Cells:
+    def read(stream: str, key: str, value: int, since: int, edges: Any) -> Packed | Timeline | Cells:
         rows = [e for e in world.streams[stream].events if e.position <= moment.position and e.values[key] == value]
         rows = sorted((e for e in rows if e.time > since), key=lambda e: (e.time, e.position))
         time, position = sealed([e.time for e in rows]), sealed([e.position for e in rows])
         columns = {c: sealed([code(e.values[c]) for e in rows]) for c in needed[stream, key]}
+        if moment.position % 3 == 1:
+            table = np.stack([time, position, *columns.values()], axis=1)
+            return Packed(table.tobytes(), tuple(columns))
         if edges is None or summed_up is None or not rows:
             return Timeline(time, position, columns, sealed([0, len(rows)]))
-        parted = np.diff(np.searchsorted(edges, time)) > 0
+        parted = np.diff(np.searchsorted(since + edges, time)) > 0
         starts = np.flatnonzero([True, *(parted | np.array([summed_up.random() < 0.3 for _ in parted], bool))])
         ends = np.array([*starts[1:], len(rows)])
         cells = summarise(np.stack([*columns.values(), position], axis=1), starts)

@@ -11,7 +11,7 @@ import pytest
 from mlpkg.backends import timelines as stored
 from mlpkg.backends.timelines import SCHEMA, Bulk, Timelines
 from mlpkg.cells import GREATEST, KNOWN, LEAST, NULL, SQUARES, SQUARES_HIGH, SUM, Cells
-from mlpkg.timeline import pack
+from mlpkg.timeline import as_timeline, pack
 
 FOREVER = 2**62
 SIZES = {"as it is": (128, 256, 16, 64), "small": (8, 4, 2, 2), "smallest": (4, 2, 1, 2)}
@@ -57,7 +57,7 @@ class Store:
         self.truth[key].append((time, position, about, x + 1))
 
     def rows(self, key: int, since: int = -FOREVER) -> list[tuple[int, ...]]:
-        found = self.timelines.read(self.timelines.head(key), since)
+        found = as_timeline(self.timelines.read(self.timelines.head(key), since))
         assert not isinstance(found, Cells)
         columns = [found.time, found.position, *found.columns.values()]
         return [r for r in zip(*(c.tolist() for c in columns), strict=True) if r[0] > since]
@@ -135,7 +135,7 @@ def test_cells_between_edges_say_what_the_rows_say(store: Store, sizes: str, see
     for _ in range(30):
         times = [r[0] for r in rng.choices(rows, k=rng.choice([1, 2, 7]))] + [rng.randrange(-5, rows[-1][0] + 5)]
         edges = np.unique(times)
-        found = store.timelines.read(store.timelines.head(1), edges[0], edges)
+        found = store.timelines.read(store.timelines.head(1), int(edges[0]), edges - edges[0])
         if not isinstance(found, Cells):
             assert found.time[0] <= edges[0] or len(found) < 5000
             continue

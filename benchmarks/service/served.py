@@ -25,7 +25,7 @@ SERVERS = HERE / "servers"
 sys.path.insert(0, str(HERE.parent))
 
 from bench import ROOT, Missing, Row, arguments, environment, report, row, run_all  # noqa: E402
-from handbook import make_store, payment  # noqa: E402
+from handbook import handbook, make_model, make_store, payment  # noqa: E402, F401
 from load import Asked, ask  # noqa: E402
 
 from mlpkg.serve.package import Bento  # noqa: E402

@@ -13,8 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
-from handbook import handbook, make_model
-from served import Asked, Row, Server, Servers, main, payments, row
+from served import Asked, Row, Server, Servers, handbook, main, make_model, payments, row
 
 import mlpkg as ml
 from mlpkg import UseCase, rollout, shadow

@@ -29,7 +29,7 @@ from ..history import Events, History
 from ..keys import Key, key_of
 from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
-from ..timeline import Array, Timeline, decode, pack
+from ..timeline import Array, Packed, Timeline, pack
 from ..times import LATEST, now
 
 # %% ../../nbs/backends/sqlite.ipynb #unit
@@ -64,10 +64,12 @@ class _Unit:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._platform._end(error)
 
-    def read(self, stream: str, key: str, value: int, since: int, edges: Array | None = None) -> Timeline | Cells:
+    def read(
+        self, stream: str, key: str, value: int, since: int, edges: Array | None = None
+    ) -> Packed | Timeline | Cells:
         timelines = self._platform._stored(stream, key)
         if value == NULL:
-            return decode(b"", timelines.columns)
+            return Packed(b"", timelines.columns)
         head = self._heads.get((stream, key, value)) or timelines.head(value)
         return timelines.read(head, since, edges)
 
@@ -122,14 +124,15 @@ _T = TypeVar("_T")
 
 # %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
 def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A method of the platform whose errors of SQLite become what a person can read."""
+    """A method of the platform for any thread, whose errors of SQLite become what a person can read."""
 
     @wraps(method)
     def read(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        platform: Any = args[0]
         try:
-            return method(*args, **kwargs)
+            with platform._lock:  # a connection is used by one thread at a time
+                return method(*args, **kwargs)
         except apsw.Error as error:
-            platform: Any = args[0]
             if platform.db.in_transaction:  # which will say so itself
                 raise
             raise platform._told(error) from error

@@ -8,15 +8,17 @@ __all__ = ['SCHEMA', 'HEAD', 'CHUNK', 'FEW', 'WIDE', 'Head', 'NO_HEAD', 'first_t
 
 # %% ../../nbs/backends/timelines.ipynb #imports
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import apsw
 import numpy as np
 
 from ..cells import Cells, merge, summarise
-from ..timeline import Array, Timeline, decode, stable_order, unpack
+from ..timeline import Array, Packed, Timeline, decode, stable_order, unpack
 
 # %% ../../nbs/backends/timelines.ipynb #schema
 SCHEMA = """
@@ -304,6 +306,9 @@ def as_cells(tables: list[Array], edges: Array) -> tuple[Array, Array, Array]:
 _ZERO = np.zeros(1, np.int64)
 
 # %% ../../nbs/backends/timelines.ipynb #timelines
+_HEADS = "select t.key, entity, used, head from carray(?) cross join timeline t on t.stream=? and t.key=value"
+
+
 class Timelines:
     """The timelines of one stream and key, inside a transaction: `run` executes a statement, `db` is its connection."""
 
@@ -319,33 +324,32 @@ class Timelines:
     def _tree(self, entity: int, used: int) -> _Tree:
         return _Tree(self._run, entity, used, self.width // 8)
 
-    def read(self, head: Head, since: int, edges: Array | None = None) -> Timeline | Cells:
-        """All rows later than `since`, and maybe some before; a long timeline as cells, if `edges` of windows are given."""
+    def read(self, head: Head, since: int, edges: Array | None = None) -> Packed | Timeline | Cells:
+        """All rows later than `since`, and maybe some before; a long timeline as cells, if `edges` of windows after it are given."""
         entity, used, data = head
         if not used or (data and first_time(data) <= since):
-            return decode(data, self.columns)
+            return Packed(data, self.columns)
         tree = self._tree(entity, used)
-        if edges is not None and (found := tree.cells(edges)) is not None:
-            return self._cells(*found, unpack(data, self.width // 8), edges)
-        return decode(b"".join([*tree.rows(since), data]), self.columns)
+        if edges is not None and (found := tree.cells(since + edges)) is not None:
+            return self._cells(*found, unpack(data, self.width // 8), since + edges)
+        return Packed(b"".join([*tree.rows(since), data]), self.columns)
 
     def heads(self, keys: Sequence[int]) -> dict[int, Head]:
         """The heads of those timelines that there are, by their keys."""
-        found = self.db.executemany(
-            "select key, entity, used, head from timeline where stream=? and key=?", [(self.id, key) for key in keys]
-        )
+        found = self.db.execute(_HEADS, (apsw.carray(array("q", keys)), self.id))
         return {row[0]: row[1:] for row in found}
 
     def read_many(self, keys: Sequence[int], since: int) -> Timeline:
         """Several timelines laid end to end: of each all rows later than `since`, and maybe some before."""
-        heads, pieces, ends = self.heads(keys), [], [0]
+        heads, pieces = self.heads(keys), []
         for key in keys:
             entity, used, data = heads.get(key, NO_HEAD)
             if used and not (data and first_time(data) <= since):
                 data = b"".join([*self._tree(entity, used).rows(since), data])
             pieces.append(data)
-            ends.append(ends[-1] + len(data) // self.width)
-        return replace(decode(b"".join(pieces), self.columns), starts=np.array(ends, np.int64))
+        starts = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum([len(data) for data in pieces], out=starts[1:])
+        return replace(decode(b"".join(pieces), self.columns), starts=starts // self.width)
 
     def _cells(self, whole: list[Array], torn: list[Array], head: Array, edges: Array) -> Cells:
         entries = np.concatenate(whole)

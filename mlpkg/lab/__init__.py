@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Archive', 'Comparison', 'Dossier', 'Explanation', 'auc', 'average_precision', 'categories_of', 'compare', 'decision',
            'decisions', 'events', 'explain', 'ingest', 'ingest_file', 'matrix', 'mature', 'plot_timeline', 'preview',
-           'readable', 'report', 'save_model', 'shadows', 'stream_training_set', 'train', 'training_set']
+           'rankings', 'readable', 'report', 'save_model', 'shadows', 'stream_training_set', 'train', 'training_set']
 
 # %% ../../nbs/lab/init.ipynb #public
 from .archive import Archive
@@ -14,6 +14,7 @@ from .decision import Dossier, decision
 from .explain import Explanation, explain, plot_timeline
 from .frames import decisions, events, preview, readable, shadows
 from .ingest import ingest, ingest_file
+from .ranking import rankings
 from .report import auc, average_precision, mature, report
 from .runs import save_model, train
 from .streaming import stream_training_set
@@ -39,6 +40,7 @@ _all_ = [
     "mature",
     "plot_timeline",
     "preview",
+    "rankings",
     "readable",
     "report",
     "save_model",

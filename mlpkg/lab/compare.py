@@ -492,6 +492,10 @@ def rows_of(
     was = np.isin(events.position[places], about) if decided else np.ones(len(places), bool)
     left_out = {"more were not decided": int((~was).sum())} if decided else {}
     places = places[was]
+    if case.ranking is not None:  # of an event and its candidates there is no one score
+        single = np.any([events.columns[name][places] != NULL for name in case.ranking.fields], axis=0)
+        left_out["are rankings, see lab.rankings"] = int((~single).sum())
+        places = places[single]
     return Rows(case, platform, history, places, seen_of(events.position[places], about, until)), left_out
 
 

@@ -97,9 +97,23 @@ class Dossier:
         return _table(values | {n: texts.get(c, c) for n, c in codes.items()}, {f.name: f.words for f in mine.features})
 
     def explain(self, feature: str) -> Explanation:
-        """The rows behind one feature, as the decision saw them."""
-        seen = self.record.moment[1]
+        """The rows behind one feature, as the decision saw them; of a ranking, one that is the same for all of its alternatives."""
+        seen, ranked, mine = self.record.moment[1], self.record.alternatives, self._definition
+        if ranked and feature in mine.names:
+            parts = [p for p in mine._parts if mine.names.index(feature) in p.places]
+            if not parts or {*parts[0].key.fields} & ranked[0].fields.keys():
+                raise MlpkgError(
+                    f"{feature!r} is another for each alternative", "lab.rankings has them all, as numbers"
+                )
         return explain(self._definition, feature, self.record.event, seen=seen, platform=self.platform)
+
+    @property
+    def alternatives(self) -> Table:
+        """The alternatives of a ranking in its order: a row for each ``place``, with what it filled in and its score."""
+        ranked = self.record.alternatives or ()
+        rows = [(place, *a.fields.values(), a.score) for place, a in enumerate(ranked, 1)]
+        names = ["place", *(ranked[0].fields if ranked else ()), "score"]
+        return pd.DataFrame(rows, columns=pd.Index(names)).set_index("place")
 
     @cached_property
     def reasons(self) -> Table:
@@ -116,7 +130,14 @@ class Dossier:
         return pd.DataFrame(rows, columns=pd.Index(["model", "score", "action", "failed"])).set_index("model")
 
     def by(self, *others: str | Model) -> Table:
-        """What other models say of the same moment, by default all that are there: ``score`` and ``action`` by today's policy."""
+        """What other models say of the same moment, by default all that are there: ``score`` and ``action`` by today's policy.
+
+        Of a ranking, see ``lab.rankings(..., model=...)`` instead.
+        """
+        if self.record.alternatives:
+            raise MlpkgError(
+                f"{self.record.event!r} is a ranking", "see lab.rankings(..., model=...) for another model's scores"
+            )
         names = others or models.versions(self.platform.settings.state, self.case.name)
         sides = [found for m in names if (found := side_of(m, self.case, self.platform))]
         at = self.record.moment[0]
@@ -140,6 +161,7 @@ class Dossier:
 
     def _words(self) -> dict[str, str]:
         d = self.record
+        first = f", the first of {len(d.alternatives)} alternatives" if d.alternatives else ""
         fields = ", ".join(f"{k}={v}" for k, v in self.event.items() if k not in ("id", "time"))
         said = [
             f"{r.outcome} = {r.value} ({r.note}{f' {r.reported:%Y-%m-%d %H:%M}' if pd.notna(r.reported) else ''})"
@@ -152,7 +174,7 @@ class Dossier:
         by += [f"model {d.model['version']}"] if d.model else []
         return {
             "event": f"{d.event} of {d.time}: {fields}",
-            "decision": d.action if d.score is None else f"{d.action}, at a score of {d.score:.6g}",
+            "decision": f"{d.action}{'' if d.score is None else f', at a score of {d.score:.6g}'}{first}",
             "by": f"{', '.join(by)}, policy {d.policy}{f', asked by {d.caller}' if d.caller else ''}",
             "saw": f"the log up to position {d.moment[1]}; took {d.latency_us} µs",
             **({"shadows": "; ".join(others)} if others else {}),

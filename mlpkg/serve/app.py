@@ -117,7 +117,13 @@ _Accept = Callable[[bytes], Any]
 
 
 async def _take(
-    app: "Application", accept: _Accept, scope: _Message, head: Head, receive: _Receive, send: _Send
+    app: "Application",
+    accept: _Accept,
+    scope: _Message,
+    head: Head,
+    receive: _Receive,
+    send: _Send,
+    batches: bool = True,
 ) -> _Answer | None:
     if scope["method"] != "POST":
         raise Problem(405, "only POST is allowed here", "method", scope["method"], allow="POST")
@@ -129,10 +135,9 @@ async def _take(
         answer = _encode(await app.turn.take(partial(accept, body)))
         await app.durable()
         return 200, _JSON, answer
-    if kind != _LINES:
-        raise Problem(
-            415, "is neither application/json nor application/x-ndjson", "content-type", kind.decode("latin-1")
-        )
+    if kind != _LINES or not batches:
+        wrong = "is neither application/json nor application/x-ndjson" if batches else "is not application/json"
+        raise Problem(415, wrong, "content-type", kind.decode("latin-1"))
     with app.places(_BATCH):
         await _take_lines(app, accept, receive, send)
     return None
@@ -340,6 +345,12 @@ class Application:
         self.metrics.decided(decision)
         return decision
 
+    def rank(self, body: bytes, caller: str | None = None) -> "Decision":
+        """Rank the candidates of one event of a live caller."""
+        decision = self.decider.rank(body, live=True, caller=caller)
+        self.metrics.decided(decision)
+        return decision
+
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
         if scope["type"] == "websocket":
@@ -402,6 +413,14 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
 async def _outcomes(app: Application, asked: _Asked) -> _Answer | None:
     accept = partial(app.platform.report, _named(app.outcomes, "outcome", asked.name or ""))
     return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
+
+
+async def _rank(app: Application, asked: _Asked) -> _Answer | None:
+    if app.use_case.ranking is None:
+        reason = f"{app.use_case.name} does not rank; it would if it said which field a candidate fills: UseCase(..., rank='...')"
+        raise Problem(404, reason, "path", asked.scope["path"])
+    accept = partial(app.rank, caller=asked.caller.name if asked.caller else None)
+    return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send, batches=False)
 
 
 async def _decisions(app: Application, asked: _Asked) -> _Answer:
@@ -472,6 +491,7 @@ class _Room(NamedTuple):
 
 
 _ROOMS = {
+    "rank": _Room(_rank, "decide", "decide"),
     "events": _Room(_events, "events", "send", deep=True),
     "outcomes": _Room(_outcomes, "report", "report", deep=True),
     "decisions": _Room(_decisions, "decisions", "decisions", deep=True),

@@ -141,10 +141,11 @@ class Metrics:
         add(("seconds", route), seconds)
 
     def decided(self, decision: Any) -> None:
-        """Count a decision that was answered."""
+        """Count a decision that was answered; the actions of rankings, which may be as many as there are candidates, as one."""
         fallback = getattr(decision, "fallback", None) is not None
         model = (decision.model or {}).get("version", "")
-        self.counts.add(("decisions", decision.use_case, decision.action, model, str(fallback).lower()))
+        action = "rank" if getattr(decision, "alternatives", None) else decision.action
+        self.counts.add(("decisions", decision.use_case, action, model, str(fallback).lower()))
 
     def text(self, store: Mapping[str, float] | MlpkgError) -> str:
         """All of it in Prometheus' text format; `store` is what is known of the store, or why nothing is."""

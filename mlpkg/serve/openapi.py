@@ -45,7 +45,7 @@ _MOMENT = {  # as a list of one type: some tools read `prefixItems` as the `item
 }
 
 
-def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def _schemas(use_case: "UseCase", sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[str, Any]:
     from mlpkg.decisions import Decision
 
     _, made = msgspec.json.schema_components([Decision, Receipt], ref_template=_REF + "{name}")
@@ -57,6 +57,13 @@ def _schemas(sources: dict[str, Source], outcomes: dict[str, Outcome]) -> dict[s
         for schema in some:
             schemas |= schema.pop("$defs", {})
         schemas[name] = some[0] if len(some) == 1 else {"anyOf": some}
+    if use_case.ranking:
+        asked = use_case.ranking.asked.model_json_schema(ref_template=_REF + "{model}")
+        for name in use_case.ranking.fields:
+            del asked["properties"][name]
+        brought = {name: asked["properties"][name] for name in ("id", "candidates")}
+        sent_before = {"type": "object", "required": ["id"], "properties": brought, "additionalProperties": False}
+        schemas |= asked.pop("$defs", {}) | {"Ranking": {"anyOf": [asked, sent_before]}}
     for name in sources:
         entry: dict[str, Any] = {"source": {"const": name}, "id": {"type": "string"}, "position": {"type": "integer"}}
         entry |= {"arrived": {"type": "string", "format": "date-time"}, "event": {"$ref": _REF + name}}
@@ -122,9 +129,11 @@ def _operation(
     return {"operationId": name, **told, "responses": {"200": {"description": what, "content": good}, **refused}}
 
 
-def _post(summary: str, sent: str, back: str, name: str, need: str) -> dict[str, Any]:
-    body = _content(_ref(sent)) | _lines(f"One {sent} a line; there is an answer per line.")
-    good = _content(_ref(back)) | _lines(f"One {back} or Problem a line.")
+def _post(summary: str, sent: str, back: str, name: str, need: str, batches: bool = True) -> dict[str, Any]:
+    body, good = _content(_ref(sent)), _content(_ref(back))
+    if batches:
+        body |= _lines(f"One {sent} a line; there is an answer per line.")
+        good |= _lines(f"One {back} or Problem a line.")
     operation = _operation(summary, name, need, good, "Taken, now or before.", 400, 404, 408, 409, 413, 415, 422)
     return {"post": operation | {"requestBody": {"required": True, "content": body}}}
 
@@ -160,6 +169,10 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
     sources = use_case.sources
     outcomes = {o.stream: o for o in use_case.outcomes.values()}
     paths = {"/v1/decide": _post("Decide an event.", "ToDecide", "Decision", "decide", "decide")}
+    if use_case.ranking:
+        paths["/v1/rank"] = _post(
+            "Rank the candidates of an event.", "Ranking", "Decision", "rank", "decide", batches=False
+        )
     entity = {
         "type": "array",
         "items": {**_TEXT, "pattern": "="},
@@ -212,7 +225,7 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
         "description": "The id of an event that was sent.",
     }
     to_decide = {"ToDecide": {"anyOf": [_ref(use_case.on.name), sent_before]}}
-    components = {"schemas": _schemas(sources, outcomes) | to_decide, "securitySchemes": {"token": scheme}}
+    components = {"schemas": _schemas(use_case, sources, outcomes) | to_decide, "securitySchemes": {"token": scheme}}
     return {"openapi": "3.1.0", "info": info, "security": [{"token": []}, {}], "paths": paths, "components": components}
 
 

@@ -91,7 +91,7 @@ class Sum(Moment):
 
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / scale``."""
-        return exact.to_float(t[0]) / scale
+        return t[0] * 1.0 / scale  # integers, one or an array of them, as floats
 
 
 @register
@@ -101,7 +101,7 @@ class Mean(Moment):
 
     def finish(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / (n · scale)``."""
-        return exact.to_float(t[0]) / (exact.to_float(n) * scale)
+        return t[0] * 1.0 / (n * 1.0 * scale)
 
 # %% ../../nbs/vocabulary/sums.ipynb #central
 @register

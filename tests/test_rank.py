@@ -1,0 +1,471 @@
+"""One event and its candidates: the order, the record of every alternative, and the same bits as each pair alone."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import handbook
+import httpx
+import jsonschema
+import lightgbm as lgb
+import numpy as np
+import pytest
+from conftest import TESTS, put_live
+from offers import clicked, clicks, features, offers, policy, popular, shown, visits
+from serving import environment, free_port
+
+import mlpkg as ml
+from mlpkg import decisions, lab, models, rollout, shadow
+from mlpkg.client import AsyncClient, Client, Refused
+from mlpkg.decisions import Decider, Decision, replay, verify
+from mlpkg.features import evaluate
+from mlpkg.lab.ranking import rankings
+from mlpkg.serve.app import Application
+from mlpkg.settings import MlpkgError, Settings
+from mlpkg.shadow import Follower
+from mlpkg.times import DAY, HOUR, MINUTE, instant, iso, now
+
+START = instant("2026-03-01")
+WORDS = ("books", "tea", "toys")
+
+
+def click(k: int, rng: random.Random) -> dict[str, Any]:
+    at = START - rng.randrange(9 * DAY)
+    item = int(rng.paretovariate(0.8)) % 40
+    return {"id": f"c{k}", "time": iso(at), "user": f"u{rng.randrange(9)}", "item": item} | {
+        "category": rng.choice(WORDS),
+        "price": rng.randrange(100, 9_000) / 100,
+    }
+
+
+class Shop:
+    """A store with clicks, and a model that learned from visits of which it is known what was shown."""
+
+    def __init__(self, state: Path, end: int = START):
+        self.rng, self.end, shift = random.Random(1), end, end - START
+        self.platform: Any = ml.open(Settings(state=state))
+        self.platform.register(offers.name, features)
+        for body in sorted((click(k, self.rng) for k in range(500)), key=lambda body: body["time"]):
+            at = instant(body["time"]) + shift
+            self.platform.accept(clicks, body | {"time": iso(at)}, arrived=at)
+        for k in range(200):
+            at = end - 2 * DAY + k * 5 * MINUTE
+            self.platform.accept(visits, self.visit(f"h{k}", at) | self.candidates(1)[0], arrived=at)
+        rows = lab.training_set(features, iso(end - 3 * DAY), iso(end), use_case=offers, platform=self.platform)
+        self.version = put_live(offers, self.platform, self.learn(rows[features.names], rows["item_n_7d"] > 5))
+        self.decider = Decider(offers, self.platform)
+
+    def learn(self, rows: Any, labels: Any) -> lgb.Booster:
+        categories = lab.categories_of(features, rows)
+        kinds: Any = {"feature_name": features.names, "categorical_feature": list(features.categories)}
+        data = lgb.Dataset(lab.matrix(rows, categories), np.asarray(labels, np.int64), **kinds)
+        return lgb.train({"objective": "binary", "verbose": -1, "num_leaves": 7, "min_data_in_leaf": 5}, data, 20)
+
+    def visit(self, id: str, at: int | None = None) -> dict[str, Any]:
+        at = self.end if at is None else at
+        return {"id": id, "time": iso(at), "user": f"u{self.rng.randrange(9)}", "weekend": self.rng.random() < 0.3}
+
+    def candidates(self, many: int) -> list[dict[str, Any]]:
+        items = self.rng.sample(range(60), many)
+        return [{"item": item, "price": self.rng.randrange(100, 9_000) / 100} for item in items]
+
+    def ranks(self, id: str, many: int = 20, at: int | None = None) -> tuple[dict[str, Any], Decision]:
+        at = self.end if at is None else at
+        body = self.visit(id, at) | {"candidates": self.candidates(many)}
+        return body, self.decider.rank(body, arrived=at)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.platform.last_position(), len(self.platform.dead_letters())
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(tmp_path / "shop")
+    with closing(made.platform):
+        yield made
+
+
+def fields(decision: Decision) -> list[dict[str, Any]]:
+    return [a.fields for a in decision.alternatives or ()]
+
+
+def test_every_alternative_is_recorded_in_the_order_of_its_score(shop: Shop):
+    body, decision = shop.ranks("v1")
+    assert decision.alternatives
+    scores: Any = [a.score for a in decision.alternatives]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) > 3
+    assert sorted(f["item"] for f in fields(decision)) == sorted(c["item"] for c in body["candidates"])
+    first = fields(decision)[0]
+    assert (decision.score, decision.action) == (scores[0], f"item {first['item']}")
+    assert (decision.keys["item"], decision.features["price"]) == (first["item"], first["price"])
+    for a, b in zip(decision.alternatives, decision.alternatives[1:], strict=False):  # ties stay as they came
+        if a.score == b.score:
+            assert body["candidates"].index(a.fields) < body["candidates"].index(b.fields)
+    stored = shop.platform.entry("visits", "v1")
+    assert json.loads(stored.body) | {"item": None, "price": None} == json.loads(stored.body), "no item was visited"
+
+
+def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    """Features and score of each alternative are those of the single-row path, which is that of a decision."""
+    alone: list[list[tuple[float, bytes]]] = []
+
+    def beside(features: Any, source: Any, row: Any, among: Any, unit: Any) -> Any:
+        columns = decisions_evaluate(features, source, row, among, unit)
+        found = []
+        for i in range(len(among.fields)):
+            filled = {name: int(codes[i]) for name, codes in among.codes.items()}
+            codes: Any = [filled.get(c.name, code) for c, code in zip(source.columns, row.codes, strict=True)]
+            one = evaluate(features, codes, row.time, unit.position, unit.own, unit.read)
+            many = [float(column[i]) for column in columns.values()]
+            assert np.array(one, np.float64).tobytes() == np.array(many).tobytes()
+            found.append((shop.decider.model.predictor.score(one), json.dumps(among.fields[i])))  # type: ignore[union-attr]
+        alone.append(found)
+        return columns
+
+    decisions_evaluate = decisions.evaluate_candidates
+    monkeypatch.setattr(decisions, "evaluate_candidates", beside)
+    for k in range(12):
+        _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), shop.end + k * HOUR)
+        recorded = {json.dumps(a.fields): a.score for a in decision.alternatives or ()}
+        assert recorded == {name: score for score, name in alone[-1]}
+    assert len(alone) == 12
+
+
+def test_what_was_ranked_verifies_and_a_changed_score_is_found(shop: Shop):
+    for k in range(10):
+        shop.ranks(f"v{k}", at=shop.end + k * HOUR)
+        late = shop.end + k * HOUR - 2 * MINUTE  # comes between, and is not seen by the past
+        shop.platform.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(late)}, arrived=shop.end + k * HOUR)
+        shop.decider.decide(shop.visit(f"d{k}") | shop.candidates(1)[0], arrived=shop.end)
+    found = verify(offers, shop.platform)
+    assert (found.decisions, found.mismatches) == (20, 0), found.differences
+    shop.platform.db.execute(
+        "update log set body=json_set(body, '$.alternatives[7].score', 0.25) where id='v3' and body like '%alternatives%'"
+    )
+    found = verify(offers, shop.platform)
+    assert found.mismatches == 1 and [d.event for d in found.differences] == ["v3"]
+    assert found.differences[0].what.startswith("score of item=")
+
+
+def test_the_same_again_gets_the_recorded_answer_and_anything_else_a_conflict(shop: Shop):
+    body, decision = shop.ranks("v1")
+    size = shop.size
+    assert shop.decider.rank(body, arrived=shop.end) == decision
+    assert shop.decider.rank(body | {"candidates": body["candidates"][::-1]}, arrived=shop.end) == decision
+    assert shop.decider.rank({k: v for k, v in body.items() if k != "candidates"}, arrived=shop.end) == decision
+    assert shop.size == size
+    others = [body["candidates"][1:], [*body["candidates"], {"item": 99, "price": 1.0}]]
+    for other in [{"candidates": some} for some in others] + [{"user": "u99"}]:
+        with pytest.raises(ml.Rejected, match="was used before") as told:
+            shop.decider.rank(body | other, arrived=shop.end)
+        assert told.value.status == 409
+    shop.decider.decide(single := shop.visit("v2"), arrived=shop.end)
+    with pytest.raises(ml.Rejected, match="without candidates"):
+        shop.decider.rank(single, arrived=shop.end)
+    assert shop.platform.last_position() == size[0] + 2
+
+
+def test_a_function_of_the_use_case_finds_candidates_where_none_are_given(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    decision = shop.decider.rank(shop.visit("v1"), arrived=shop.end)
+    assert sorted(f["item"] for f in fields(decision)) == [c["item"] for c in popular(None)]
+    size = shop.size
+    monkeypatch.setattr(offers, "candidates", lambda event: [{"item": -1, "price": 1.0}])
+    with pytest.raises(MlpkgError, match=r"found itself.*candidates\.0\.item: -1 is below 0"):
+        shop.decider.rank(shop.visit("v2"), arrived=shop.end)
+    monkeypatch.setattr(offers, "candidates", lambda event: [])
+    with pytest.raises(ml.Rejected, match="nothing to rank"):
+        shop.decider.rank(shop.visit("v3"), arrived=shop.end)
+    assert shop.platform.last_position() == size[0]
+
+
+def test_without_scores_the_order_is_the_one_given_and_the_record_says_why(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    def fails(self: Any, columns: Any) -> Any:
+        raise ValueError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shop.decider.model.predictor), "score_many", fails)  # type: ignore[union-attr]
+        body, decision = shop.ranks("v1")
+    assert decision.fallback == {"why": "score", "detail": "ValueError: no memory"}
+    assert (decision.action, decision.score) == ("as ever", None) and fields(decision) == body["candidates"]
+    assert {a.score for a in decision.alternatives or ()} == {None}
+    assert decision.features["price"] == body["candidates"][0]["price"]
+    found = verify(offers, shop.platform)
+    assert (found.mismatches, found.fallbacks) == (0, {"score": 1}), found.differences
+
+
+def test_a_replay_ranks_again_what_was_ranked(shop: Shop, tmp_path: Path):
+    old = {f"v{k}": shop.ranks(f"v{k}", at=shop.end + k * HOUR)[1] for k in range(5)}
+    done = replay(offers, shop.platform, shop.end, shop.end + DAY, tmp_path / "again")
+    with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
+        for id, decision in old.items():
+            entry: Any = again.entry("decisions.offers", id)
+            assert json.loads(entry.body)["alternatives"] == [
+                {"fields": a.fields, "score": a.score} for a in decision.alternatives or ()
+            ]
+        assert done.decisions == 5 and verify(offers, again).mismatches == 0
+
+
+def test_the_next_model_learns_from_what_was_shown(shop: Shop):
+    """The features of a training row are those that its alternative was ranked by; another model scores the same rows."""
+    for k in range(30):
+        at = shop.end + k * HOUR
+        body, decision = shop.ranks(f"v{k}", 10, at)
+        for place, f in enumerate(fields(decision)[:3], 1):
+            told = {"id": f"v{k}-{place}", "time": iso(at), "user": body["user"], "item": f["item"]}
+            shop.platform.accept(shown, told | {"ranking": f"v{k}", "place": place}, arrived=at)
+            if shop.rng.random() < 0.5:
+                shop.platform.report(clicked, {"id": f"v{k}-{place}", "clicked": True}, arrived=at + MINUTE)
+    rows = rankings(iso(shop.end), use_case=offers, platform=shop.platform)
+    assert len(rows) == 300
+    again = rankings(iso(shop.end), model=shop.version, use_case=offers, platform=shop.platform)
+    assert again["rescored"].tolist() == again["score"].tolist() == rows["score"].tolist()
+    exposed = lab.events(shown, platform=shop.platform)[["ranking", "place", "item", "clicked"]]
+    training = rows.merge(exposed, left_on=["id", "place", "item"], right_on=["ranking", "place", "item"])
+    assert len(training) == 90
+    version = put_live(offers, shop.platform, shop.learn(training[features.names], training["clicked"].fillna(False)))
+    assert shop.ranks("next", at=shop.end + 2 * DAY)[1].model["version"] == version
+    assert verify(offers, shop.platform).mismatches == 0
+    told = lab.decision("v3", use_case=offers, platform=shop.platform)
+    assert told.alternatives["score"].tolist() == rows[rows["id"] == "v3"]["score"].tolist()
+    assert "the first of 10 alternatives" in repr(told)
+    assert "user_n_7d" in repr(told.explain("user_n_7d"))
+    for asked in (lambda: told.explain("item_n_7d"), told.by):
+        with pytest.raises(MlpkgError, match=r"lab\.rankings"):
+            asked()
+    span = iso(shop.end), iso(shop.end + DAY)
+    compared = lab.compare(shop.version, version, *span, use_case=offers, platform=shop.platform)
+    assert len(compared.rows) == 0 and compared.left_out["are rankings, see lab.rankings"] == 24
+
+
+def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
+    predictor: Any = shop.decider.model and shop.decider.model.predictor
+    rng = np.random.default_rng(0)
+    rows = rng.choice([0.0, np.nan, 1.0, 5.5, 1e9, -3.0], (2_000, len(features.names)))
+    codes = rng.integers(-(2**62), 2**62, 2_000)
+    columns = {n: codes if n in features.categories else rows[:, i] for i, n in enumerate(features.names)}
+    many = predictor.score_many(columns)
+    one = [predictor.score(row) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+    assert np.array(one).tobytes() == many.tobytes()
+
+
+def test_a_shadow_scores_decisions_and_leaves_rankings_to_the_lab(shop: Shop):
+    state = shop.platform.settings.state
+    put_live(offers, shop.platform)  # so that the first one may shadow
+    rollout.shadow(shop.platform, models.find(state, offers.name, shop.version), by="a test", why="to see")
+    shop.ranks("v1")
+    shop.decider.decide(shop.visit("d1") | shop.candidates(1)[0], arrived=shop.end)
+    assert Follower(offers, shop.platform).step() == 2
+    assert [said.event for _, said in shadow.scores(offers.name, shop.platform)] == ["d1"]
+
+
+def test_an_event_that_was_sent_before_is_ranked_by_its_id(shop: Shop):
+    shop.platform.accept(visits, shop.visit("v1"), arrived=shop.end)
+    some = shop.candidates(5)
+    decision = shop.decider.rank({"id": "v1", "candidates": some}, arrived=shop.end)
+    assert len(fields(decision)) == 5 and shop.decider.rank({"id": "v1"}, arrived=shop.end) == decision
+    for wrong, words in (
+        ({"id": "v2", "candidates": some}, "no event"),
+        ({"id": "v1", "candidates": [7]}, "candidates.0"),
+    ):
+        with pytest.raises(ml.Rejected, match=words):
+            shop.decider.rank(wrong, arrived=shop.end)
+    with pytest.raises(ml.Rejected, match="candidates"):
+        shop.decider.decide({"id": "v1", "candidates": some}, arrived=shop.end)
+
+
+# Over HTTP
+
+
+class Web:
+    """The application in this process."""
+
+    def __init__(self, app: Application):
+        self.app = app
+
+    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> httpx.Response:
+        async def once() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as web:
+                data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+                return await web.request(method, path, content=data, headers={"content-type": kind})
+
+        return asyncio.run(once())
+
+    def rank(self, body: Any, kind: str = "application/json") -> httpx.Response:
+        return self.ask("POST", "/v1/rank", body, kind)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Shop]:
+    """A shop in which it is today."""
+    made = Shop(tmp_path / "shop", now())
+    with closing(made.platform):
+        yield made
+
+
+@pytest.fixture
+def web(live: Shop) -> Iterator[Web]:
+    app = Application(offers, live.platform.settings)
+    with closing(app):
+        yield Web(app)
+
+
+def test_a_ranking_is_answered_as_it_is_recorded_described_and_counted(live: Shop, web: Web):
+    body = live.visit("v1") | {"candidates": live.candidates(20)}
+    answer = web.rank(body)
+    assert answer.status_code == 200, answer.text
+    assert web.rank(body).content == answer.content == web.ask("GET", "/v1/decisions/v1").content
+    told = web.ask("GET", "/v1/openapi.json").json()
+    operation = told["paths"]["/v1/rank"]["post"]
+    assert set(operation["requestBody"]["content"]) == {"application/json"}
+    for schema, given in (("Decision", answer.json()), ("Ranking", body)):
+        jsonschema.validate(given, {"$ref": f"#/components/schemas/{schema}", **told})
+    assert 'mlpkg_requests_total{route="/v1/rank",status="200"} 2' in (text := web.ask("GET", "/metrics").text)
+    assert 'action="rank"' in text and "item " not in text
+
+
+BAD = {
+    "ten thousand": lambda c: [{"item": i, "price": 1.0} for i in range(10_000)],
+    "one too many": lambda c: [{"item": i, "price": 1.0} for i in range(201)],
+    "none": lambda c: [],
+    "twice": lambda c: [*c, c[0]],
+    "a text for a number": lambda c: [*c, {"item": "7", "price": 1.0}],
+    "a fraction": lambda c: [*c, {"item": 7.5, "price": 1.0}],
+    "true": lambda c: [*c, {"item": True, "price": 1.0}],
+    "null": lambda c: [*c, {"item": None, "price": 1.0}],
+    "NaN": lambda c: [*c, {"item": 70, "price": float("nan")}],
+    "infinity": lambda c: [*c, {"item": 70, "price": float("inf")}],
+    "below its bound": lambda c: [*c, {"item": -1, "price": 1.0}],
+    "beyond 64 bits": lambda c: [*c, {"item": 2**70, "price": 1.0}],
+    "beyond 53 bits": lambda c: [*c, {"item": 2**60, "price": 1.0}],
+    "a huge price": lambda c: [*c, {"item": 70, "price": 1e300}],
+    "a missing field": lambda c: [*c, {"item": 70}],
+    "an unknown field": lambda c: [*c, {"item": 70, "price": 1.0, "colour": "red"}],
+    "a value": lambda c: [*c, 70],
+    "a list": lambda c: [*c, [70, 1.0]],
+    "an object": lambda c: c[0],
+    "a string": lambda c: "17",
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_candidates_are_refused_and_nothing_is_stored(live: Shop, web: Web, what: str):
+    position = live.platform.last_position()
+    body = live.visit("bad") | {"candidates": BAD[what](live.candidates(3))}
+    answer = web.rank(body)
+    told = answer.json()
+    assert answer.status_code == 422 and told["field"].startswith("Visit.candidates"), told
+    assert told["event"] == "bad" and len(answer.content) < 3_000
+    if len(body["candidates"]) == 4 and isinstance(body["candidates"], list):
+        assert told["field"].startswith("Visit.candidates.3"), told
+    assert live.platform.last_position() == position and live.platform.entry("visits", "bad") is None
+    assert web.rank(live.visit("good")).status_code == 200
+
+
+def test_what_is_no_ranking_is_refused(live: Shop, web: Web):
+    position, some = live.platform.last_position(), live.candidates(2)
+    body = live.visit("bad") | {"candidates": some}
+    text = json.dumps(body)
+    twice = text.replace('"candidates":', '"candidates": [], "candidates":')
+    inside = text.replace('"price":', '"price": 1.0, "price":', 1)
+    for given, status, field in [
+        (twice.encode(), 422, "Visit.candidates"),
+        (inside.encode(), 422, "Visit.price"),
+        (json.dumps(body | {"item": 3}).encode(), 422, "Visit.item"),
+        (json.dumps({k: v for k, v in body.items() if k != "user"}).encode(), 422, "Visit.user"),
+        (text[:-5].encode(), 400, "Visit"),
+        (b"[" * 50_000, 400, "Visit"),
+        (json.dumps([body]).encode(), 422, "Visit"),
+    ]:
+        answer = web.rank(given)
+        assert (answer.status_code, answer.json()["field"]) == (status, field), answer.text
+    assert web.rank(text.encode(), "application/x-ndjson").status_code == 415
+    assert web.ask("GET", "/v1/rank").status_code == 405
+    assert live.platform.last_position() == position
+
+
+def test_a_use_case_that_does_not_rank_says_what_it_would_take(tmp_path: Path):
+    with closing(Application(handbook.fraud, Settings(state=tmp_path / "bank"))) as app:
+        web = Web(app)
+        answer = web.rank({"id": "x"})
+        assert answer.status_code == 404 and "rank='...'" in answer.json()["detail"]
+        assert "/v1/rank" not in web.ask("GET", "/v1/openapi.json").json()["paths"]
+    with pytest.raises(MlpkgError, match="does not rank"):
+        Decider(handbook.fraud, ml.open(Settings(state=tmp_path / "bank"))).rank({"id": "x"})
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [("user", "has to be optional"), ("itme", "did you mean 'item'"), ((), "name the fields"), (("item",) * 2, "each once")],
+)  # fmt: skip
+def test_a_use_case_that_cannot_rank_so_is_refused_by_name(rank: Any, words: str):
+    with pytest.raises(ValueError, match=words):
+        ml.UseCase("wrong", features, policy=policy, rank=rank)
+    with pytest.raises(ValueError, match="which field they fill"):
+        ml.UseCase("wrong", features, policy=policy, candidates=popular)
+
+
+# As a server of its own
+
+
+@contextmanager
+def served(state: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "uvicorn", "--factory", "offers:application", "--port", str(port)]
+    env = environment(state, PYTHONPATH=os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    with open(state / "served.log", "ab") as log:
+        process = subprocess.Popen([*command, "--log-level", "warning"], cwd=TESTS, env=env, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_that_is_killed_keeps_the_rankings_it_acknowledged_whole(live: Shop):
+    """Both clients get the same answers; after SIGKILL amid rankings each acknowledged one is there, and none is half there."""
+    state, port = live.platform.settings.state, free_port()
+    bodies = [live.visit(f"k{k}") for k in range(150)]
+    some = [live.candidates(30) for _ in bodies]
+    answers: list[Decision] = []
+    with Client(f"http://127.0.0.1:{port}", attempts=60) as client:
+
+        def ask() -> None:
+            for body, candidates in zip(bodies, some, strict=True):
+                answers.append(client.rank(body, candidates))
+
+        load = threading.Thread(target=ask)
+        with served(state, port) as process:
+            assert client.ready()
+            load.start()
+            while len(answers) < 50:
+                assert load.is_alive()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        with served(state, port):
+            load.join()
+
+            async def again() -> Decision:
+                async with AsyncClient(f"http://127.0.0.1:{port}") as other:
+                    return await other.rank(bodies[7], some[7])
+
+            assert asyncio.run(again()) == answers[7] == client.decision("k7")
+            with pytest.raises(Refused, match="other candidates") as told:
+                client.rank(bodies[7], some[8])
+            assert told.value.status == 409
+            assert len(client.rank(live.visit("found")).alternatives or ()) == len(popular(None))
+    assert [d.event for d in answers] == [body["id"] for body in bodies]
+    recorded = {e.id: e.body for e in live.platform.read(streams=["decisions.offers"])}
+    events = {e.id for e in live.platform.read(streams=["visits"]) if not e.id.startswith("h")}
+    assert recorded.keys() == events == {*(d.event for d in answers), "found"}
+    found = verify(offers, live.platform)
+    assert (found.decisions, found.mismatches) == (151, 0), found.differences
