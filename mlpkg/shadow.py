@@ -130,7 +130,8 @@ class Follower:
             return 0
         page = list(islice(platform.read(after, streams=[decisions_of(case.name)], until=until), PAGE))
         until = until if len(page) < PAGE else page[-1].position
-        asked = [self._asked(e) for e in page if any(_holds(s, e.position) for s in spans)]
+        single = (e for e in page if '"alternatives":[' not in e.body)  # of a ranking, see `lab.rankings`
+        asked = [self._asked(e) for e in single if any(_holds(s, e.position) for s in spans)]
         said: dict[int, list[tuple[str, int, int, str]]] = {a.decision.position: [] for a in asked}
         for span in spans:
             if mine := [a for a in asked if _holds(span, a.decision.position)]:

@@ -24,13 +24,14 @@ from offers import clicked, clicks, features, offers, policy, popular, shown, vi
 from serving import environment, free_port
 
 import mlpkg as ml
-from mlpkg import decisions, lab
+from mlpkg import decisions, lab, models, rollout, shadow
 from mlpkg.client import AsyncClient, Client, Refused
 from mlpkg.decisions import Decider, Decision, replay, verify
 from mlpkg.features import evaluate
 from mlpkg.lab.ranking import rankings
 from mlpkg.serve.app import Application
 from mlpkg.settings import MlpkgError, Settings
+from mlpkg.shadow import Follower
 from mlpkg.times import DAY, HOUR, MINUTE, instant, iso, now
 
 START = instant("2026-03-01")
@@ -255,6 +256,16 @@ def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
     many = predictor.score_many(columns)
     one = [predictor.score(row) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
     assert np.array(one).tobytes() == many.tobytes()
+
+
+def test_a_shadow_scores_decisions_and_leaves_rankings_to_the_lab(shop: Shop):
+    state = shop.platform.settings.state
+    put_live(offers, shop.platform)  # so that the first one may shadow
+    rollout.shadow(shop.platform, models.find(state, offers.name, shop.version), by="a test", why="to see")
+    shop.ranks("v1")
+    shop.decider.decide(shop.visit("d1") | shop.candidates(1)[0], arrived=shop.end)
+    assert Follower(offers, shop.platform).step() == 2
+    assert [said.event for _, said in shadow.scores(offers.name, shop.platform)] == ["d1"]
 
 
 def test_an_event_that_was_sent_before_is_ranked_by_its_id(shop: Shop):
