@@ -93,6 +93,8 @@ def _is_as_then(features: FeatureSet, at: int, seen: int, platform: Platform) ->
     held = min(source.held_us for source in features.sources)
     if features.reads and at - reach < now() - held:
         return False
+    if not features.outcomes:
+        return True
     reports = platform.read(seen, streams=[fact.stream for fact in features.outcomes])
     return not any('"corrects":true' in entry.body for entry in reports)
 
@@ -121,9 +123,10 @@ class Follower:
     def step(self) -> int:
         """Score the next decisions; how many there were, of `PAGE` at most."""
         case, platform = self.use_case, self.platform
+        until = platform.last_position()  # first: of what comes after it, a shadow may not be known yet
         spans = shadowing(platform.promotions(case.name))
-        after = max(platform.reached(self._reader), min((s.since for s in spans), default=0))
-        if not spans or (until := platform.last_position()) <= after:
+        after = max(platform.reached(self._reader), min((s.since for s in spans), default=until))
+        if until <= after:
             return 0
         page = list(islice(platform.read(after, streams=[decisions_of(case.name)], until=until), PAGE))
         until = until if len(page) < PAGE else page[-1].position
@@ -166,10 +169,12 @@ class Follower:
         if version not in self._standing:
             try:
                 model = models.find(self.platform.settings.state, self.use_case.name, version)
-                self._standing[version] = stand(model, self.use_case.on)
-                self.platform.register(self.use_case.name, model.features)
+                found = stand(model, self.use_case.on)
             except MlpkgError as error:
                 self._standing[version] = error
+            else:
+                self.platform.register(self.use_case.name, model.features)
+                self._standing[version] = found
         return self._standing[version]
 
     def _judged(self, version: str, asked: _Asked, score: float) -> Scored:
@@ -255,8 +260,10 @@ def follow(use_case: UseCase, platform: Platform, go_on: Callable[[], bool] = la
     """Score what is decided, as long as `go_on` says so and there is something to score."""
     platform.defer()  # what is lost with the power is found again in the log
     follower = Follower(use_case, platform)
-    while go_on() and is_needed(use_case.name, platform):
+    while go_on():
         try:
+            if not is_needed(use_case.name, platform):
+                return
             full = follower.step() == PAGE
         except MlpkgError as error:  # the store is locked or full, and may be well again
             _log.warning("the shadows of %s wait: %s", use_case.name, error)
