@@ -248,8 +248,10 @@ class Decider:
         try:
             try:
                 row = source.parse(body)
-            except Rejected as why:
-                event, stored = self._sent_before(body, why)
+            except Rejected:
+                if (sent := self._sent_before(body)) is None:
+                    raise
+                event, stored = sent
                 row = msgspec.structs.replace(source.parse(event), body=stored)
             return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
@@ -278,8 +280,10 @@ class Decider:
         try:
             try:
                 row, given = ranking.parse(body)
-            except Rejected as why:
-                event, stored = self._sent_before(body, why)
+            except Rejected:
+                if (sent := self._sent_before(body)) is None:
+                    raise
+                event, stored = sent
                 row, given = ranking.parse(event)
                 row = msgspec.structs.replace(row, body=stored)
             return self._decide(row, arrived, live, caller, began, given or self._find(row), given is not None)
@@ -287,13 +291,13 @@ class Decider:
             self.platform.bury(source.name, body, why)
             raise
 
-    def _sent_before(self, body: bytes | str | Mapping[str, Any], why: Rejected) -> tuple[dict[str, Any], str]:
-        """The event that is in the log already, where its id alone is given, or with candidates; and its body there."""
+    def _sent_before(self, body: bytes | str | Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
+        """The event that is in the log already, where its id alone is given, or with candidates, and its body there; else None."""
         source = self.use_case.on
         try:
             given = validated(_OnlyId, source.name, body)
         except Rejected:
-            raise why from None
+            return None
         if (entry := self.platform.entry(source.stream, id := given.id)) is None:
             what = "is the id of no event that was sent; send the whole event"
             raise Rejected("id", id, what, event=id, source=source.name)

@@ -90,7 +90,7 @@ class _Ranked(msgspec.Struct):
 
 def _fields_of(decision: Entry) -> list[dict[str, Any]]:
     """What the alternatives of a decision fill in, in the order of its record; nothing where it is no ranking."""
-    if '"alternatives":' not in decision.body:
+    if '"alternatives":[' not in decision.body:
         return []
     return [a.fields for a in msgspec.json.decode(decision.body, type=_Ranked).alternatives]
 
@@ -115,6 +115,8 @@ def _is_as_then(features: FeatureSet, at: int, seen: int, platform: Platform) ->
     held = min(source.held_us for source in features.sources)
     if features.reads and at - reach < now() - held:
         return False
+    if not features.outcomes:
+        return True
     reports = platform.read(seen, streams=[fact.stream for fact in features.outcomes])
     return not any('"corrects":true' in entry.body for entry in reports)
 
@@ -145,14 +147,15 @@ class Follower:
         """Score the next decisions; how many there were."""
         self.behind = False
         case, platform = self.use_case, self.platform
+        until = platform.last_position()  # first: of what comes after it, a shadow may not be known yet
         spans = shadowing(platform.promotions(case.name))
-        after = max(platform.reached(self._reader), min((s.since for s in spans), default=0))
-        if not spans or (until := platform.last_position()) <= after:
+        after = max(platform.reached(self._reader), min((s.since for s in spans), default=until))
+        if until <= after:
             return 0
         decided = platform.read(after, streams=[decisions_of(case.name)], until=until)
         page = next(pages(decided, _PAGE), [])
-        more = next(decided, None) is not None
-        until = page[-1].position if more else until
+        self.behind = next(decided, None) is not None
+        until = page[-1].position if self.behind else until
         asked = [self._asked(e) for e in page if any(_holds(s, e.position) for s in spans)]
         asked.sort(key=lambda a: a.event.position)
         said: dict[int, list[tuple[str, int, int, str]]] = {e.position: [] for e in page}
@@ -167,7 +170,6 @@ class Follower:
             entries = [entry for e in piece for entry in said[e.position]]
             reached = until if piece is pieces[-1] else piece[-1].position
             platform.derive(scores_of(case.name), entries, reader=self._reader, until=reached)
-        self.behind = more
         return len(page)
 
     def _asked(self, decision: Entry) -> _Asked:
@@ -195,22 +197,24 @@ class Follower:
         if version not in self._standing:
             try:
                 model = models.find(self.platform.settings.state, self.use_case.name, version)
-                self._standing[version] = stand(model, self.use_case.on)
-                self.platform.register(self.use_case.name, model.features)
+                found = stand(model, self.use_case.on)
             except MlpkgError as error:
                 self._standing[version] = error
+            else:
+                self.platform.register(self.use_case.name, model.features)
+                self._standing[version] = found
         return self._standing[version]
 
     def _judged(self, version: str, asked: _Asked, scores: list[float]) -> Scored:
-        ranked = _ranked(asked.fields, scores)
-        score, filled = (ranked[0].score, asked.values | ranked[0].fields) if ranked else (scores[0], asked.values)
+        score, ranked = max(scores), _ranked(asked.fields, scores) or msgspec.UNSET
+        filled = asked.values | ranked[0].fields if ranked else asked.values
         event = SimpleNamespace(id=asked.event.id, time=asked.event.time, **filled)
         try:
             action = self.use_case.policy(score, event)
         except Exception as error:
             return self._failed(version, asked, error)
-        told: dict[str, Any] = {"alternatives": ranked} if ranked else {}
-        return Scored(event=asked.event.id, model=version, score=score, action=action, policy=self._policy, **told)
+        said: dict[str, Any] = {"event": asked.event.id, "model": version, "policy": self._policy}
+        return Scored(**said, score=score, action=action, alternatives=ranked)
 
     def _failed(self, version: str, asked: _Asked, error: Exception) -> Scored:
         told = str(error) if isinstance(error, MlpkgError) else f"{type(error).__name__}: {error}"
@@ -223,10 +227,8 @@ def _per_decision(scores: Array, starts: Array) -> list[list[float]]:
 
 
 def _ranked(fields: Sequence[dict[str, Any]], scores: Sequence[float]) -> list[Alternative]:
-    """The alternatives of a ranking by their scores; equal ones in the order that was served."""
-    if not fields:
-        return []
-    pairs = sorted(zip(fields, scores, strict=True), key=lambda pair: -pair[1])
+    """The alternatives of a ranking by their scores, equal ones in the order that was served; nothing where it is no ranking."""
+    pairs = sorted(zip(fields, scores, strict=False), key=lambda pair: -pair[1])
     return [Alternative(filled, score) for filled, score in pairs]
 
 
@@ -318,10 +320,14 @@ def follow(use_case: UseCase, platform: Platform, go_on: Callable[[], bool] = la
     """Score what is decided, as long as `go_on` says so and there is something to score."""
     platform.defer()  # what is lost with the power is found again in the log
     follower = Follower(use_case, platform)
-    while go_on() and is_needed(use_case.name, platform):
+    while go_on():
         try:
+            if not is_needed(use_case.name, platform):
+                return
             follower.step()
+            behind = follower.behind
         except MlpkgError as error:  # the store is locked or full, and may be well again
             _log.warning("the shadows of %s wait: %s", use_case.name, error)
-        if not follower.behind:
+            behind = False
+        if not behind:
             time.sleep(_EVERY)

@@ -239,7 +239,12 @@ def test_only_mature_rows_are_judged_and_the_others_counted(bank: Bank) -> None:
     span = (iso(START), iso(START + 20 * DAY))
     how: Any = {"use_case": handbook.fraud, "platform": bank.platform, "as_of": iso(START + 20 * DAY)}
     found = lab.compare("served", bank.version, *span, **how)
-    assert found.left_out == {"more were not decided": 1, "too young": 6, "not known": 0}
+    assert found.left_out == {
+        "more were not decided": 1,
+        "were decided by the fallback": 0,
+        "too young": 6,
+        "not known": 0,
+    }
     judged = found.rows[found.rows["judged"]]
     assert judged["id"].tolist() == [f"t{day}" for day in range(14)]
     assert "14 of 20 rows judged" in repr(found) and "6 too young" in found._repr_html_()

@@ -29,16 +29,17 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         everyone = [ours, bare, *others]
         for server in everyone:
             server.wait()
-        one: dict[str, list[Asked]] = {s.name: [] for s in everyone}
-        many: dict[str, list[Asked]] = {s.name: [] for s in everyone}
+        alone_us: dict[str, list[float]] = {s.name: [] for s in everyone}
+        a_second: dict[str, list[float]] = {s.name: [] for s in everyone}
         for number in range(rounds + 1):  # the first one warms up
-            for connections, size, found in ((1, alone, one), (16, together, many)):
+            for connections, size in ((1, alone), (16, together)):
                 for server, asked in turn(everyone, size, connections, number):
-                    if number:
-                        found[server.name].append(asked)
+                    if number and connections == 1:
+                        alone_us[server.name].append(asked.p50)
+                    elif number:
+                        a_second[server.name].append(asked.rate)
         plain, quick, *fastapi = (s.name for s in others)
-        p50 = {name: median(a.p50 for a in asked) for name, asked in one.items()}
-        rate = {name: median(a.rate for a in asked) for name, asked in many.items()}
+        p50, rate = ({name: median(each) for name, each in found.items()} for found in (alone_us, a_second))
         work = "one decision over HTTP, one worker"
         for peer, most, least in ((plain, 0.6, 2), (quick, 0.9, 1.3)):
             yield row(f"{work}, one at a time, p50", p50[ours.name], peer, p50[peer], f"ours / theirs <= {most}", "µs")

@@ -15,7 +15,6 @@ import random
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,19 +22,16 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+from load import Connection, post
+from served import Row, main, row
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "features"))
-
-from harness import Row, row, table  # noqa: E402
-
-import mlpkg as ml  # noqa: E402
-from mlpkg import models  # noqa: E402
-from mlpkg.decisions import promote, verify  # noqa: E402
-from mlpkg.platform import Batch, Platform  # noqa: E402
-from mlpkg.serve.app import Application  # noqa: E402
-from mlpkg.settings import Settings  # noqa: E402
-from mlpkg.times import DAY, iso, now  # noqa: E402
+import mlpkg as ml
+from mlpkg import models
+from mlpkg.decisions import promote, verify
+from mlpkg.platform import Batch, Platform
+from mlpkg.serve.app import Application
+from mlpkg.settings import Settings
+from mlpkg.times import DAY, iso, now
 
 USERS, ITEMS, CLICKS, DAYS, TREES = 1000, 1500, 100_000, 30, 200
 TURN = 25  # rankings that one way is asked for before it is another's turn
@@ -126,28 +122,6 @@ def called(app: Application) -> Callable[[bytes], bytes]:
     return ask
 
 
-def connected(port: int) -> Callable[[bytes], bytes]:
-    """A connection that stays open, one request at a time."""
-    line = socket.create_connection(("127.0.0.1", port))
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    head = b"POST /v1/rank HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-
-    def ask(body: bytes) -> bytes:
-        line.sendall(head % len(body) + body)
-        got = b""
-        while b"\r\n\r\n" not in got:
-            got += line.recv(262_144)
-        told, _, content = got.partition(b"\r\n\r\n")
-        length = int(told.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        while len(content) < length:
-            content += line.recv(262_144)
-        if not told.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"answer: {content.decode()}")
-        return content
-
-    return ask
-
-
 def serve(state: Path) -> None:
     """A uvicorn of its own; where it listens is the first line that it prints."""
     import uvicorn
@@ -172,10 +146,11 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout
+        line = Connection(int(server.stdout.readline()))
         ways: dict[str, Callable[[bytes], Any]] = {
             "in process": lambda body: app.decider.rank(body, live=True),
             "as ASGI": called(app),
-            "over HTTP": connected(int(server.stdout.readline())),
+            "over HTTP": lambda body: line.ask(post("/v1/rank", body)),
         }
         rng, turns = random.Random(3), 40 if given.full else 10
         for turn in range(turns + 1):  # the first one warms up
@@ -201,17 +176,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="1,000 rankings each instead of 250")
-    parser.add_argument("-o", "--output", type=Path, help="a file for the rows of the table, as JSON")
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve:
-        serve(given.serve)
-        sys.exit()
-    with tempfile.TemporaryDirectory(prefix="mlpkg-bench-") as folder:
-        given.folder = Path(folder)
-        rows = list(measure(given))
-    print(table(rows))
-    if given.output:
-        given.output.write_text(json.dumps(rows, indent=1) + "\n")
+    if sys.argv[1:2] == ["--serve"]:
+        serve(Path(sys.argv[2]))
+    else:
+        main(__doc__ or "", measure)

@@ -206,9 +206,9 @@ def count_lost(service: Service, acknowledged: dict[str, Any]) -> int:
 def change_models(first: str, period: Mapping[str, str]) -> dict[str, Any]:
     """Train another model, let it shadow, compare, promote it and roll it back; what came out."""
     less = {**period, "train_from": iso(instant(period["train_to"]) - 7 * DAY)[:10], "rounds": "40", "quick": "true"}
-    second = json.loads(_run("train", "fraud", *_parameters(less), "--json", capture=True, nice=10))["version"]
+    second = json.loads(_run("train", "fraud", *_parameters(less), "--json", capture=True, nice=5))["version"]
     _run("shadow", "fraud", second, "--why", "fewer trees, less to learn from: would it do?")
-    time.sleep(3)
+    time.sleep(2)
     said = shadows(iso(now() - DAY))
     others = said[said["action"] != said["served_action"]]
     click.echo(f"{len(said)} decisions were scored beside their answers; {len(others)} would have been others")

@@ -30,6 +30,7 @@ from .guard import Guard, Head, read_head
 from .metrics import Metrics
 from .openapi import openapi
 from .problem import Problem, problem
+from .turn import Turn
 from ..settings import MlpkgError, Settings
 from ..times import iso
 
@@ -130,7 +131,8 @@ async def _take(
         raise Problem(415, "is not supported; send the body as it is", "content-encoding", packed.decode("latin-1"))
     kind = head.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
     if kind == _JSON:
-        answer = _encode(accept(await _read(receive, app.settings.max_body)))
+        body = await _read(receive, app.settings.max_body)
+        answer = _encode(await app.turn.take(partial(accept, body)))
         await app.durable()
         return 200, _JSON, answer
     if kind != _LINES or not batches:
@@ -236,6 +238,11 @@ class Application:
     def metrics(self) -> Metrics:
         """What this worker counts."""
         return Metrics(self.settings)
+
+    @cached_property
+    def turn(self) -> Turn:
+        """Where requests that came together are worked on."""
+        return Turn()
 
     @cached_property
     def gate(self) -> Gate | None:
