@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Policy', 'Fallback', 'Finder', 'Decision', 'UseCase', 'use_case', 'Decider', 'Difference', 'Verification', 'verify',
-           'Replayed', 'replay', 'as_batch']
+           'pages', 'Replayed', 'replay', 'as_batch']
 
 # %% ../nbs/decisions.ipynb #imports
 import math
@@ -450,6 +450,11 @@ class Verification:
     fallbacks: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
 
+    def note(self, wrong: Sequence[Difference]) -> None:
+        """Count one decision as a mismatch where anything of it is wrong."""
+        self.mismatches += bool(wrong)
+        self.differences += wrong[: max(0, _SHOWN - len(self.differences))]
+
 
 _SHOWN = 20
 
@@ -475,7 +480,7 @@ def verify(use_case: UseCase, platform: Platform, progress: Callable[[int], obje
     outcomes = {o.stream: o for m in loaded.values() for o in m.features.outcomes}
     history = platform.history(list(sources.values()), list(outcomes.values()), until=until)
     seen = dict(zip(*(a.tolist() for a in decided), strict=True))
-    for page in _pages(platform.read(streams=[decisions_of(use_case.name)], until=until), _PAGE):
+    for page in pages(platform.read(streams=[decisions_of(use_case.name)], until=until), _PAGE):
         records = [(e, _decoder.decode(e.body)) for e in page]
         for version, model in loaded.items():
             of_it = ((e, d) for e, d in records if _numbers_of(d) == version)
@@ -504,7 +509,7 @@ def _numbers_of(said: Decision | _Named) -> str | None:
 _PAGE = 2**26  # characters of records at a time: a hundred thousand decisions, or a thousand rankings of a thousand
 
 
-def _pages(entries: Iterator[Entry], most: int) -> Iterator[list[Entry]]:
+def pages(entries: Iterator[Entry], most: int) -> Iterator[list[Entry]]:
     """Entries in lists, each of about so many characters."""
     page: list[Entry] = []
     size = 0
@@ -541,18 +546,13 @@ def _compare(
             if name not in past
         ]
         if decision.fallback is None:
-            said = [("score", decision.score), *((_score_of(a), a.score) for a in decision.alternatives or ())]
+            said = [("score", decision.score), *((f"score of {a}", a.score) for a in decision.alternatives or ())]
             again = [scores[i], *scores[i : i + len(said) - 1]]
             told = zip(said, again, strict=True)
             wrong += [Difference(decision.event, what, old, new) for (what, old), new in told if not _same(old, new)]
         if decision.moment[1] != seen[entry.about or 0]:
             wrong.append(Difference(decision.event, "moment", decision.moment[1], seen[entry.about or 0]))
-        found.mismatches += bool(wrong)
-        found.differences += wrong[: max(0, _SHOWN - len(found.differences))]
-
-
-def _score_of(a: Alternative) -> str:
-    return f"score of {', '.join(f'{name}={value}' for name, value in a.fields.items())}"
+        found.note(wrong)
 
 
 def _same(recorded: float | int | None, value: float | int) -> bool:
@@ -618,7 +618,7 @@ def _send(
     streams |= {o.stream: o for s in use_case.sources.values() for o in s.outcomes.values()}
     entries = platform.read(streams=list(streams))
     first: list[Entry] = []
-    for page in _pages(_until(entries, start, first), 200_000):
+    for page in pages(_until(entries, start, first), 200_000):
         fresh.load(as_batch(page, streams))
         done.warmed += len(page)
         progress(len(page))

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import handbook
@@ -18,8 +19,9 @@ import httpx
 import jsonschema
 import lightgbm as lgb
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import TESTS, put_live
+from conftest import TESTS, booster, put_live
 from offers import clicked, clicks, features, offers, policy, popular, shown, visits
 from serving import environment, free_port
 
@@ -245,6 +247,122 @@ def test_the_next_model_learns_from_what_was_shown(shop: Shop):
     span = iso(shop.end), iso(shop.end + DAY)
     compared = lab.compare(shop.version, version, *span, use_case=offers, platform=shop.platform)
     assert len(compared.rows) == 0 and compared.left_out["are rankings, see lab.rankings"] == 24
+
+
+# Shadows
+
+other_features = ml.FeatureSet(
+    "offers",
+    on=visits,
+    item=clicks.by("item").agg(n=ml.count(over=["6h", "3d"]), dear=ml.max("price", over="3d")),
+    pair=clicks.by("user", "item").agg(n=ml.count(over="9d")),
+    rate=clicked.by("item", delay="1h").agg(clicked=ml.sum("clicked", over="7d")),
+    price=ml.field("price"),
+)
+
+
+def shadowed(shop: Shop) -> str:
+    """A model of other features that shadows from now on."""
+    told: Any = {"metrics": {}, "lineage": {}, "policy": {}}
+    state = shop.platform.settings.state
+    version = models.save(state, offers.name, booster(other_features), other_features, **told)
+    rollout.shadow(shop.platform, models.find(state, offers.name, version), by="ann", why="to see")
+    return version
+
+
+@pytest.mark.parametrize("from_log", [False, True])
+def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_log: bool):
+    """Every alternative has the score that the log gives, also where the timelines are those of then no more."""
+    shop = Shop(tmp_path / "shop", START if from_log else now() - 3 * DAY)
+    with closing(shop.platform):
+        shop.ranks("before")
+        version = shadowed(shop)
+        for k in range(12):
+            at = shop.end + k * HOUR
+            _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), at)
+            item = fields(decision)[0]["item"]
+            told = {"id": f"s{k}", "time": iso(at), "user": "u1", "item": item, "ranking": f"v{k}", "place": 1}
+            shop.platform.accept(shown, told, arrived=at)
+            shop.platform.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=at)
+            shop.decider.decide(shop.visit(f"d{k}", at) | shop.candidates(1)[0], arrived=at)
+            shop.platform.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(at - MINUTE)}, arrived=at)
+        computed, asked_log = shadow._computed, []
+        with monkeypatch.context() as patch:
+            patch.setattr(shadow, "_computed", lambda *given: asked_log.append(True) or computed(*given))
+            assert shadow.Follower(offers, shop.platform).step() == 24
+        assert bool(asked_log) == from_log
+        said = {s.event: s for _, s in shadow.scores(offers.name, shop.platform)}
+        assert said.keys() == {f"{kind}{k}" for kind in "vd" for k in range(12)}
+        assert len({s.score for s in said.values()}) > 3
+        rows = rankings(model=version, use_case=offers, platform=shop.platform)
+        for id, mine in rows[rows["id"].str.startswith("v")].groupby("id"):
+            mine = mine.sort_values("rescored", ascending=False, kind="stable")
+            ranked: Any = said[str(id)].alternatives
+            assert [(a.fields["item"], a.score) for a in ranked] == [*zip(mine["item"], mine["rescored"], strict=True)]
+            assert said[str(id)].score == ranked[0].score
+            assert said[str(id)].action == policy(ranked[0].score, SimpleNamespace(**ranked[0].fields))
+        plain = [e.body for e, s in shadow.scores(offers.name, shop.platform) if s.event.startswith("d")]
+        assert len(plain) == 12 and not [body for body in plain if "alternatives" in body]
+        found = shadow.verify_scores(offers, shop.platform)
+        assert (found.decisions, found.mismatches) == (24, 0), found.differences
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("json_set(body, '$.alternatives[7].score', 0.25)", "score of item="),
+        ("json_set(body, '$.alternatives[7].fields.item', 77)", "score of item="),
+        ("json_set(body, '$.score', 0.25)", "score by"),
+        ("json_remove(body, '$.alternatives[7]')", "score of item="),
+        ("json_set(body, '$.alternatives[0]', body->'$.alternatives[19]', '$.alternatives[19]', body->'$.alternatives[0]')", "place of item="),
+        ("json_remove(body, '$.alternatives')", "score by"),
+    ],
+)  # fmt: skip
+def test_a_number_of_a_shadowed_ranking_that_was_changed_is_found(shop: Shop, change: str, what: str):
+    shadowed(shop)
+    for k in range(5):
+        shop.ranks(f"v{k}", at=shop.end + k * HOUR)
+    shadow.Follower(offers, shop.platform).step()
+    shop.platform.db.execute(f"update log set body={change} where id like 'v3\x1f%'")
+    assert shop.platform.db.changes() == 1
+    found = shadow.verify_scores(offers, shop.platform)
+    assert found.mismatches == 1 and {d.event for d in found.differences} == {"v3"}
+    assert any(d.what.startswith(what) for d in found.differences), found.differences
+
+
+def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
+    version = shadowed(shop)
+    _, decision = shop.ranks("v1")
+    shop.decider.decide(shop.visit("d1") | shop.candidates(1)[0], arrived=shop.end)
+    shadow.Follower(offers, shop.platform).step()
+    (said,) = shadow.scores_about(offers.name, "v1", shop.platform)
+    ranked: Any = said.alternatives
+    place = [a.fields for a in ranked].index(fields(decision)[0]) + 1
+    frame = lab.shadows(of=offers, platform=shop.platform).set_index("id")
+    assert (frame.loc["v1", "score"], frame.loc["v1", "place"]) == (ranked[0].score, place)
+    assert frame.loc["d1", "place"] is pd.NA
+    told = lab.decision("v1", use_case=offers, platform=shop.platform)
+    assert told.shadows.loc[version].to_dict() == {
+        "score": said.score, "action": said.action, "failed": "", "place": place
+    }  # fmt: skip
+    assert f"what was first is its place {place}" in repr(told)
+    assert told.alternatives[version].to_dict() == {
+        here: next(a.score for a in ranked if a.fields == mine) for here, mine in enumerate(fields(decision), 1)
+    }
+    assert "place" not in lab.decision("d1", use_case=offers, platform=shop.platform).shadows
+
+
+def test_a_backlog_of_long_rankings_is_scored_in_pieces(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shadowed(shop)
+    for k in range(10):
+        shop.ranks(f"v{k}", 50, at=shop.end + k * HOUR)
+    monkeypatch.setattr(shadow, "_PAGE", 5_000)
+    follower, steps = shadow.Follower(offers, shop.platform), []
+    while n := follower.step():
+        steps.append((n, follower.behind))
+    assert sum(n for n, _ in steps) == 10 and len(steps) > 3
+    assert [behind for _, behind in steps] == [True] * (len(steps) - 1) + [False]
+    assert [s.event for _, s in shadow.scores(offers.name, shop.platform)] == [f"v{k}" for k in range(10)]
 
 
 def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):

@@ -305,7 +305,7 @@ def test_what_the_store_may_have_let_go_of_is_asked_of_the_log(bank: Bank, monke
     """These payments are older than anything that may still be decided today."""
     rollout.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="ann", why="to see")
     made = [bank.pays(f"tx-{k}", k / 24) for k in range(5)]
-    monkeypatch.setattr(shadow, "evaluate_many", lambda *given: {})
+    monkeypatch.setattr(shadow, "evaluate_alternatives", lambda *given: ({}, []))
     Follower(handbook.fraud, bank.platform).step()
     assert [s.score for _, s in shadow.scores("fraud", bank.platform)] == [d.score for d in made]
 

@@ -28,7 +28,7 @@ from .frames import find_use_case, texts_of, the_platform, times
 from ..models import Model
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
-from ..shadow import scores_about
+from ..shadow import Scored, scores_about
 from ..times import iso, now
 
 # %% ../../nbs/lab/decision.ipynb #contributions
@@ -109,11 +109,18 @@ class Dossier:
 
     @property
     def alternatives(self) -> Table:
-        """The alternatives of a ranking in its order: a row for each ``place``, with what it filled in and its score."""
+        """The alternatives of a ranking in its order: a row for each ``place``, with what it filled in and its score.
+
+        The scores of a model that shadowed stand in a column that has its version as the name.
+        """
         ranked = self.record.alternatives or ()
         rows = [(place, *a.fields.values(), a.score) for place, a in enumerate(ranked, 1)]
         names = ["place", *(ranked[0].fields if ranked else ()), "score"]
-        return pd.DataFrame(rows, columns=pd.Index(names)).set_index("place")
+        found: Table = pd.DataFrame(rows, columns=pd.Index(names)).set_index("place")
+        for s in self._scored:
+            score_of = {str(a): a.score for a in s.alternatives or ()}
+            found[s.model] = np.array([score_of.get(str(a)) for a in ranked], np.float64)
+        return found
 
     @cached_property
     def reasons(self) -> Table:
@@ -123,11 +130,20 @@ class Dossier:
         return contributions(self.model, self.record.features).assign(value=self.features["value"])
 
     @cached_property
+    def _scored(self) -> list[Scored]:
+        return scores_about(self.case.name, self.record.event, self.platform)
+
+    @cached_property
     def shadows(self) -> Table:
-        """What models that shadowed said of it then, as it was recorded: ``score``, ``action`` and why it ``failed``."""
-        said = scores_about(self.case.name, self.record.event, self.platform)
-        rows = [(s.model, s.score, s.action, s.failed or "") for s in said]
-        return pd.DataFrame(rows, columns=pd.Index(["model", "score", "action", "failed"])).set_index("model")
+        """What models that shadowed said of it then, as it was recorded: ``score``, ``action`` and why it ``failed``.
+
+        Of a ranking, score and action are of the model's own first, and ``place`` is where it puts what was served first.
+        """
+        rows = [(s.model, s.score, s.action, s.failed or "") for s in self._scored]
+        found: Table = pd.DataFrame(rows, columns=pd.Index(["model", "score", "action", "failed"])).set_index("model")
+        if ranked := self.record.alternatives:
+            found["place"] = pd.array([s.place_of(ranked[0].fields) for s in self._scored], "Int64")
+        return found
 
     def by(self, *others: str | Model) -> Table:
         """What other models say of the same moment, by default all that are there: ``score`` and ``action`` by today's policy.
@@ -168,7 +184,9 @@ class Dossier:
             for r in self.outcomes.itertuples()
         ]
         others = [
-            f"{model}: {s.failed or f'{s.action}, at a score of {s.score:.6g}'}" for model, s in self.shadows.iterrows()
+            f"{model}: {s.failed or f'{s.action}, at a score of {s.score:.6g}'}"
+            + (f", what was first is its place {s.place}" if d.alternatives and not s.failed else "")
+            for model, s in self.shadows.iterrows()
         ]
         by = [f"the fallback, because of the {d.fallback['why']}: {d.fallback['detail']}"] if d.fallback else []
         by += [f"model {d.model['version']}"] if d.model else []

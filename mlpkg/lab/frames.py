@@ -186,24 +186,27 @@ def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Pla
 def shadows(since: When = 0, *, of: UseCase | str | None = None, platform: Platform | None = None) -> pd.DataFrame:
     """What models that shadowed said of the decisions on events from `since` on, beside what was served.
 
-    `failed` says why, where a model could not say anything.
+    `failed` says why, where a model could not say anything. Where the use case ranks, score and action are of the first, and `place` is
+    where the model puts what was served first.
     """
     case, platform = find_use_case(of), platform or the_platform()
-    rows = [
-        (s.event, entry.time, s.model, s.score, s.action, s.failed, entry.about)
-        for entry, s in scores(case.name, platform)
-        if entry.time >= instant(since)
-    ]
+    said = [(entry, s) for entry, s in scores(case.name, platform) if entry.time >= instant(since)]
+    rows = [(s.event, entry.time, s.model, s.score, s.action, s.failed, entry.about) for entry, s in said]
     names = ["id", "time", "model", "score", "action", "failed", "decision"]
     frame = pd.DataFrame(rows, columns=pd.Index(names)).astype({"score": np.float64, "failed": "str"})
     frame["time"] = times(frame["time"].to_numpy(np.int64))
     first = min((row[-1] or 0 for row in rows), default=0)
     served = [
-        (entry.position, d["score"], d["action"])
+        (entry.position, d["score"], d["action"], *(a["fields"] for a in d.get("alternatives", ())[:1]))
         for entry in platform.read(first - 1, streams=[decisions_of(case.name)])
         for d in [msgspec.json.decode(entry.body)]
     ]
-    beside = pd.DataFrame(served, columns=pd.Index(["decision", "served_score", "served_action"]))
+    if case.ranking is not None:
+        first_of = {position: filled[0] for position, _, _, *filled in served if filled}
+        places = [s.place_of(first_of[e.about]) if e.about in first_of else None for e, s in said]
+        frame["place"] = pd.array(places, "Int64")
+    columns = pd.Index(["decision", "served_score", "served_action"])
+    beside = pd.DataFrame([row[:3] for row in served], columns=columns)
     return frame.merge(beside, on="decision", how="left").drop(columns="decision")
 
 # %% ../../nbs/lab/frames.ipynb #preview
