@@ -314,7 +314,11 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("json_set(body, '$.alternatives[7].fields.item', 77)", "score of item="),
         ("json_set(body, '$.score', 0.25)", "score by"),
         ("json_remove(body, '$.alternatives[7]')", "score of item="),
-        ("json_set(body, '$.alternatives[0]', body->'$.alternatives[19]', '$.alternatives[19]', body->'$.alternatives[0]')", "place of item="),
+        (
+            "json_set(body, '$.alternatives[0]', body->'$.alternatives[19]', "
+            "'$.alternatives[19]', body->'$.alternatives[0]')",
+            "place of item=",
+        ),
         ("json_remove(body, '$.alternatives')", "score by"),
     ],
 )  # fmt: skip
@@ -374,16 +378,6 @@ def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
     many = predictor.score_many(columns)
     one = [predictor.score(row) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
     assert np.array(one).tobytes() == many.tobytes()
-
-
-def test_a_shadow_scores_decisions_and_leaves_rankings_to_the_lab(shop: Shop):
-    state = shop.platform.settings.state
-    put_live(offers, shop.platform)  # so that the first one may shadow
-    rollout.shadow(shop.platform, models.find(state, offers.name, shop.version), by="a test", why="to see")
-    shop.ranks("v1")
-    shop.decider.decide(shop.visit("d1") | shop.candidates(1)[0], arrived=shop.end)
-    assert Follower(offers, shop.platform).step() == 2
-    assert [said.event for _, said in shadow.scores(offers.name, shop.platform)] == ["d1"]
 
 
 def test_an_event_that_was_sent_before_is_ranked_by_its_id(shop: Shop):
