@@ -33,7 +33,6 @@ from mlpkg.features import evaluate
 from mlpkg.lab.ranking import rankings
 from mlpkg.serve.app import Application
 from mlpkg.settings import MlpkgError, Settings
-from mlpkg.shadow import Follower
 from mlpkg.times import DAY, HOUR, MINUTE, instant, iso, now
 
 START = instant("2026-03-01")
