@@ -207,6 +207,7 @@ class Played:
         position = decision.moment[1]
         self.decisions[s.body["id"]] = decision
         self.stands("clicks", s, position)
+        assert decision.score is not None
         score = round(decision.score * 1_000_000)
         self.said["actions"][s.body["id"]] = [(position + 1, {"score": score, "action": decision.action})]
 

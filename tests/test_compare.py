@@ -327,7 +327,7 @@ def test_a_decision_is_shown_with_the_numbers_of_its_record(fortnight: Fortnight
     values = found.features["value"]
     assert values.to_dict() == found.record.features and type(values["customer_n_tx_1d"]) is int
     assert [v if v is not None else np.nan for v in values] == pytest.approx([row[n] for n in FEATURES], nan_ok=True)
-    assert (found.record.score, found.record.action, found.model.version) == (
+    assert found.model and (found.record.score, found.record.action, found.model.version) == (
         row["score"],
         row["action"],
         fortnight.live,

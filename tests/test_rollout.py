@@ -215,11 +215,12 @@ def test_a_store_that_fails_is_no_reason_to_fall_back(careful_bank: Bank, monkey
 
 
 def test_a_fallback_that_cannot_be_is_refused_where_it_is_defined():
-    for more, words in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"fallback": ""}, "neither an action nor a function"),
         ({"fallback": "review", "deadline": "soon"}, "is not a duration"),
         ({"deadline": "5ms"}, "no fallback that says what to do"),
-    ):
+    ]
+    for more, words in wrong:
         with pytest.raises(ValueError, match=words):
             UseCase("fraud", features, policy=handbook.policy, **more)
 

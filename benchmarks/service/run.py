@@ -12,4 +12,4 @@ from served import HERE, run_all
 NAMES = ["over_http", "in_process", "where", "ranking", "shadows", "workers", "durability", "memory", "others"]
 
 if __name__ == "__main__":
-    run_all(__doc__ or "", HERE, [name for name in NAMES if (HERE / f"{name}.py").exists()], patience=150)
+    run_all(__doc__ or "", HERE, [name for name in NAMES if (HERE / f"{name}.py").exists()], patience=180)
