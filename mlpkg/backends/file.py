@@ -53,7 +53,7 @@ _PRAGMAS = (
     "synchronous=normal",  # what `durability = disk` adds is in backends.disk
     "secure_delete=on",
     "wal_autocheckpoint=10000",
-    "cache_size=-65536",
+    "cache_size=-16384",
     "mmap_size=1073741824",
     "temp_store=memory",
 )
