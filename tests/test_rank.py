@@ -271,11 +271,12 @@ def shadowed(shop: Shop) -> str:
 
 @pytest.mark.parametrize("from_log", [False, True])
 def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_log: bool):
-    """Every alternative has the score that the log gives, also where the timelines are those of then no more."""
+    """Every alternative has the score that the log gives, also of a fallback, and where the timelines have changed since."""
     shop = Shop(tmp_path / "shop", START if from_log else now() - 3 * DAY)
     with closing(shop.platform):
         shop.ranks("before")
         version = shadowed(shop)
+        shop.platform.accept(visits, shop.visit("v12"), arrived=shop.end)  # is decided last
         for k in range(12):
             at = shop.end + k * HOUR
             _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), at)
@@ -285,13 +286,17 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
             shop.platform.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=at)
             shop.decider.decide(shop.visit(f"d{k}", at) | shop.candidates(1)[0], arrived=at)
             shop.platform.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(at - MINUTE)}, arrived=at)
+        with monkeypatch.context() as patch:
+            patch.setattr(shop.decider, "deadline_us", -1)
+            late = shop.decider.rank({"id": "v12", "candidates": shop.candidates(20)}, arrived=shop.end + DAY)
+            assert late.fallback and late.score is None
         computed, asked_log = shadow._computed, []
         with monkeypatch.context() as patch:
             patch.setattr(shadow, "_computed", lambda *given: asked_log.append(True) or computed(*given))
-            assert shadow.Follower(offers, shop.platform).step() == 24
+            assert shadow.Follower(offers, shop.platform).step() == 25
         assert bool(asked_log) == from_log
         said = {s.event: s for _, s in shadow.scores(offers.name, shop.platform)}
-        assert said.keys() == {f"{kind}{k}" for kind in "vd" for k in range(12)}
+        assert said.keys() == {f"{kind}{k}" for kind in "vd" for k in range(12)} | {"v12"}
         assert len({s.score for s in said.values()}) > 3
         rows = rankings(model=version, use_case=offers, platform=shop.platform)
         for id, mine in rows[rows["id"].str.startswith("v")].groupby("id"):
@@ -303,7 +308,7 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         plain = [e.body for e, s in shadow.scores(offers.name, shop.platform) if s.event.startswith("d")]
         assert len(plain) == 12 and not [body for body in plain if "alternatives" in body]
         found = shadow.verify_scores(offers, shop.platform)
-        assert (found.decisions, found.mismatches) == (24, 0), found.differences
+        assert (found.decisions, found.mismatches) == (25, 0), found.differences
 
 
 FIRST, LAST = "$.alternatives[0]", "$.alternatives[19]"
