@@ -61,13 +61,11 @@ class Aggregate:
     kinds: ClassVar[tuple[str, ...]] = ("int", "bool", "number", "text")
     additive: ClassVar[bool] = False  # made of counts and sums alone, which can do without clean windows
     powers: ClassVar[int] = 0  # the highest power of its column that is summed
-    made_of: ClassVar[tuple[str, ...] | None] = (
-        None  # what of its column `finish` needs, by the names that `live` has for it
-    )
+    # what of its column `finish` needs, by the names that `live` has for it
+    made_of: ClassVar[tuple[str, ...] | None] = None
     fewest: ClassVar[int] = 1  # rows below which it is null
-    limits: ClassVar[
-        Mapping[str, tuple[float, float]]
-    ] = {}  # the least and the greatest value of options that are numbers
+    # the least and the greatest value of options that are numbers
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
     present: ClassVar[bool] = False  # compares with the present event's value of its column
 
     @classmethod

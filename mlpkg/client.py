@@ -66,11 +66,12 @@ class _Talks:
     async def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
         headers = self._headers | ({"content-type": kind} if body is not None else {})
         timeout = httpx.Timeout(self.timeout).as_dict()
-        pause, why = 0.05, ""
+        pause, least, why = 0.05, 0.0, ""
         for attempt in range(self.attempts):
             if attempt:
-                await self._pause(pause * random.uniform(0.5, 1.0))  # not all at once, when a service comes back
-                pause = min(2 * pause, 2.0)
+                # not all at once, when a service comes back
+                await self._pause(least + pause * random.uniform(0.5, 1.0))
+                pause, least = min(2 * pause, 2.0), 0.0
             request = httpx.Request(
                 method, self.url + path, headers=headers, content=body, extensions={"timeout": timeout}
             )
@@ -81,7 +82,7 @@ class _Talks:
                 continue
             if said.status_code in _AGAIN:
                 why = f"{said.status_code}: {_problem(said).get('detail')}"
-                pause = max(pause, min(_seconds(said.headers.get("retry-after")), 5.0))
+                least = min(_seconds(said.headers.get("retry-after")), 5.0)
             elif said.status_code >= 400:
                 raise Refused(_problem(said))
             else:

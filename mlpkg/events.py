@@ -372,9 +372,8 @@ def validated(contract: type[BaseModel], source: str, body: bytes | str | Mappin
     except ValidationError as error:
         raise _rejection(contract.__name__, source, body, error) from None
     commas = body.count(",") if isinstance(body, str) else body.count(b",")
-    if commas >= len(
-        made.model_fields_set
-    ):  # what is flat has a comma fewer than keys; more stand in texts, or between keys twice
+    # what is flat has a comma fewer than keys; more stand in texts, or between keys twice
+    if commas >= len(made.model_fields_set):
         _refuse_twice(contract.__name__, source, body)
     return made
 

@@ -491,9 +491,8 @@ class _Live:
         number = {(stream, name): i for i, (stream, _, name, *_) in enumerate(self.reads)}
         each = [part.quick.offsets for part in features._parts]
         ends = np.cumsum([len(offsets) for offsets in each]).tolist()
-        self.offsets = np.concatenate(
-            [_NO_OFFSETS, *each]
-        )  # of all windows, so that a single subtraction gives their times
+        # of all windows, so that a single subtraction gives their times
+        self.offsets = np.concatenate([_NO_OFFSETS, *each])
         self.parts = [
             (part, [number[s.stream, s.key] for s in part.streams], slice(end - len(part.quick.offsets), end))
             for part, end in zip(features._parts, ends, strict=True)

@@ -251,7 +251,7 @@ def test_training_sets_have_nullable_codes_and_people_read_texts(shop: Any, tmp_
     assert lab.readable(features, rows, platform=shop)["kind"].fillna("?").tolist() == said
     shown = lab.preview(features, events.drop(columns="kind"), platform=shop)
     assert shown["kind"].fillna("?").tolist() == said and set(shown["buyer_usual_7d"].dropna()) <= set(KINDS)
-    assert lab.decisions(of=shopping, platform=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]
+    assert lab.decisions(use_case=shopping, platform=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]
     assert lab.explain(features, "kind", "n1", platform=shop).value == "never seen"
     lab.plot_timeline(features, "buyer_usual_7d", buyer=1, platform=shop)
     usual = lab.explain(features, "buyer_usual_7d", "n1", platform=shop)

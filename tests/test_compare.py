@@ -75,7 +75,7 @@ def bits(frame: Any) -> np.ndarray:
 def recorded(platform: Any, features: ml.FeatureSet) -> Any:
     """The features as decisions recorded them."""
     types = {f.name: "int64" if f.integer else "float64" for f in features.features}
-    return lab.decisions(of=handbook.fraud, platform=platform)[features.names].astype(types)
+    return lab.decisions(use_case=handbook.fraud, platform=platform)[features.names].astype(types)
 
 
 # -- intervals -------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_model_against_itself_differs_nowhere(fortnight: Fortnight) -> None:
 
 def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
     found = fortnight.compare("served", fortnight.live)
-    served: Any = lab.decisions(of=handbook.fraud, platform=fortnight.platform)
+    served: Any = lab.decisions(use_case=handbook.fraud, platform=fortnight.platform)
     assert found.rows["id"].tolist() == served["id"].tolist() and len(served) > 500
     for side in "ab":  # the model that served gives it again
         assert found.rows[f"score_{side}"].tolist() == served["score"].tolist()
@@ -170,7 +170,7 @@ def test_each_model_has_the_features_of_its_own_definition(fortnight: Fortnight,
         assert decisions.verify(handbook.fraud, again).models == {fortnight.terse: len(found.rows)}
         assert decisions.verify(handbook.fraud, again).mismatches == 0
         assert (bits(found.features[1]) == bits(recorded(again, terse))).all()
-        scores = lab.decisions(of=handbook.fraud, platform=again)["score"]
+        scores = lab.decisions(use_case=handbook.fraud, platform=again)["score"]
     assert found.rows["score_b"].tolist() == scores.tolist()
     assert decisions.verify(handbook.fraud, fortnight.platform).mismatches == 0
     assert (bits(found.features[0]) == bits(recorded(fortnight.platform, handbook.features))).all()
@@ -321,7 +321,7 @@ def test_the_policy_sees_events_as_they_were_sent(tmp_path: Path) -> None:
 
 
 def test_a_decision_is_shown_with_the_numbers_of_its_record(fortnight: Fortnight) -> None:
-    served: Any = lab.decisions(of=handbook.fraud, platform=fortnight.platform)
+    served: Any = lab.decisions(use_case=handbook.fraud, platform=fortnight.platform)
     row = served.loc[served["score"].idxmax()]
     found = lab.decision(row["id"], use_case=handbook.fraud, platform=fortnight.platform)
     values = found.features["value"]
@@ -338,7 +338,7 @@ def test_a_decision_is_shown_with_the_numbers_of_its_record(fortnight: Fortnight
 
 
 def test_the_reasons_add_up_to_the_score(fortnight: Fortnight) -> None:
-    served: Any = lab.decisions(of=handbook.fraud, platform=fortnight.platform)
+    served: Any = lab.decisions(use_case=handbook.fraud, platform=fortnight.platform)
     for id in served["id"].iloc[::200]:
         found = lab.decision(id, use_case=handbook.fraud, platform=fortnight.platform)
         raw = found.reasons["contribution"].sum()

@@ -345,7 +345,7 @@ def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
     (said,) = shadow.scores_about(offers.name, "v1", shop.platform)
     ranked: Any = said.alternatives
     place = [a.fields for a in ranked].index(fields(decision)[0]) + 1
-    frame = lab.shadows(of=offers, platform=shop.platform).set_index("id")
+    frame = lab.shadows(use_case=offers, platform=shop.platform).set_index("id")
     assert (frame.loc["v1", "score"], frame.loc["v1", "place"]) == (ranked[0].score, place)
     assert frame.loc["d1", "place"] is pd.NA
     told = lab.decision("v1", use_case=offers, platform=shop.platform)

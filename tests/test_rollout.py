@@ -148,7 +148,7 @@ def test_what_fails_is_said_and_what_was_known_is_recorded(
     state = bank.platform.settings.state
     assert f"1 by the fallback ({why}), 0 mismatches" in cli("verify", "fraud", state=state).out
     assert f"fallback, {why}" in cli("decisions", "fraud", state=state).out
-    frame = lab.decisions(of=careful, platform=bank.platform)
+    frame = lab.decisions(use_case=careful, platform=bank.platform)
     assert frame["fallback"].fillna("").tolist() == ["", why, ""] and frame["score"].isna().tolist() == [
         False,
         True,

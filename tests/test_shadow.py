@@ -224,7 +224,7 @@ def test_the_lab_shows_what_shadows_said_beside_what_was_served(bank: Bank):
     Follower(handbook.fraud, bank.platform).step()
     ((_, said),) = shadow.scores("fraud", bank.platform)
     score = said.score
-    frame = lab.shadows(of=handbook.fraud, platform=bank.platform)
+    frame = lab.shadows(use_case=handbook.fraud, platform=bank.platform)
     assert frame[["id", "model", "score"]].values.tolist() == [["tx-1", model.version, score]]
     assert (frame["served_score"].item(), frame["served_action"].item()) == (made.score, made.action)
     dossier = lab.decision("tx-1", use_case=handbook.fraud, platform=bank.platform)

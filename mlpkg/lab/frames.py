@@ -152,13 +152,15 @@ def _as_text(column: Any, known: dict[int, str]) -> Any:
     return pd.array([None if c is pd.NA else known.get(c, f"#{c % 2**64:016x}") for c in column.tolist()], dtype="str")
 
 # %% ../../nbs/lab/frames.ipynb #decisions
-def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Platform | None = None) -> pd.DataFrame:
+def decisions(
+    since: When = 0, *, use_case: UseCase | str | None = None, platform: Platform | None = None
+) -> pd.DataFrame:
     """The decisions on events from `since` on: features as served, score, action, and the outcome as far as it is known.
 
     An outcome is the reported one, or the presumed one where the event is old enough by now, or null.
     Where there is no score, `fallback` says why.
     """
-    case, platform = find_use_case(of), platform or the_platform()
+    case, platform = find_use_case(use_case), platform or the_platform()
     rows: list[dict[str, Any]] = []
     for entry in platform.read(streams=[decisions_of(case.name)]):
         if entry.time >= instant(since):
@@ -183,13 +185,15 @@ def decisions(since: When = 0, *, of: UseCase | str | None = None, platform: Pla
     return readable(case.features, frame.drop(columns="position"), platform=platform)
 
 # %% ../../nbs/lab/frames.ipynb #shadows
-def shadows(since: When = 0, *, of: UseCase | str | None = None, platform: Platform | None = None) -> pd.DataFrame:
+def shadows(
+    since: When = 0, *, use_case: UseCase | str | None = None, platform: Platform | None = None
+) -> pd.DataFrame:
     """What models that shadowed said of the decisions on events from `since` on, beside what was served.
 
     `failed` says why, where a model could not say anything. Where the use case ranks, score and action are of the first, and `place` is
     where the model puts what was served first.
     """
-    case, platform = find_use_case(of), platform or the_platform()
+    case, platform = find_use_case(use_case), platform or the_platform()
     said = [(entry, s) for entry, s in scores(case.name, platform) if entry.time >= instant(since)]
     rows = [(s.event, entry.time, s.model, s.score, s.action, s.failed, entry.about) for entry, s in said]
     names = ["id", "time", "model", "score", "action", "failed", "decision"]

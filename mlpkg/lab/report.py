@@ -51,7 +51,7 @@ def _cumulated(label: Any, score: Any) -> tuple[np.ndarray, np.ndarray]:
 # %% ../../nbs/lab/report.ipynb #report
 def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str, Any]:
     """Decisions by action and model, quality on those whose outcome is known, and what waits or was refused, as plain data."""
-    frame: Any = decisions(since, of=case, platform=platform)
+    frame: Any = decisions(since, use_case=case, platform=platform)
     outcomes = {name: _quality(frame, outcome) for name, outcome in case.on.outcomes.items() if len(frame)}
     latency = frame["latency_us"]
     return {

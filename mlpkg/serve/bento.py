@@ -28,9 +28,8 @@ def settings(folder: str | Path) -> Settings:
     bento = Path(folder).resolve().parent
     if not (bento / "bento.yaml").is_file() or not found.state.resolve().is_relative_to(bento):
         return found
-    state = (
-        Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "mlpkg"
-    )  # app.start logs where it lies
+    # app.start logs where it lies
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "mlpkg"
     return found.model_copy(update={"state": state})
 
 # %% ../../nbs/serve/bento.ipynb #start
@@ -61,9 +60,8 @@ def start(app: Application, model: str | Path) -> None:
 
 def _become_a_worker() -> None:
     without_research()
-    if (
-        sys.platform == "linux"
-    ):  # a worker that outlives its supervisor would keep the port, and no other server could start
+    # a worker that outlives its supervisor would keep the port, and no other server could start
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 # %% ../../nbs/serve/bento.ipynb #alone

@@ -66,9 +66,8 @@ class Following:
         while not self._ended.wait(_EVERY):
             try:
                 self.look()
-            except (
-                Exception
-            ) as error:  # of the store, which readiness tells, or of a system that is too full to start it
+            except Exception as error:
+                # the store's, which readiness tells, or the system's, which is too full to start it
                 _log.debug("shadows are not followed: %s", error)
 
     def look(self) -> None:

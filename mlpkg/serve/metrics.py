@@ -87,9 +87,8 @@ def _claim(folder: Path) -> tuple[int | None, mmap.mmap | None]:
                 os.close(file)
                 continue
             if (lacking := _SLOTS * _SLOT - os.fstat(file).st_size) > 0:
-                os.pwrite(
-                    file, bytes(lacking), _SLOTS * _SLOT - lacking
-                )  # a mapped hole would be a crash on a full disk
+                # a mapped hole would be a crash on a full disk
+                os.pwrite(file, bytes(lacking), _SLOTS * _SLOT - lacking)
             return file, mmap.mmap(file, _SLOTS * _SLOT)
     except (ImportError, OSError, ValueError):
         pass

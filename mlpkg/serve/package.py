@@ -96,9 +96,8 @@ def build(name: str, settings: Settings, version: str | None = None) -> Bento:
     if not (service / "service.py").is_file():
         raise MlpkgError(f"there is no {service / 'service.py'}", "write one, after services/fraud/service.py")
     model = _model(settings, name, version)
-    os.environ.update(
-        BENTOML_HOME=str(settings.state / "bentoml"), BENTOML_DO_NOT_TRACK="True"
-    )  # read when it is imported
+    # read when it is imported
+    os.environ.update(BENTOML_HOME=str(settings.state / "bentoml"), BENTOML_DO_NOT_TRACK="True")
     import bentoml
 
     with tempfile.TemporaryDirectory() as folder:

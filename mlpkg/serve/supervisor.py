@@ -16,7 +16,7 @@ _EVERY = 0.25  # seconds
 
 
 def watch(arbiter: Any, thread: threading.Thread) -> None:
-    """Let the arbiter look after its workers again and again, until its thread ends."""
+    """Let a supervisor (circus, whose word is arbiter) look after its workers again and again, until its thread ends."""
     from circus.exc import ConflictError
 
     def look() -> Any:
