@@ -277,6 +277,10 @@ class Platform(Protocol):
         """Raise `MlpkgError` unless the store can be written."""
         ...
 
+    def copy_aside(self) -> None:
+        """Let a thread do the copying that a store needs from time to time, so that nobody who writes waits for it."""
+        ...
+
     def defer(self) -> Callable[[], None] | None:
         """Leave it to the caller to wait for the disk before it acknowledges anything.
 

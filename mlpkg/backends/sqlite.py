@@ -20,6 +20,7 @@ from msgspec.structs import astuple
 
 from . import past
 from .building import Building, Wanted, in_order, key_json
+from .checkpoint import Checkpoints
 from .disk import Disk
 from .file import Patience, connect, store_error
 from .timelines import Bulk, Head, Timelines
@@ -158,6 +159,7 @@ class SqlitePlatform:
         self._live: dict[str, str] = {}
         self._tokens: dict[str, Token] = {}
         self._waiting = False  # whether any outcome waits for its event
+        self._checkpoints: Checkpoints | None = None
         self._disk: Disk | None = None
         self._deferred = False  # whether others wait for the disk
         if settings.durability == "disk":
@@ -166,6 +168,8 @@ class SqlitePlatform:
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._checkpoints:
+            self._checkpoints.close()
         with self._lock:
             if self._disk:
                 self._disk.close()
@@ -201,6 +205,11 @@ class SqlitePlatform:
         """Leave it to the caller to wait for the disk, with the function that this gives; `None` where nothing waits for it."""
         self._deferred = self._disk is not None
         return self._disk and self._disk.sync
+
+    def copy_aside(self) -> None:
+        """Let a thread copy what was committed into the database, so that nobody who writes waits for it."""
+        if self._checkpoints is None:
+            self._checkpoints = Checkpoints(self.settings, self.db)
 
     def _checkpoint(self, mode: str) -> bool:
         """Copy the write-ahead log into the database; whether that is done."""

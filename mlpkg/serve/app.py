@@ -232,6 +232,7 @@ class Application:
         self.platform.patience = min(self.platform.patience, _PATIENCE)  # while it waits, nobody is answered
         if self._serves:
             made.champion.watch()
+            self.platform.copy_aside()
         return made
 
     @cached_property
