@@ -594,6 +594,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlpkg.decisions.Decider._fall_back': ('decisions.html#decider._fall_back', 'mlpkg/decisions.py'),
                                  'mlpkg.decisions.Decider._find': ('decisions.html#decider._find', 'mlpkg/decisions.py'),
                                  'mlpkg.decisions.Decider._sent_before': ('decisions.html#decider._sent_before', 'mlpkg/decisions.py'),
+                                 'mlpkg.decisions.Decider._take': ('decisions.html#decider._take', 'mlpkg/decisions.py'),
                                  'mlpkg.decisions.Decider.check': ('decisions.html#decider.check', 'mlpkg/decisions.py'),
                                  'mlpkg.decisions.Decider.decide': ('decisions.html#decider.decide', 'mlpkg/decisions.py'),
                                  'mlpkg.decisions.Decider.model': ('decisions.html#decider.model', 'mlpkg/decisions.py'),

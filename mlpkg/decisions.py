@@ -246,13 +246,7 @@ class Decider:
         source = self.use_case.on
         arrived = now() if arrived is None else arrived
         try:
-            try:
-                row = source.parse(body)
-            except Rejected:
-                if (sent := self._sent_before(body)) is None:
-                    raise
-                event, stored = sent
-                row = msgspec.structs.replace(source.parse(event), body=stored)
+            row, _ = self._take(body, lambda given: (source.parse(given), None))
             return self._decide(row, arrived, live, caller, began)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
@@ -278,18 +272,24 @@ class Decider:
             hint = "say which field of its events a candidate fills: UseCase(..., rank='...')"
             raise MlpkgError(f"{self.use_case.name!r} does not rank", hint)
         try:
-            try:
-                row, given = ranking.parse(body)
-            except Rejected:
-                if (sent := self._sent_before(body)) is None:
-                    raise
-                event, stored = sent
-                row, given = ranking.parse(event)
-                row = msgspec.structs.replace(row, body=stored)
+            row, given = self._take(body, ranking.parse)
             return self._decide(row, arrived, live, caller, began, given or self._find(row), given is not None)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
             raise
+
+    def _take(
+        self, body: bytes | str | Mapping[str, Any], parse: Callable[[Any], tuple[Row, Candidates | None]]
+    ) -> tuple[Row, Candidates | None]:
+        """What `parse` makes of a body, or of the event in the log that it names by the id alone."""
+        try:
+            return parse(body)
+        except Rejected:
+            if (sent := self._sent_before(body)) is None:
+                raise
+            event, stored = sent
+            row, candidates = parse(event)
+            return msgspec.structs.replace(row, body=stored), candidates
 
     def _sent_before(self, body: bytes | str | Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
         """The event that is in the log already, where its id alone is given, or with candidates, and its body there; else None."""
