@@ -6,6 +6,8 @@
 __all__ = ['Checkpoints']
 
 # %% ../../nbs/backends/checkpoint.ipynb #imports
+import os
+import sys
 import threading
 from typing import Any
 
@@ -15,7 +17,10 @@ from .file import connect
 from ..settings import Settings
 
 # %% ../../nbs/backends/checkpoint.ipynb #checkpoints
+_NICE = 10  # not starved where everything is busy
 _TURNS = 3  # how often the thread copies what was written meanwhile
+_PARTS = 4  # in how many parts it copies the log before that begins again
+_FAR = 10  # times the length at which it should have begun again: the thread does not keep up, and who commits copies
 
 
 class Checkpoints:
@@ -28,32 +33,39 @@ class Checkpoints:
     db
         The connection that writes.
     pages
-        How long the log becomes before it is copied. At ten times that the one that commits copies all of it.
+        How long the log becomes before it begins again, if all of it could be copied. The thread copies each quarter of it.
     """
 
-    def __init__(self, settings: Settings, db: Any, pages: int = 3_000):
+    def __init__(self, settings: Settings, db: Any, pages: int = 6_000):
         self._own, self._pages = connect(settings, create=False), pages
-        self._wanted, self._copied, self._ended = threading.Event(), False, False
+        self._wanted, self._asked, self._near, self._ended = threading.Event(), 0, False, False
         self._thread = threading.Thread(target=self._work, name="mlpkg-checkpoint", daemon=True)
         self._thread.start()
         db.set_wal_hook(self._committed)
 
     def _committed(self, db: Any, name: str, pages: int) -> int:
-        if pages >= 10 * self._pages or (pages >= self._pages and self._copied):
-            self._copied = False
+        if pages < self._asked:  # it has begun again
+            self._asked = 0
+        if self._near:  # the thread has just copied all but a few
+            self._near = False
             _copy(db)
-        elif pages >= self._pages:
-            self._wanted.set()
+        elif pages - self._asked >= self._pages // _PARTS:
+            self._asked = pages
+            if pages < _FAR * self._pages:
+                self._wanted.set()
+            else:
+                _copy(db)
         return apsw.SQLITE_OK
 
     def _work(self) -> None:
+        _step_back()
         while self._wanted.wait():
             self._wanted.clear()  # first, so that nobody's wish is lost
             if self._ended:
                 break
             for _ in range(_TURNS):
                 _copy(self._own)
-            self._copied = True
+            self._near = self._asked >= self._pages
         self._own.close()
 
     def close(self) -> None:
@@ -61,6 +73,12 @@ class Checkpoints:
         self._ended = True
         self._wanted.set()
         self._thread.join()
+
+
+def _step_back() -> None:
+    """Let this thread work when others have nothing to do; only Linux has priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _copy(db: Any) -> None:
