@@ -281,6 +281,10 @@ class Platform(Protocol):
         """Let a thread do the copying that a store needs from time to time, so that nobody who writes waits for it."""
         ...
 
+    def together(self) -> AbstractContextManager[object]:
+        """A block of writes between which other processes that ask for this too do not write, as far as they can be made to wait."""
+        ...
+
     def defer(self) -> Callable[[], None] | None:
         """Leave it to the caller to wait for the disk before it acknowledges anything.
 

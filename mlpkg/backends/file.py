@@ -54,7 +54,6 @@ _PRAGMAS = (
     "secure_delete=on",
     "wal_autocheckpoint=10000",
     "cache_size=-16384",
-    "mmap_size=1073741824",
     "temp_store=memory",
 )
 

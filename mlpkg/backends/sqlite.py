@@ -21,6 +21,7 @@ from msgspec.structs import astuple
 from . import past
 from .building import Building, Wanted, in_order, key_json
 from .checkpoint import Checkpoints
+from .courtesy import Courtesy
 from .disk import Disk
 from .file import Patience, connect, store_error
 from .timelines import Bulk, Head, Timelines
@@ -160,6 +161,7 @@ class SqlitePlatform:
         self._tokens: dict[str, Token] = {}
         self._waiting = False  # whether any outcome waits for its event
         self._checkpoints: Checkpoints | None = None
+        self._courtesy: Courtesy | None = None
         self._disk: Disk | None = None
         self._deferred = False  # whether others wait for the disk
         if settings.durability == "disk":
@@ -170,6 +172,8 @@ class SqlitePlatform:
         """Let go of the file."""
         if self._checkpoints:
             self._checkpoints.close()
+        if self._courtesy:
+            self._courtesy.close()
         with self._lock:
             if self._disk:
                 self._disk.close()
@@ -210,6 +214,12 @@ class SqlitePlatform:
         """Let a thread copy what was committed into the database, so that nobody who writes waits for it."""
         if self._checkpoints is None:
             self._checkpoints = Checkpoints(self.settings, self.db)
+
+    def together(self) -> Courtesy:
+        """A block of writes between which other processes that ask for this too do not write, as far as they can be made to wait."""
+        if self._courtesy is None:
+            self._courtesy = Courtesy(self.settings.store.with_suffix(".turn"))
+        return self._courtesy
 
     def _checkpoint(self, mode: str) -> bool:
         """Copy the write-ahead log into the database; whether that is done."""

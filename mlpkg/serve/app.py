@@ -243,7 +243,7 @@ class Application:
     @cached_property
     def turn(self) -> Turn:
         """Where requests that came together are worked on."""
-        return Turn()
+        return Turn(self.platform.together)
 
     @cached_property
     def gate(self) -> Gate | None:

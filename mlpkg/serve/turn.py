@@ -8,6 +8,7 @@ __all__ = ['Turn']
 # %% ../../nbs/serve/turn.ipynb #imports
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 # %% ../../nbs/serve/turn.ipynb #turn
@@ -16,9 +17,16 @@ _T = TypeVar("_T")
 
 
 class Turn:
-    """Does what requests want done, those of one turn of the loop back to back; belongs to one event loop."""
+    """Does what requests want done, those of one turn of the loop back to back; belongs to one event loop.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    around
+        Gives a context in which what belongs to one turn is done.
+    """
+
+    def __init__(self, around: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        self._around = around
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
 
     async def take(self, work: Callable[[], _T]) -> _T:
@@ -35,11 +43,12 @@ class Turn:
 
     def _go(self, loop: asyncio.AbstractEventLoop) -> None:
         group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-        for work, own in group:
-            if own.done():  # nobody waits for it any more
-                continue
-            given, error = _attempt(work)
-            own.set_result(given) if error is None else own.set_exception(error)
+        with self._around():
+            for work, own in group:
+                if own.done():  # nobody waits for it any more
+                    continue
+                given, error = _attempt(work)
+                own.set_result(given) if error is None else own.set_exception(error)
         group = work = own = given = error = None  # so that it does not keep itself, and the body of a request
         if self._waiting:  # after those who now have what they waited for
             loop.call_soon(self._go, loop)
