@@ -10,8 +10,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from ..settings import MlpkgError
+
 # %% ../../nbs/serve/gate.ipynb #gate
 _FAST = 0.001  # seconds; an fsync that took longer is not waited for in the loop
+_PATIENCE = 0.8  # seconds that a request waits for the disk
 
 
 class Gate:
@@ -21,9 +24,10 @@ class Gate:
         self._sync, self._took = sync, 0.0
         self._waiting: list[asyncio.Future[None]] = []
         self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
 
     async def durable(self) -> None:
-        """Wait until what was committed before is on the disk; raises what `sync` raises."""
+        """Wait until what was committed before is on the disk; raises what `sync` raises, and `MlpkgError` where that takes too long."""
         loop = asyncio.get_running_loop()
         own = loop.create_future()
         self._waiting.append(own)
@@ -37,6 +41,7 @@ class Gate:
         if len(group) == 1 and self._took < _FAST:
             self._release(loop, group, self._attempt())
             return
+        self._timer = loop.call_later(_PATIENCE, self._late, loop, group)
         thread = loop.run_in_executor(None, self._attempt)
         thread.add_done_callback(lambda done: self._release(loop, group, done.exception() or done.result()))
 
@@ -50,11 +55,25 @@ class Gate:
             self._took = time.perf_counter() - began
         return None
 
+    def _late(self, loop: asyncio.AbstractEventLoop, group: list[asyncio.Future[None]]) -> None:
+        """Let go of all who wait for a disk that does not answer, with an error; those who come later have as much time."""
+        told = MlpkgError(
+            f"the disk has not taken what was written in {_PATIENCE} s", "see what the kernel says of its disk"
+        )
+        group, self._waiting = [*group, *self._waiting], []
+        for one in group:
+            if not one.done():
+                one.set_exception(told)
+        self._timer = loop.call_later(_PATIENCE, self._late, loop, [])
+
     def _release(
         self, loop: asyncio.AbstractEventLoop, group: list[asyncio.Future[None]], error: BaseException | None
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for one in group:
-            if one.done():  # its client hung up
+            if one.done():  # its client hung up, or it has waited too long
                 continue
             one.set_exception(error) if error else one.set_result(None)
         if self._waiting:

@@ -5,7 +5,7 @@ from pathlib import Path
 import bentoml
 
 from mlpkg.serve.app import Application
-from mlpkg.serve.bento import Alone, settings, start
+from mlpkg.serve.bento import alone, settings, start
 
 HERE = Path(__file__).parent
 app = Application("fraud", settings(HERE))
@@ -35,4 +35,4 @@ class Fraud:
         app.close()
 
 
-Fraud.add_asgi_middleware(Alone, app=app)  # type: ignore[arg-type]
+alone(Fraud, app)
