@@ -245,7 +245,7 @@ class SqlitePlatform:
             if self._disk and self._disk.failed:
                 self._disk.recover(lambda: self._checkpoint("truncate"))
             self._run("begin immediate")
-            self._look()
+            self._notice()
         except BaseException as error:
             self._end(error)
             raise
@@ -710,11 +710,14 @@ class SqlitePlatform:
 
     @_readable
     def _look(self) -> None:
-        with self._lock:
-            found = self._run("select generation from control").fetchall()  # to its end, or it holds its snapshot
-            ((generation,),) = found
-            if generation != self._generation:
-                self._refresh(generation)
+        self._notice()
+
+    def _notice(self) -> None:
+        """Learn what other processes changed, where the lock is held."""
+        found = self._run("select generation from control").fetchall()  # to its end, or it holds its snapshot
+        ((generation,),) = found
+        if generation != self._generation:
+            self._refresh(generation)
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:

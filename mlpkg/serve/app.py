@@ -209,6 +209,7 @@ class Application:
         self._use_case = use_case
         self._serves = False
         self._following: Following | None = None
+        self._alone: Callable[[], bool] = lambda: False  # not every server tells
         self.in_flight = 0
 
     @cached_property
@@ -243,7 +244,7 @@ class Application:
     @cached_property
     def turn(self) -> Turn:
         """Where requests that came together are worked on."""
-        return Turn(self.platform.together)
+        return Turn(self.platform.together, self._alone)
 
     @cached_property
     def gate(self) -> Gate | None:
@@ -302,9 +303,10 @@ class Application:
         if name in self.settings.use_cases:  # where another process can find it
             self._following = Following(self.settings, name, lambda: self.__dict__.get("platform"))
         if "uvicorn" in sys.modules:
-            from mlpkg.serve.heads import bound_heads
+            from mlpkg.serve.heads import alone, bound_heads
 
             bound_heads()
+            self._alone = alone
         gc.collect()
         gc.freeze()  # what is here stays: the collector need not walk it again and again
         gc.set_threshold(50_000, 20, 50)

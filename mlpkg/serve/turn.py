@@ -23,14 +23,23 @@ class Turn:
     ----------
     around
         Gives a context in which what belongs to one turn is done.
+    alone
+        Whether no other request has begun, so that there is nobody to wait for.
     """
 
-    def __init__(self, around: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        self._around = around
+    def __init__(
+        self,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+        alone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._around, self._alone = around, alone
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
 
     async def take(self, work: Callable[[], _T]) -> _T:
         """Do the work, and give what it gives or raise what it raises."""
+        if not self._waiting and self._alone():
+            with self._around():
+                return work()
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._go, loop)
