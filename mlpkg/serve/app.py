@@ -48,7 +48,9 @@ _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"applic
 
 # %% ../../nbs/serve/app.ipynb #body
 _DROP = 64  # how many times `limit` is read and dropped before the connection is closed
-_PATIENCE = 0.8  # seconds for a body to arrive, or for another process to unlock the store; BentoML's timeout is 1 s
+_PATIENCE = (
+    0.8  # seconds for a body to arrive, or for another process to unlock the store; a server's own timeout may be 1 s
+)
 
 
 class _Gone(Exception):
