@@ -11,21 +11,22 @@ import time
 from pathlib import Path
 
 # %% ../../nbs/backends/courtesy.ipynb #courtesy
-_PATIENCE = 0.01  # seconds that one who asks waits for another, which may have stopped for good
-_PAUSE = 0.00002
+_PAUSE = 0.00002  # seconds between two looks
 
 
 class Courtesy:
-    """A lock between processes, for a `with` block; who has waited for ten milliseconds goes ahead without it.
+    """A lock between processes, for a `with` block; who has waited long enough goes ahead without it.
 
     Parameters
     ----------
     path
         The file that is locked; it is made if it is not there, and stays empty.
+    patience
+        Seconds to wait for another process, which may have stopped for good.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, patience: float = 0.01):
+        self._path, self._patience = path, patience
         self._file: int | None = None
 
     def __enter__(self) -> None:
@@ -33,7 +34,7 @@ class Courtesy:
             if self._file is None:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             until = 0.0
-            while not _lock(self._file) and time.monotonic() < (until := until or time.monotonic() + _PATIENCE):
+            while not _lock(self._file) and time.monotonic() < (until := until or time.monotonic() + self._patience):
                 time.sleep(_PAUSE)
         except OSError:  # the disk is full, or cannot be written; the store itself tells
             return
