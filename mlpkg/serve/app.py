@@ -48,9 +48,7 @@ _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"applic
 
 # %% ../../nbs/serve/app.ipynb #body
 _DROP = 64  # how many times `limit` is read and dropped before the connection is closed
-_PATIENCE = (
-    0.8  # seconds for a body to arrive, or for another process to unlock the store; a server's own timeout may be 1 s
-)
+_PATIENCE = 0.8  # seconds for a body to arrive, or for another process to unlock the store
 
 
 class _Gone(Exception):
@@ -305,10 +303,10 @@ class Application:
         if name in self.settings.use_cases:  # where another process can find it
             self._following = Following(self.settings, name, lambda: self.__dict__.get("platform"))
         if "uvicorn" in sys.modules:
-            from mlpkg.serve.heads import alone, bound_heads
+            from mlpkg.serve.heads import bound_heads, only_one_begun
 
             bound_heads()
-            self._alone = alone
+            self._alone = only_one_begun
         gc.collect()
         gc.freeze()  # what is here stays: the collector need not walk it again and again
         gc.set_threshold(50_000, 20, 50)

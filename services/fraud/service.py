@@ -15,9 +15,8 @@ app = Application("fraud", settings(HERE))
     name="fraud",
     workers=1,  # one writer: a decision is one short transaction
     http={"host": "127.0.0.1"},  # type: ignore[arg-type]
-    traffic={
-        "timeout": 1
-    },  # this and the rest is about layers that a request passes only where uvicorn has another parser
+    # what follows is about layers of BentoML's that a request passes only where uvicorn reads it with another parser
+    traffic={"timeout": 1},
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},
     tracing={"excluded_urls": ".*"},
