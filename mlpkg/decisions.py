@@ -301,8 +301,9 @@ class Decider:
         if (entry := self.platform.entry(source.stream, id := given.id)) is None:
             what = "is the id of no event that was sent; send the whole event"
             raise Rejected("id", id, what, event=id, source=source.name)
-        event = given.model_dump(exclude_unset=True) | {"time": iso(entry.time), **msgspec.json.decode(entry.body)}
-        return event, entry.body
+        said = msgspec.json.decode(entry.body)
+        known = {name: said[name] for name in source.seen if name in said}  # a newer contract may have a field more
+        return given.model_dump(exclude_unset=True) | {"time": iso(entry.time), **known}, entry.body
 
     def _find(self, row: Row) -> Candidates:
         """What the use case itself would rank."""

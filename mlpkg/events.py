@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Id', 'Time', 'Money', 'Rejected', 'what_is', 'Event', 'Row', 'Aggregation', 'Group', 'Keyed', 'Source', 'validated',
-           'event_id', 'Table', 'Fact', 'Outcome', 'Decisions', 'source_of', 'compare_contracts']
+           'event_id', 'Table', 'Fact', 'Outcome', 'Decisions', 'source_of', 'same_content', 'compare_contracts']
 
 # %% ../nbs/events.ipynb #imports
 import json
@@ -27,7 +27,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import PydanticSerializationError, PydanticUndefined, from_json, to_json
 
 from .columns import NULL, SAFE, SUMMABLE, Column, Resolution, column_of, named
 from .keys import Key, key_on
@@ -353,6 +353,14 @@ class Source:
         reason = f"is beyond ±{most:g}" + (", the most its resolution allows" if column.kind == "number" else "")
         return Rejected(f"{self.contract.__name__}.{within}{column.name}", value, reason, event=event, source=self.name)
 
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """What an event says in a field that it lacks, where that is not null."""
+        fields = self.contract.model_fields
+        given = {c: fields[c.name].default for c in self.declared if c.name in fields}
+        filled = {c: value for c, value in given.items() if value is not None and value is not PydanticUndefined}
+        return {c.name: value if c.kind == "text" else c.decode(c.encode(value)) for c, value in filled.items()}
+
     def spec(self) -> dict[str, object]:
         """The source as plain data: what a definition has to know of it."""
         return {
@@ -364,7 +372,7 @@ class Source:
             "columns": [c.spec() for c in self.declared],
             "outcomes": [o.spec() for o in self.outcomes.values()],
             "decisions": list(self.decided),
-        }
+        } | ({"defaults": self.defaults} if self.defaults else {})
 
 # %% ../nbs/events.ipynb #validated
 def validated(contract: type[BaseModel], source: str, body: bytes | str | Mapping[str, Any]) -> Any:
@@ -725,6 +733,29 @@ def source_of(spec: Mapping[str, Any]) -> Source:
         source.decisions(use_case)
     return source
 
+# %% ../nbs/events.ipynb #same-content
+def same_content(old: str, new: str, defaults: Mapping[str, Any] | None = None) -> bool:
+    """Whether two canonical bodies say the same; a missing field equals null.
+
+    Parameters
+    ----------
+    old, new
+        The body in the log, and the one that was just made of what came.
+    defaults
+        What a contract fills in where a field is missing, as `Source.defaults` gives it; that equals a missing field too.
+    """
+    if old == new:
+        return True
+    was, now, filled = msgspec.json.decode(old), msgspec.json.decode(new), defaults or {}
+    return all(_same_value(name, was, now, filled) for name in was | now)
+
+
+def _same_value(name: str, was: Mapping[str, Any], now: Mapping[str, Any], filled: Mapping[str, Any]) -> bool:
+    if was.get(name) == now.get(name):
+        return True
+    said = [body[name] for body in (was, now) if name in body]
+    return len(said) == 1 and said[0] == filled.get(name)
+
 # %% ../nbs/events.ipynb #compare
 def compare_contracts(old: Mapping[str, Any], new: Mapping[str, Any], stream: str | None = None) -> list[str]:
     """What changed from one `spec` of a source or an outcome to another, in words; nothing if they are the same.
@@ -759,6 +790,7 @@ _TOLD = {
     "subject": "the subject",
     "owner": "the owner",
     "keep": "how long events count",
+    "defaults": "what a missing field says",
     "lateness": "how late they may come",
     "presumed": "the presumed outcome",
     "after": "the age from which it is presumed",

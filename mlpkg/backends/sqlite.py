@@ -26,7 +26,19 @@ from .disk import Disk
 from .file import Patience, connect, store_error
 from .timelines import Bulk, Head, Timelines
 from ..cells import Cells
-from ..events import NULL, Decisions, Fact, Outcome, Rejected, Row, Source, compare_contracts, event_id, source_of
+from mlpkg.events import (
+    NULL,
+    Decisions,
+    Fact,
+    Outcome,
+    Rejected,
+    Row,
+    Source,
+    compare_contracts,
+    event_id,
+    same_content,
+    source_of,
+)
 from ..history import Events, History
 from ..keys import Key, key_of
 from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisions_of, promotions_of
@@ -369,6 +381,13 @@ class SqlitePlatform:
         spec = self.db.execute("select spec from source where name=?", (name,)).fetchone()
         return source_of(json.loads(spec[0]))
 
+    def _same(self, source: Source, old: str, new: str) -> bool:
+        """Whether a body in the log says what one says that came just now, be it of a newer or an older contract."""
+        if old == new:
+            return True
+        spec = self.db.execute("select spec from source where name=?", (source.name,)).fetchone()
+        return same_content(old, new, json.loads(spec[0]).get("defaults", {}) | source.defaults)
+
     def _stored(self, stream: str, key: str) -> _Stored:
         found = self._timelines.get((stream, key))
         if found is None:
@@ -454,7 +473,7 @@ class SqlitePlatform:
         if not self.db.changes():
             known = self._row(source.name, row.id)
             assert known is not None
-            if known[-1] != row.body or known[1] != row.time:
+            if known[1] != row.time or not self._same(source, known[-1], row.body):
                 raise _reused(source.name, row)
             return known[0], False
         source.check_arrival(row, arrived, live)
