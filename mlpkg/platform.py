@@ -168,6 +168,10 @@ class Platform(Protocol):
         """Put a refused event to the dead letters."""
         ...
 
+    def bury_many(self, letters: Iterable[tuple[str, Any, Rejected, int | None]]) -> None:
+        """Put refused events, (source, body, why, row) each, to the dead letters, as one transaction."""
+        ...
+
     def read(
         self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
     ) -> Iterator[Entry]:

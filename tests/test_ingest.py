@@ -9,6 +9,7 @@ import pytest
 
 import mlpkg as ml
 from mlpkg import lab
+from mlpkg.platform import Batch
 from mlpkg.settings import Settings
 from mlpkg.times import iso
 
@@ -165,4 +166,20 @@ def test_a_use_case_may_read_its_files_itself(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(str(tmp_path))
     platform = ml.open(Settings(state=tmp_path / "state", use_cases={"orders": "odd_shop:case"}))
     assert lab.ingest_file(case, "whatever", platform).new == {"profiles": 2, "orders": 4}
+    platform.close()
+
+
+@pytest.mark.parametrize("wrong", [{"ids": [b"a", "b"]}, {"bodies": ['{"customer":"an"}', None]}], ids=["id", "body"])
+def test_the_store_takes_no_id_or_body_that_is_not_a_text(tmp_path: Path, wrong: dict[str, Any]):
+    """It would be a BLOB in the file, and every read of the log would fail from then on."""
+    platform = ml.open(Settings(state=tmp_path / "state"))
+    platform.register(refunds.name, refunds.features)
+    body = payments.parse({"id": "a", "time": "2020-01-01T00:00:00Z", "customer": "an", "amount": 1.0})
+    zeros, codes = np.zeros(2, np.int64), {payments.stream: np.array([body.codes] * 2)}
+    told: dict[str, Any] = {"ids": ["a", "b"], "bodies": [body.body] * 2}
+    with pytest.raises(TypeError, match="is a text"):
+        platform.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **(told | wrong)))
+    assert platform.last_position() == 0
+    assert platform.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **told)).new
+    assert len(list(platform.read())) == 2
     platform.close()

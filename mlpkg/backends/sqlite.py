@@ -130,6 +130,7 @@ def _id_range(id: str) -> tuple[str, str, str]:
 
 
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
+_FOUND = "select c.value, l.position, l.time, l.arrived, l.body from carray(?) c cross join log l on l.source=? and l.id=c.value"
 _REACH = 5000  # how many entries a look back passes over at most
 _VERSIONS = "source=? and (id=? or id>? and id<?)"
 _ROOM = 1 << 20  # bytes that are free on a disk that is not full; a decision needs some ten pages
@@ -540,23 +541,33 @@ class SqlitePlatform:
 
     def bury(self, source: str, body: Any, why: Rejected, row: int | None = None) -> None:
         """Put a refused event to the dead letters; what is no JSON at all was no event."""
-        if why.status == 400:
+        self.bury_many([(source, body, why, row)])
+
+    def bury_many(self, letters: Iterable[tuple[str, Any, Rejected, int | None]]) -> None:
+        """Put refused events, (source, body, why, row) each, to the dead letters, as one transaction."""
+        kept = [letter for letter in letters if letter[2].status != 400]
+        if not kept:
             return
-        if isinstance(body, Mapping):
-            body = json.dumps(body, default=str)
-        text = (body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body))[:20_000]
-        letter = (source, now(), row, why.event or event_id(text.encode()), why.field, why.value, why.reason, text)
+        at = now()
         with self._transaction():
-            self.db.execute(
+            self.db.executemany(
                 "insert into dead_letter(source, at, row, event, field, value, reason, body) values (?,?,?,?,?,?,?,?)",
-                letter,
+                (_letter(at, *letter) for letter in kept),
             )
-        why.dead = True
+        for _, _, why, _ in kept:
+            why.dead = True
 
     # -- many at a time ----------------------------------------------------------------------------------------------
 
     def load(self, batch: Batch) -> Loaded:
-        """Accept many events and reports, durably, as one transaction; an id used for other content is refused."""
+        """Accept many events and reports, durably, as one transaction; an id used for other content is refused.
+
+        Raises
+        ------
+        TypeError
+            Before anything is written, when an id or a body is not a text: nobody could read the log any more.
+        """
+        _check_texts(batch)
         result = Loaded()
         with self._transaction():
             streams = np.array([self._source(s.stream) for s in batch.streams])[batch.stream].tolist()
@@ -595,32 +606,41 @@ class SqlitePlatform:
 
     def _unknown(self, batch: Batch, streams: list[int], result: Loaded) -> Array:
         """The places of the rows that are new; the first of a repeated id wins."""
+        stored = self._found(streams, batch.ids)
+        gone = {row for row, _ in result.refused}
+        if not (stored or gone) and len({*zip(streams, batch.ids, strict=True)}) == len(batch.ids):
+            return np.arange(len(batch.ids))
         seen: dict[tuple[int, str], int] = {}
-        new, gone = [], {row for row, _ in result.refused}
-        empty = self.last_position() == 0
+        new = []
         for i, at in enumerate(zip(streams, batch.ids, strict=True)):
             if gone and int(batch.rows[i]) in gone and self._is_report(batch, i):
                 continue  # it came in one row with an event that was refused
             if at in seen:
-                first = seen[at]
-                same = batch.bodies[first] == batch.bodies[i] and (
-                    batch.time[first] == batch.time[i] or self._is_report(batch, i)
-                )
-            elif not empty and (
-                found := self.db.execute("select time, body from log where source=? and id=?", at).fetchone()
-            ):
-                same = found[1] == batch.bodies[i] and (found[0] == batch.time[i] or self._is_report(batch, i))
+                time, body = batch.time[seen[at]], batch.bodies[seen[at]]
+            elif at in stored:
+                _, time, _, body = stored[at]
             else:
                 seen[at] = i
                 new.append(i)
                 continue
-            if same:
+            if body == batch.bodies[i] and (time == batch.time[i] or self._is_report(batch, i)):
                 result.known += 1
             else:
                 stream = batch.streams[batch.stream[i]].stream
                 result.refused.append((int(batch.rows[i]), _reused(stream, Row(at[1], 0, batch.bodies[i], ()))))
                 gone.add(int(batch.rows[i]))
         return np.array(new, np.int64)
+
+    def _found(self, streams: Sequence[int], ids: Sequence[str]) -> dict[tuple[int, str], tuple[int, int, int, str]]:
+        """Those of the ids that are in the log: position, time, arrived and body by stream and id."""
+        by_stream: dict[int, list[str]] = {}
+        for stream, id in zip(streams, ids, strict=True):
+            by_stream.setdefault(stream, []).append(id)
+        return {
+            (stream, id): row  # type: ignore[misc]
+            for stream, wanted in by_stream.items()
+            for id, *row in self.db.execute(_FOUND, (apsw.carray(tuple(wanted)), stream))
+        }
 
     @staticmethod
     def _is_report(batch: Batch, i: int) -> bool:
@@ -668,31 +688,31 @@ class SqlitePlatform:
         self.extend(source, batch.time[at], position[at], columns, int(batch.arrived[at].max()))
         for outcome in source.outcomes.values():
             stream = self._sources.get(outcome.stream, -1)
-            if not self.db.execute("select 1 from waiting where source=? limit 1", (stream,)).fetchone():
-                continue
-            for i in at.tolist():
+            waiting = {_plain(id) for (id,) in self.db.execute("select id from waiting where source=?", (stream,))}
+            for i in (i for i in at.tolist() if batch.ids[i] in waiting):
                 event = (int(position[i]), int(batch.time[i]), int(batch.arrived[i]), batch.bodies[i])
                 self._awaited(outcome, batch.ids[i], event, event[2])
 
     def _settle_many(
         self, outcome: Outcome, batch: Batch, at: Array, codes: Array, position: Array, result: Loaded
     ) -> None:
-        rows, events, kept = [], [], []
-        for n, i in enumerate(at.tolist()):
-            event = self._row(outcome.source.name, batch.ids[i])
+        events_of = self._sources.get(outcome.source.name, -1)
+        ids = [batch.ids[i] for i in at.tolist()]
+        stored = self._found([events_of] * len(ids), ids)
+        rows, events, kept, waiting = [], [], [], []
+        for n, (id, place) in enumerate(zip(ids, position[at].tolist(), strict=True)):
+            event = stored.get((events_of, id))
             if event is None:
-                self.db.execute(
-                    "insert into waiting values (?, ?, ?)",
-                    (self._sources[outcome.stream], batch.ids[i], int(position[i])),
-                )
-                result.waiting += 1
+                waiting.append((self._sources[outcome.stream], id, place))
                 continue
-            self.db.execute("update log set about=? where position=?", (event[0], int(position[i])))
-            rows.append((event[1], max(int(position[i]), event[0] + 1), event[0]))
+            rows.append((event[1], max(place, event[0] + 1), event[0], place))
             events.append(event[3])
             kept.append(n)
+        result.waiting += len(waiting)
+        self.db.executemany("insert into waiting values (?, ?, ?)", waiting)
+        self.db.executemany("update log set about=? where position=?", [(about, place) for _, _, about, place in rows])
         if rows and outcome.stream in self._by_stream:
-            time, known, about = np.array(rows, np.int64).T
+            time, known, about, _ = np.array(rows, np.int64).T
             columns = past.decoder(outcome.source)(",".join(events))
             columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.facts)}
             columns |= {"about": about, "truth": codes[kept, 0]}
@@ -927,6 +947,20 @@ class SqlitePlatform:
             number = self._source(stream)
             self.db.executemany(_INSERT, ((number, id, time, at, about, body) for id, time, about, body in entries))
             self.db.execute("insert or replace into reader values (?, ?)", (reader, until))
+
+
+def _letter(at: int, source: str, body: Any, why: Rejected, row: int | None) -> tuple[Any, ...]:
+    """A dead letter as the file holds it."""
+    if isinstance(body, Mapping):
+        body = json.dumps(body, default=str)
+    text = (body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body))[:20_000]
+    return (source, at, row, why.event or event_id(text.encode()), why.field, why.value, why.reason, text)
+
+
+def _check_texts(batch: Batch) -> None:
+    for what, values in (("id", batch.ids), ("body", batch.bodies)):
+        if strange := {*map(type, values)} - {str}:
+            raise TypeError(f"each {what} of a batch is a text, not {strange.pop().__name__}")
 
 
 def _reused(source: str, row: Row) -> Rejected:

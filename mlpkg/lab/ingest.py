@@ -269,9 +269,9 @@ def ingest(
             i = by_row[str(why.source), row]
             refusals.append((row, {"id": batch.ids[i], **msgspec.json.decode(batch.bodies[i])}, why, str(why.source)))
             gone.add(row)
-        for row, body, why, stream in sorted(refusals, key=lambda r: r[0]):
-            platform.bury(stream, body, why, row=row)
-            total.refused.append((row, str(why)))
+        refusals.sort(key=lambda r: r[0])
+        platform.bury_many((stream, body, why, row) for row, body, why, stream in refusals)
+        total.refused += [(row, str(why)) for row, _, why, _ in refusals]
         for stream, new in loaded.new.items():
             total.new[stream] = total.new.get(stream, 0) + new
         total.known += loaded.known
