@@ -34,6 +34,7 @@ from .ranking import Alternative, Candidates, Ranking, compute_alternatives, eva
 from .rollout import promote
 from .settings import MlpkgError, Settings
 from .times import duration, instant, iso, now
+from .untrusted import path_name
 
 # %% ../nbs/decisions.ipynb #decision
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +105,7 @@ class UseCase:
         candidates: Finder | None = None,
         most: int = 1000,
     ):
-        self.name, self.features, self.policy = name, features, policy
+        self.name, self.features, self.policy = path_name(name, "use case"), features, policy
         self.ranking = None if rank is None else Ranking(features.on, rank, most)
         self.candidates = candidates
         self.fallback, self.deadline = fallback, deadline

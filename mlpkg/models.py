@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'Categories', 'Predictor', 'LightGBM', 'models_dir', 'save', 'check_trained', 'Model', 'load', 'ready', 'find',
-           'versions', 'adopt']
+           'versions', 'adopt', 'copy_files']
 
 # %% ../nbs/models.ipynb #imports
 import ctypes
@@ -26,6 +26,7 @@ from .columns import NULL
 from .features import FeatureSet, from_json, to_json
 from .settings import MlpkgError
 from .timeline import Array
+from .untrusted import path_name
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -144,7 +145,15 @@ _MANIFEST, _TABLES = "manifest.json", "categories.json"
 
 def models_dir(state: Path, use_case: str) -> Path:
     """The folder that holds the models of a use case, one folder per version."""
-    return state / "models" / use_case
+    return state / "models" / _part(use_case, "use case")
+
+
+def _part(name: object, what: str) -> str:
+    """A name that becomes a part of a path."""
+    try:
+        return path_name(name, what)
+    except ValueError as error:
+        raise MlpkgError(str(error), "a model's folder, its version and its files have plain names") from None
 
 
 def save(
@@ -181,7 +190,7 @@ def save(
         "lineage.json": _json(lineage),
         **(attachments or {}),
     }
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    hashes = {_part(name, "file"): hashlib.sha256(data).hexdigest() for name, data in files.items()}
     now = datetime.now(UTC)
     version = f"{now:%Y%m%dT%H%M%S}-{hashlib.sha256(_json(hashes)).hexdigest()[:8]}"
     files[_MANIFEST] = _json(
@@ -292,7 +301,9 @@ class Model:
         return found
 
     def read(self, name: str) -> Any:
-        """One of its JSON files, such as ``metrics`` or ``lineage``."""
+        """One of its JSON files, such as ``metrics`` or ``lineage``, which the manifest names."""
+        if f"{name}.json" not in self.manifest["files"]:
+            raise _damaged(self.folder, f"its manifest does not name {name}.json")
         return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
 
 
@@ -302,30 +313,42 @@ def load(folder: Path) -> Model:
     Raises
     ------
     MlpkgError
-        When it is no model, a file is missing, or a file is not the one that was saved.
+        When it is no model, a name in its manifest leads elsewhere, a file is missing or a link, or is not the one that was saved.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
         hashes = dict(manifest["files"])
-    except FileNotFoundError:
+        names = [path_name(manifest["use_case"], "use case"), path_name(manifest["version"], "version")]
+        names += [path_name(name, "file") for name in hashes]
+    except (FileNotFoundError, NotADirectoryError):
         raise MlpkgError(f"there is no model at {folder}", "train one, or see: mlpkg models") from None
-    except (ValueError, KeyError, TypeError):
-        raise MlpkgError(
-            f"the model at {folder} is damaged: its manifest cannot be read", "restore the folder or train again"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f": {error}" if "cannot be the name" in str(error) else ""
+        raise _damaged(folder, f"its manifest cannot be read{said}") from None
+    if lacking := [name for name in _NEEDED if name not in hashes]:
+        raise _damaged(folder, f"its manifest does not name {lacking[0]}")
     for name, expected in hashes.items():
-        try:
-            data = (folder / name).read_bytes()
-        except OSError:
-            raise MlpkgError(
-                f"the model at {folder} is damaged: {name} is missing", "restore the folder or train again"
-            ) from None
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise MlpkgError(
-                f"the model at {folder} is damaged: {name} is not the file that was saved",
-                "restore the folder or train again",
-            )
+        if hashlib.sha256(_content(folder, name)).hexdigest() != expected:
+            raise _damaged(folder, f"{name} is not the file that was saved")
     return Model(folder, manifest)
+
+
+_NEEDED = ("model.txt", "features.json")
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """What is in a file of a model; a link might lead anywhere, and is refused."""
+    path = folder / name
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise _damaged(folder, f"{name} is a link or no file")
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise _damaged(folder, f"{name} is missing") from None
+
+
+def _damaged(folder: Path, why: str) -> MlpkgError:
+    return MlpkgError(f"the model at {folder} is damaged: {why}", "restore the folder or train again")
 
 
 def ready(model: Model) -> Model:
@@ -336,7 +359,10 @@ def ready(model: Model) -> Model:
 
 def find(state: Path, use_case: str, version: str) -> Model:
     """The model of that version under a state folder."""
-    return load(models_dir(state, use_case) / Path(version).name)
+    found = load(models_dir(state, use_case) / _part(version, "version"))
+    if (found.use_case, found.version) != (use_case, version):
+        raise _damaged(found.folder, f"its manifest is that of {found.use_case} {found.version}")
+    return found
 
 
 def versions(state: Path, use_case: str) -> list[str]:
@@ -351,5 +377,11 @@ def adopt(state: Path, folder: Path) -> Model:
     target = models_dir(state, model.use_case) / model.version
     if not target.exists():
         with _whole(target) as part:
-            shutil.copytree(folder, part, dirs_exist_ok=True)
-    return load(target)
+            copy_files(model, part)
+    return find(state, model.use_case, model.version)
+
+
+def copy_files(model: Model, folder: Path) -> None:
+    """Copy what the manifest of a model names, and nothing else that may lie in its folder, into another folder."""
+    for name in (*model.manifest["files"], _MANIFEST):
+        (folder / name).write_bytes(_content(model.folder, name))

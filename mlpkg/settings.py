@@ -12,7 +12,9 @@ from configparser import Error as _IniError
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .untrusted import path_name
 
 # %% ../nbs/settings.ipynb #errors
 class MlpkgError(Exception):
@@ -39,7 +41,8 @@ class Settings(BaseModel):
     A relative ``state`` is relative to the folder of ``settings.ini``, or to the working directory where there is none.
     ``durability`` is ``process`` (an acknowledged decision survives the death of any process) or ``disk`` (it also survives the
     loss of power). ``max_body`` bounds one request, in bytes, and
-    ``max_in_flight`` how many requests a worker has begun at a time.
+    ``max_in_flight`` how many requests a worker has begun at a time. With ``trust_loopback`` who calls the service from this machine
+    needs no token.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -52,7 +55,15 @@ class Settings(BaseModel):
     port: int = Field(default=3000, ge=1, le=65535)
     max_body: int = Field(default=1_048_576, ge=1_000)
     max_in_flight: int = Field(default=256, ge=1)
+    trust_loopback: bool = False
     use_cases: dict[str, str] = {"fraud": "mlpkg.fraud.policy:fraud"}
+
+    @field_validator("use_cases")
+    @classmethod
+    def _plain_names(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            path_name(name, "use case")
+        return given
 
     @classmethod
     def load(cls, start: str | Path | None = None, **overrides: object) -> "Settings":

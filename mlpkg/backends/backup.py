@@ -22,6 +22,7 @@ from .disk import flush, flush_folder
 from .file import Patience, connect, store_error
 from ..settings import MlpkgError, Settings
 from ..times import iso, now
+from ..untrusted import printable
 
 # %% ../../nbs/backends/backup.ipynb #manifest
 class Backup(msgspec.Struct, frozen=True):
@@ -185,9 +186,18 @@ def _manifest(folder: Path) -> Backup:
         raise MlpkgError(f"there is no backup in {folder}", f"it would have a {_MANIFEST}") from None
     except (OSError, msgspec.DecodeError) as error:
         raise MlpkgError(f"the backup {folder} is damaged: {_MANIFEST}: {error}", "take another") from None
-    if _STORE not in found.files or any(".." in Path(name).parts or Path(name).is_absolute() for name in found.files):
-        raise MlpkgError(f"the backup {folder} is damaged: {_MANIFEST} names other files", "take another")
+    if _STORE not in found.files or (wrong := [name for name in found.files if not _is_member(folder, name)]):
+        said = f"names other files: {printable(wrong[0])}" if found.files else "names no files"
+        raise MlpkgError(f"the backup {folder} is damaged: {_MANIFEST} {said}", "take another")
     return found
+
+
+def _is_member(folder: Path, name: str) -> bool:
+    """Whether a backup may have a file of this name: the store, or what lies beside it, and no link on the way."""
+    parts = name.split("/")
+    plain = all(part and not part.startswith(".") and part.isprintable() and "\\" not in part for part in parts)
+    links = any(folder.joinpath(*parts[:n]).is_symlink() for n in range(1, len(parts) + 1))
+    return plain and not links and (name == _STORE or parts[0] in _BESIDE)
 
 
 def _check_integrity(store: Path, folder: Path) -> None:

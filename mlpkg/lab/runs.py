@@ -325,7 +325,5 @@ def _into_bentoml(model: models.Model, settings: Settings) -> None:
         import bentoml
     except ImportError:
         return
-    import shutil
-
     with bentoml.models.create(f"{model.use_case}:{model.version.lower()}") as entry:
-        shutil.copytree(model.folder, entry.path, dirs_exist_ok=True)
+        models.copy_files(model, Path(entry.path))

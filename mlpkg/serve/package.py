@@ -13,9 +13,14 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .wheel import pins, write_wheel
 from ..settings import Missing, MlpkgError, Settings
+from ..untrusted import path_name
+
+if TYPE_CHECKING:  # `mlpkg serve` loads no LightGBM
+    from mlpkg.models import Model
 
 # %% ../../nbs/serve/package.ipynb #bento
 @dataclass(frozen=True)
@@ -56,7 +61,10 @@ def find_bento(name: str, settings: Settings, which: str | None = None) -> Bento
     """
     if which and (Path(which) / "bento.yaml").is_file():
         return Bento(Path(which).resolve())
-    store = settings.state / "bentoml" / "bentos" / name
+    try:
+        store = settings.state / "bentoml" / "bentos" / path_name(name, "use case")
+    except ValueError as error:
+        raise MlpkgError(str(error), "name a use case, or a folder with --bento") from None
     version = which.removeprefix(f"{name}:") if which else None
     built = [p.parent for p in store.glob("*/bento.yaml") if version in (None, "latest", p.parent.name)]
     if not built:
@@ -100,10 +108,14 @@ def build(name: str, settings: Settings, version: str | None = None) -> Bento:
     os.environ.update(BENTOML_HOME=str(settings.state / "bentoml"), BENTOML_DO_NOT_TRACK="True")
     import bentoml
 
+    from mlpkg.models import copy_files
+
     with tempfile.TemporaryDirectory() as folder:
         build = Path(folder).resolve() / "src"
         shutil.copytree(service, build, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(model, build / "model" / model.name)
+        start = build / "model" / model.version
+        start.mkdir(parents=True)
+        copy_files(model, start)
         if (settings.root / "settings.ini").is_file():
             shutil.copy(settings.root / "settings.ini", build)
         _copy_code(settings.use_cases[name].partition(":")[0].partition(".")[0], build)
@@ -114,8 +126,8 @@ def build(name: str, settings: Settings, version: str | None = None) -> Bento:
         made = bentoml.build(
             "service.py",
             name=name,
-            labels={"model": model.name},
-            description=_README.format(name=name, version=model.name),
+            labels={"model": model.version},
+            description=_README.format(name=name, version=model.version),
             python={"packages": ["--find-links wheels", write_wheel(wheels), *needed], "lock_packages": False},
             build_ctx=str(build),
         )
@@ -123,14 +135,14 @@ def build(name: str, settings: Settings, version: str | None = None) -> Bento:
     return Bento(Path(made.path))
 
 
-def _model(settings: Settings, name: str, version: str | None) -> Path:
-    from mlpkg.models import load, models_dir, versions
+def _model(settings: Settings, name: str, version: str | None) -> "Model":
+    from mlpkg.models import find, models_dir, versions
 
     folder = models_dir(settings.state, name)
     known = versions(settings.state, name)
     if version is None and not known:
         raise MlpkgError(f"there is no model of {name} in {folder}", f"train one: mlpkg train {name}")
-    return load(folder / (version or known[-1])).folder
+    return find(settings.state, name, version or known[-1])
 
 
 def _copy_code(package: str, folder: Path) -> None:
