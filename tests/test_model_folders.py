@@ -46,7 +46,7 @@ def test_a_file_in_a_manifest_leads_nowhere(bank: Bank, tmp_path: Path, name: st
     folder = models.find(tmp_path / "bank", "fraud", bank.version).folder
     files = json.loads((folder / "manifest.json").read_text())["files"]
     rewrite(folder, files=files | {name: "0" * 64})
-    with pytest.raises(MlpkgError, match="the file .* cannot be the name of a file"):
+    with pytest.raises(MlpkgError, match=r"the file .* cannot be the name of a file"):
         models.load(folder)
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_the_manifest_leaves_out_is_not_used(bank: Bank, tmp_path: P
 @pytest.mark.parametrize("version", ["../../x", "..", "../bank/models/fraud/{}", "/{}", "./{}", "{}/", "{}/../{}"])
 def test_a_version_that_is_asked_for_is_no_path(bank: Bank, tmp_path: Path, version: str):
     asked = version.format(bank.version, bank.version)
-    with pytest.raises(MlpkgError, match="the version .* cannot be the name of a file"):
+    with pytest.raises(MlpkgError, match=r"the version .* cannot be the name of a file"):
         models.find(tmp_path / "bank", "fraud", asked)
     with pytest.raises(MlpkgError, match="cannot be the name of a file"):
         replay(handbook.fraud, bank.platform, 0, DAY, tmp_path / "again", model=asked)
@@ -130,7 +130,7 @@ def test_only_what_the_manifest_names_is_copied(bank: Bank, tmp_path: Path):
 
 @pytest.mark.parametrize("name", UPWARDS[:-3], ids=repr)
 def test_a_use_case_has_a_plain_name(tmp_path: Path, name: str):
-    with pytest.raises(ValueError, match="the use case .* cannot be the name of a file"):
+    with pytest.raises(ValueError, match=r"the use case .* cannot be the name of a file"):
         UseCase(name, handbook.fraud.features, policy=handbook.fraud.policy)
     with pytest.raises(MlpkgError, match="cannot be the name of a file"):
         models.models_dir(tmp_path, name)
