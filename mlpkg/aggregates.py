@@ -94,6 +94,11 @@ class Aggregate:
         return self.names
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        """The conditions that must be true or false for a row to count; a row of which one is unknown does not."""
+        return ()
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The names of the parts of its result, where it has several."""
         return ()
@@ -138,9 +143,9 @@ class Aggregate:
             if used not in columns:
                 raise ValueError(f"{name}: {self.verb()} of unknown column {used!r}; {did_you_mean(used, columns)}")
             self.check_column(name, columns[used])
-        if self.where is not None:
+        for condition in (*([] if self.where is None else [self.where]), *self.conditions):
             try:
-                Condition(self.where, columns)
+                Condition(condition, columns)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         if self.empty is not None and self.kind(columns) == "category":

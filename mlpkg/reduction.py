@@ -14,7 +14,7 @@ import numpy as np
 
 from .aggregates import Aggregate, Kind, Span
 from .columns import Column
-from .conditions import Condition, Known
+from .conditions import Condition, Known, either_way
 from .timeline import Array, Moments, Timeline, blocks
 from .vocabulary.sums import Count, Moment
 from .windows import Missing, Windows, edges_of, private_windows, sees_all, visible_bounds, window_bounds
@@ -29,6 +29,8 @@ class _Plan:
         self.inner = [_Plan(a, columns, width) for a in aggregate.inner]
         self.conditions: list[Condition] = [Condition(aggregate.where, columns)] if aggregate.where else []
         self.conditions += [Known(name) for name in aggregate.names if columns[name].nullable]
+        judged = [Condition(either_way(text), columns) for text in aggregate.conditions]
+        self.conditions += [c for c in judged if any(columns[name].nullable for name in c.used)]
         self.at = np.array([width[span.width] for span in self.spans])
         self.kind: Kind = aggregate.kind(columns)
         if aggregate.empty is not None and self.kind == "int":
@@ -43,8 +45,7 @@ class _Plan:
         """The columns that have to be there."""
         own = set() if isinstance(self.aggregate, Count) else set(self.aggregate.uses)
         own = own.union(*(c.used for c in self.conditions))
-        if condition := getattr(self.aggregate, "condition", None):
-            own |= Condition(condition, self.columns).used
+        own = own.union(*(Condition(text, self.columns).used for text in self.aggregate.conditions))
         return own.union(*(p.uses() for p in self.inner))
 
     def additive(self, truth: str | None) -> bool:

@@ -31,10 +31,10 @@ def micros(text: str) -> int:
 
 @dataclass(frozen=True)
 class Said:
-    """A condition: as a definition has it, and in Python."""
+    """A condition: as a definition has it, and in Python, where None is unknown."""
 
     text: str
-    holds: Callable[[Mapping[str, Any]], bool]
+    holds: Callable[[Mapping[str, Any]], bool | None]
 
 
 @dataclass(frozen=True)
@@ -513,6 +513,7 @@ def rate(w: Window, per: str = "1h") -> float | None:
 
 def streak(w: Window, condition: Said) -> int:
     length = 0
+    w.conditions = [*w.conditions, Said("", lambda r: condition.holds(r) is not None)]
     for row in reversed(w.rows()):
         if not condition.holds(row.values):
             break

@@ -61,10 +61,18 @@ FIELDS = {
 NIGHT = Said("night", lambda r: r["night"])
 BIG = Said("amount > 20.5", lambda r: r["amount"] > 2050)
 MIXED = Said("shop != 'a' and level <= 2 or night", lambda r: r["night"] or _other(r))
+UNSURE = Said("not (shop == 'a' or level > 2)", lambda r: _other(r))
+GIVEN = Said("tip is not None and not shop in ('a', 'b')", lambda r: r["tip"] is not None and _neither(r))
 
 
-def _other(r: Any) -> bool:
-    return r["shop"] not in ("a", None) and r["level"] is not None and r["level"] <= 2
+def _other(r: Any) -> bool | None:
+    """``shop != 'a' and level <= 2``: false where one is, else unknown where one is."""
+    parts = [None if r["shop"] is None else r["shop"] != "a", None if r["level"] is None else r["level"] <= 2]
+    return False if False in parts else None if None in parts else True
+
+
+def _neither(r: Any) -> bool | None:
+    return None if r["shop"] is None else r["shop"] not in ("a", "b")
 
 
 def drawdown(x):
@@ -125,7 +133,7 @@ EXAMPLES: dict[str, list[Ask]] = {
     "mean_gap": [Ask("")],
     "max_gap": [Ask("")],
     "rate": [Ask(""), Ask("", options={"per": "7m"}), Ask("", options={"per": "30d"})],
-    "streak": [Ask("", (NIGHT,)), Ask("", (BIG,)), Ask("", (MIXED,))],
+    "streak": [Ask("", (said,)) for said in (NIGHT, BIG, MIXED, UNSURE, GIVEN)],
     "decayed_sum": [*_of("amount", "tip", half_life="90s"), *_of("level", half_life="1d"), *_of("tip", half_life="7h")],
     "decayed_mean": [*_of("amount", "tip", half_life="90s"), *_of("level", half_life="1d"), *_of("tip", half_life="7h")],
     "trend": _of(*NUMBERS),
@@ -151,7 +159,11 @@ def asked(verb: str) -> list[Ask]:
     found = []
     for n, example in enumerate(EXAMPLES[verb]):
         plain = replace(example, verb=verb, over=WINDOWS)
-        found += [plain, replace(plain, where=(NIGHT, BIG, MIXED)[n % 3]), replace(plain, delay="6h", over=WINDOWS[1:])]
+        found += [
+            plain,
+            replace(plain, where=(UNSURE, BIG, MIXED, GIVEN, NIGHT)[n % 5]),
+            replace(plain, delay="6h", over=WINDOWS[1:]),
+        ]
         if not gives_text(plain):
             found.append(replace(plain, late="45m", delay="90s", where=(BIG, NIGHT)[n % 2], empty=(-1.5, 0.0)[n % 2]))
     return found

@@ -18,8 +18,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from ..aggregates import Condition, from_spec
+from ..aggregates import from_spec
 from ..columns import NULL, Column, did_you_mean
+from ..conditions import Condition, either_way
 from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
 from ..history import Events, History
@@ -179,6 +180,8 @@ def _apply(aggregate: Any, stream: Any, window: str, found: _Candidates, own: in
     if aggregate.where is not None:
         condition = Condition(aggregate.where, stream.seen)
         found.leave_out(~condition.mask(found.columns), f"not where {aggregate.where}")
+    for text in aggregate.conditions:
+        found.leave_out(~Condition(either_way(text), stream.seen).mask(found.columns), f"{text} is unknown")
     if aggregate.verb() != "latest":
         for name in _asked(aggregate):
             found.leave_out(found.columns[name] == NULL, f"{name} is missing")
@@ -464,7 +467,9 @@ def _check_count(
     if aggregate.verb() in (*_PASSES_OVER_ITSELF, "latest") or len(_asked(aggregate)) > 1:
         return
     given = {"column": _asked(aggregate)[0]} if _asked(aggregate) else {}
-    spec = {"aggregate": "count", "over": [origin.window], "delay": aggregate.delay, "where": aggregate.where, **given}
+    conditions = [*([aggregate.where] if aggregate.where else []), *map(either_way, aggregate.conditions)]
+    where = " and ".join(f"({text})" for text in conditions) or None
+    spec = {"aggregate": "count", "over": [origin.window], "delay": aggregate.delay, "where": where, **given}
     group = replace(origin.what, aggregates={"n": from_spec(spec)})
     counting = FeatureSet("counting", on=features.on, rows=group)
     for those in (history, kept):
@@ -500,7 +505,8 @@ def _cut(table: Any, keep: Array) -> Any:
 def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, platform: Platform) -> pd.DataFrame:
     """The candidates as a person reads them."""
     stream = group.source
-    used = set(_asked(aggregate)) | (Condition(aggregate.where, stream.seen).used if aggregate.where else set())
+    conditions = [*([aggregate.where] if aggregate.where else []), *aggregate.conditions]
+    used = set(_asked(aggregate)).union(*(Condition(text, stream.seen).used for text in conditions))
     used |= {c.name for c in stream.facts} if isinstance(stream, Fact) else set()
     names = [n for n in stream.seen if n in used]
     columns: dict[str, Any] = {n: series(stream.seen[n], found.columns[n]) for n in names}

@@ -128,18 +128,21 @@ class Rate(Aggregate):
 @register
 @dataclass(frozen=True)
 class Streak(Aggregate):
-    """How many of the latest events, up to now without a break, meet a condition: an int."""
+    """How many of the latest events, up to now without a break, meet a condition: an int.
+
+    An event of which the condition is unknown does not count.
+    """
 
     condition: str
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Its own."""
+        return (self.condition,)
 
     def kind(self, columns: Mapping[str, Column]) -> Kind:
         """An int."""
         return "int"
-
-    def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
-        """The condition has to fit the columns."""
-        Condition(self.condition, columns)
-        super().check(name, columns, reach)
 
     def words(self) -> str:
         """Of what."""
