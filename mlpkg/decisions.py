@@ -142,7 +142,8 @@ class UseCase:
         Raises
         ------
         Rejected
-            When the event breaks its contract, came too late, or its id was used for other content.
+            When the event breaks its contract, its id was used for other content, or its time, its arrival and the clock of this machine
+            are further apart than its source allows; `ClockDiffers` where it arrived now.
         MlpkgError
             When no model is live and there is no fallback, or the store cannot be used.
         """
@@ -228,8 +229,8 @@ class Decider:
         self,
         body: bytes | str | Mapping[str, Any],
         *,
-        live: bool = False,
         arrived: int | None = None,
+        clock: int | None = None,
         caller: str | None = None,
     ) -> Decision:
         """Decide one event; the same event again gives the recorded decision.
@@ -238,17 +239,18 @@ class Decider:
         ----------
         body
             The event, or ``{"id": ...}`` alone of one that was sent before.
-        live
-            Whether the event comes from outside just now, and so may not lie further ahead of the clock than its source allows.
         arrived
             When it arrived, in microseconds; by default now.
+        clock
+            What the clock says, in microseconds; by default this machine's is asked.
         """
         began = time.perf_counter_ns()
         source = self.use_case.on
-        arrived = now() if arrived is None else arrived
+        clock = now() if clock is None else clock
+        arrived = clock if arrived is None else arrived
         try:
             row, _ = self._take(body, lambda given: (source.parse(given), None))
-            return self._decide(row, arrived, live, caller, began)
+            return self._decide(row, arrived, clock, caller, began)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
             raise
@@ -257,24 +259,25 @@ class Decider:
         self,
         body: bytes | str | Mapping[str, Any],
         *,
-        live: bool = False,
         arrived: int | None = None,
+        clock: int | None = None,
         caller: str | None = None,
     ) -> Decision:
         """Rank the candidates of one event, which it brings as its `candidates`, or which the use case finds.
 
-        The same event again, with the same candidates or without any, gives the recorded decision. `live` and `arrived` are as in
+        The same event again, with the same candidates or without any, gives the recorded decision. `arrived` and `clock` are as in
         `decide`.
         """
         began = time.perf_counter_ns()
         source, ranking = self.use_case.on, self.use_case.ranking
-        arrived = now() if arrived is None else arrived
+        clock = now() if clock is None else clock
+        arrived = clock if arrived is None else arrived
         if ranking is None:
             hint = "say which field of its events a candidate fills: UseCase(..., rank='...')"
             raise MlpkgError(f"{self.use_case.name!r} does not rank", hint)
         try:
             row, given = self._take(body, ranking.parse)
-            return self._decide(row, arrived, live, caller, began, given or self._find(row), given is not None)
+            return self._decide(row, arrived, clock, caller, began, given or self._find(row), given is not None)
         except Rejected as why:
             self.platform.bury(source.name, body, why)
             raise
@@ -322,14 +325,14 @@ class Decider:
         self,
         row: Row,
         arrived: int,
-        live: bool,
+        clock: int,
         caller: str | None,
         began: int,
         among: Candidates | None = None,
         given: bool = False,
     ) -> Decision:
         source = self.use_case.on
-        with self.platform.decision(self.use_case.name, source, row, arrived, live) as unit:
+        with self.platform.decision(self.use_case.name, source, row, arrived, clock) as unit:
             if unit.known is not None:
                 known = _decoder.decode(unit.known)
                 if among and not (known.alternatives and (not given or among.same(known.alternatives))):
@@ -621,7 +624,7 @@ def _send(
     entries = platform.read(streams=list(streams))
     first: list[Entry] = []
     for page in pages(_until(entries, start, first), 200_000):
-        fresh.load(as_batch(page, streams))
+        fresh.load(as_batch(page, streams), trusted=True)
         done.warmed += len(page)
         progress(len(page))
     decider = Decider(use_case, fresh)
@@ -636,7 +639,7 @@ def _send(
     for entry in _chain(after, entries):  # what became of it later, so that it can be judged
         stream = streams[entry.source]
         if isinstance(stream, Outcome) and fresh.entry(stream.source.stream, entry.id):
-            fresh.report(stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, arrived=entry.arrived)
+            fresh.report(stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, clock=entry.arrived)
             done.later += 1
     return done
 
@@ -659,7 +662,7 @@ def _step(
 ) -> int:
     body, fresh = {"id": entry.id, **msgspec.json.decode(entry.body)}, decider.platform
     if isinstance(stream, Outcome):
-        fresh.report(stream, body, arrived=entry.arrived)
+        fresh.report(stream, body, clock=entry.arrived)
         done.outcomes += 1
         return 0
     done.events += 1
@@ -667,11 +670,11 @@ def _step(
     if stream is use_case.on:
         ranked = use_case.ranking and platform.entry(decisions_of(use_case.name), entry.id)
         if use_case.ranking and ranked and (among := _decoder.decode(ranked.body).alternatives):
-            decider.rank(body | {"candidates": use_case.ranking.body(among)}, arrived=entry.arrived)
+            decider.rank(body | {"candidates": use_case.ranking.body(among)}, clock=entry.arrived)
         else:
-            decider.decide(body, arrived=entry.arrived)
+            decider.decide(body, clock=entry.arrived)
         return 1
-    fresh.accept(stream, body, arrived=entry.arrived)
+    fresh.accept(stream, body, clock=entry.arrived)
     return 0
 
 

@@ -144,24 +144,27 @@ class Platform(Protocol):
         ...
 
     def decision(
-        self, use_case: str, source: Source, row: Row, arrived: int, live: bool = False
+        self, use_case: str, source: Source, row: Row, arrived: int, clock: int | None = None
     ) -> AbstractContextManager[Unit]:
         """The unit of work of one decision.
 
-        An event that is new is held against the clock: `Rejected` where it came too late, or, `live`, lies too far ahead.
+        An event that is new is held against its arrival and the clock, by default that of this machine; see `Source.check_arrival`.
         """
         ...
 
-    def accept(self, source: Source, body: Any, *, live: bool = False, arrived: int | None = None) -> Receipt:
-        """Accept an event without deciding it; what is refused goes to the dead letters."""
+    def accept(self, source: Source, body: Any, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
+        """Accept an event without deciding it, by default as of now; what is refused goes to the dead letters."""
         ...
 
-    def report(self, outcome: Outcome, body: Any, *, arrived: int | None = None) -> Receipt:
-        """Accept an outcome; one about an event that is not known yet waits for it."""
+    def report(self, outcome: Outcome, body: Any, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
+        """Accept an outcome, by default as of now; one about an event that is not known yet waits for it."""
         ...
 
-    def load(self, batch: Batch) -> Loaded:
-        """Accept many events and reports, durably, as one transaction."""
+    def load(self, batch: Batch, *, trusted: bool = False) -> Loaded:
+        """Accept many events and reports, durably, as one transaction.
+
+        What is new is held against the clock of this machine, unless it is `trusted`: it comes out of a log, whose door it has passed.
+        """
         ...
 
     def bury(self, source: str, body: Any, why: Rejected, row: int | None = None) -> None:

@@ -103,18 +103,14 @@ def _features_of(standing: Standing, asked: Sequence[_Asked], platform: Platform
     at, seen, own = np.array([(a.event.time, a.seen, a.event.position) for a in asked], np.int64).T
     fields = [a.fields for a in asked]
     found = evaluate_alternatives(features, present, at, seen, own, platform.timelines, fields)
-    if _is_as_then(features, int(at.min()), int(seen.min()), platform):
+    if _is_as_then(features, int(seen.min()), platform):
         return found
     history = platform.history(features.sources, features.outcomes, until=int(seen.max()))
     return _computed(features, history, own, seen, fields)
 
 
-def _is_as_then(features: FeatureSet, at: int, seen: int, platform: Platform) -> bool:
-    """Whether all is there that could be seen from a time and a position on; to be asked after it was read."""
-    reach = max((reach for _, _, reach, _ in features.reads), default=0)
-    held = min(source.held_us for source in features.sources)
-    if features.reads and at - reach < now() - held:
-        return False
+def _is_as_then(features: FeatureSet, seen: int, platform: Platform) -> bool:
+    """Whether the timelines hold all that could be seen from a position on: no correction came since; to be asked after a read."""
     if not features.outcomes:
         return True
     reports = platform.read(seen, streams=[fact.stream for fact in features.outcomes])

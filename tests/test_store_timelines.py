@@ -38,14 +38,14 @@ class Store:
         self.db.execute(SCHEMA)
         self.timelines = Timelines(self.db, self.db.cursor().execute, 1, self.columns)
 
-    def append(self, key: int, row: tuple[int, ...], held: int = FOREVER) -> None:
+    def append(self, key: int, row: tuple[int, ...]) -> None:
         with self.db:
-            self.timelines.append(key, pack(*row), row[0], held)
+            self.timelines.append(key, pack(*row))
         self.truth.setdefault(key, []).append(row)
 
-    def extend(self, keys: list[int], rows: list[tuple[int, ...]], held: int = FOREVER) -> None:
+    def extend(self, keys: list[int], rows: list[tuple[int, ...]]) -> None:
         with self.db:
-            Bulk(self.timelines, max(r[0] for r in rows), held).extend(np.array(keys), np.array(rows, np.int64))
+            Bulk(self.timelines).extend(np.array(keys), np.array(rows, np.int64))
         for key, row in zip(keys, rows, strict=True):
             self.truth.setdefault(key, []).append(row)
 
@@ -53,7 +53,7 @@ class Store:
         k = random.randrange(len(self.truth[key]))
         time, _, about, x = self.truth[key].pop(k)
         with self.db:
-            self.timelines.replace(key, about, pack(time, position, about, x + 1), time, FOREVER)
+            self.timelines.replace(key, about, pack(time, position, about, x + 1))
         self.truth[key].append((time, position, about, x + 1))
 
     def rows(self, key: int, since: int = -FOREVER) -> list[tuple[int, ...]]:
@@ -155,18 +155,31 @@ def test_cells_between_edges_say_what_the_rows_say(store: Store, sizes: str, see
                 assert said == brute(inside, c)
 
 
-def test_what_nobody_needs_any_more_is_let_go(store: Store, sizes: str):
-    """Rows that are held are all there; what is stored does not grow with what came before."""
-    held, sizes_seen = 2000, []
-    for position in range(1, 9001):
-        store.append(1, (position, position, position, 1), held)
-        if position % 3000 == 0:
-            assert store.rows(1, position - held) == store.expected(1, position - held)
-            sizes_seen.append(
-                store.db.execute("select (select count(*) from chunk), (select count(*) from node)").fetchone()
-            )
-    (chunks, nodes), (more_chunks, more_nodes) = sizes_seen[1:]
-    assert more_chunks <= chunks + 2 and more_nodes <= nodes + 2
+def test_an_append_never_deletes_a_row_whatever_its_time(store: Store, sizes: str):
+    """A clock that is years ahead or behind for a while, in single rows and in batches."""
+    rng, day, position, offset = random.Random(5), 86_400, 0, 0
+    while position < 6000:
+        if rng.random() < 0.02:
+            offset = rng.choice([0, 0, 1, -1]) * rng.choice([day, 200 * day, 30_000 * day])
+        some = [(position + k) * 60 + offset + rng.randrange(-600, 600) for k in range(rng.choice([1, 1, 1, 40, 300]))]
+        rows = [(time, position + k, position + k, k) for k, time in enumerate(some)]
+        position += len(rows)
+        if len(rows) == 1:
+            store.append(1, rows[0])
+        else:
+            store.extend([1] * len(rows), rows)
+    assert store.rows(1) == store.expected(1)
+    for since in (offset - day, 200 * day, 0):
+        assert store.rows(1, since) == store.expected(1, since)
+
+
+def test_a_window_reads_as_little_of_a_long_timeline_as_of_a_short_one(store: Store):
+    read = []
+    for begin in range(1, 200_001, 20_000):
+        store.extend([1] * 20_000, [(p, p, p, 1) for p in range(begin, begin + 20_000)])
+        last = begin + 19_999
+        read.append(len(store.timelines.read(store.timelines.head(1), last - 1000)))
+    assert max(read) <= 1000 + stored.CHUNK + stored.HEAD
 
 
 def test_a_late_row_touches_one_chunk_and_its_nodes(store: Store):

@@ -148,7 +148,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         assert server.stdout
         line = Connection(int(server.stdout.readline()))
         ways: dict[str, Callable[[bytes], Any]] = {
-            "in process": lambda body: app.decider.rank(body, live=True),
+            "in process": lambda body: app.decider.rank(body),
             "as ASGI": called(app),
             "over HTTP": lambda body: line.ask(post("/v1/rank", body)),
         }

@@ -120,7 +120,8 @@ class Building:
                 return False
             for page in self._pages(db, reached, last):
                 for timelines, keys, rows in self._tables(page):
-                    self._extend(timelines, keys, rows, page)
+                    if len(rows):
+                        Bulk(timelines).extend(keys, rows)
                 self._correct(page)
             self._settle_rest()
             for w, timelines in zip(self._wanted, self._new, strict=True):
@@ -185,10 +186,6 @@ class Building:
             kept = keys != NULL
             yield timelines, keys[kept], rows[kept]
 
-    def _extend(self, timelines: Timelines, keys: Array, rows: Array, page: "_Page") -> None:
-        if len(rows):
-            Bulk(timelines, int(page.events.arrived.max()), self._stream.base.held_us).extend(keys, rows)
-
     def _apply(self, page: "_Page") -> None:
         """A page in short transactions, each with the rows of some entities."""
         for timelines, keys, rows in self._tables(page):
@@ -198,7 +195,7 @@ class Building:
                 end = min(begin + self._rows, len(keys))
                 with self.platform._transaction():
                     began = time.perf_counter()
-                    self._extend(timelines, keys[begin:end], rows[begin:end], page)
+                    Bulk(timelines).extend(keys[begin:end], rows[begin:end])
                     took = time.perf_counter() - began
                 self._rows = max(100, min(20_000, int(self._rows * min(2.0, _SLICE / max(took, 1e-4)))))
                 begin = end
@@ -208,29 +205,28 @@ class Building:
                 self._correct(page)
 
     def _correct(self, page: "_Page") -> None:
-        held = self._stream.base.held_us
-        for known, codes, at, arrived in page.corrections:
+        for known, codes, at in page.corrections:
             for w, timelines in zip(self._wanted, self._new, strict=True):
                 if (key := w.key.of(codes, at)) != NULL:
                     row = pack(at, known, *[codes[c] for c in timelines.columns])
-                    timelines.replace(key, codes["about"], row, arrived, held)
+                    timelines.replace(key, codes["about"], row)
 
 
 class _Page(NamedTuple):
-    """Rows for timelines, and corrections: (known, codes, time, arrived)."""
+    """Rows for timelines, and corrections: (known, codes, time)."""
 
     events: Events
-    corrections: list[tuple[int, past.Codes, int, int]]
+    corrections: list[tuple[int, past.Codes, int]]
 
 
 def _said_page(fact: Fact, decode: Any, found: list[Any]) -> _Page:
     """A page of reports: position, about, arrived, body, time and body of the event, and whether it corrects an earlier one."""
     corrections = []
-    for position, about, arrived, body, at, event, corrects in found:
+    for position, about, _, body, at, event, corrects in found:
         if corrects:
             codes = past.Codes(zip(fact.source.seen, fact.source.codes_of(event), strict=True))
             codes |= past.said(fact, about, fact.codes_of(body))
-            corrections.append((max(position, about + 1), codes, at, arrived))
+            corrections.append((max(position, about + 1), codes, at))
     rows = [row for row in found if not row[-1]]
     said = [past.said(fact, row[1], fact.codes_of(row[3])) for row in rows]
     columns = decode(",".join(row[5] for row in rows))

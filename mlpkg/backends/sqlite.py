@@ -50,11 +50,22 @@ from ..times import LATEST, now
 class _Unit:
     """A decision inside its transaction."""
 
-    __slots__ = ("_arrived", "_heads", "_live", "_platform", "_row", "_source", "_use_case", "known", "own", "position")
+    __slots__ = (
+        "_arrived",
+        "_clock",
+        "_heads",
+        "_platform",
+        "_row",
+        "_source",
+        "_use_case",
+        "known",
+        "own",
+        "position",
+    )
 
-    def __init__(self, platform: "SqlitePlatform", use_case: str, source: Source, row: Row, arrived: int, live: bool):
+    def __init__(self, platform: "SqlitePlatform", use_case: str, source: Source, row: Row, arrived: int, clock: int):
         self._platform, self._use_case, self._source, self._row = platform, use_case, source, row
-        self._arrived, self._live = arrived, live
+        self._arrived, self._clock = arrived, clock
         self._heads: dict[tuple[str, str, int], Head] = {}
         self.own = self.position = 0
         self.known: str | None = None
@@ -63,7 +74,7 @@ class _Unit:
         platform, row = self._platform, self._row
         platform._begin()
         try:
-            self.own, new = platform._append(self._source, row, self._arrived, self._live, self._heads)
+            self.own, new = platform._append(self._source, row, self._arrived, self._clock, self._heads)
             if new:
                 self.position = self.own
             else:
@@ -106,7 +117,7 @@ class _Unit:
         if name in platform._by_stream:
             fact = Decisions(self._use_case, self._source)
             event = (self.own, self._row.time, self._row.codes)
-            platform._settle(fact, event, position, fact.codes_of(body), self._arrived)
+            platform._settle(fact, event, position, fact.codes_of(body))
         return position
 
 # %% ../../nbs/backends/sqlite.ipynb #stored
@@ -409,27 +420,31 @@ class SqlitePlatform:
 
     # -- one at a time -----------------------------------------------------------------------------------------------
 
-    def decision(self, use_case: str, source: Source, row: Row, arrived: int, live: bool = False) -> _Unit:
+    def decision(self, use_case: str, source: Source, row: Row, arrived: int, clock: int | None = None) -> _Unit:
         """The unit of work of one decision: a transaction."""
-        return _Unit(self, use_case, source, row, arrived, live)
+        return _Unit(self, use_case, source, row, arrived, now() if clock is None else clock)
 
-    def accept(self, source: Source, body: Any, *, live: bool = False, arrived: int | None = None) -> Receipt:
-        """Accept an event without deciding it; what is refused goes to the dead letters."""
-        arrived = now() if arrived is None else arrived
+    def accept(self, source: Source, body: Any, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
+        """Accept an event without deciding it, by default as of now; what is refused goes to the dead letters."""
+        clock = now() if clock is None else clock
+        arrived = clock if arrived is None else arrived
         try:
             row = source.parse(body)
             with self._transaction():
-                position, new = self._append(source, row, arrived, live, {})
+                position, new = self._append(source, row, arrived, clock, {})
         except Rejected as why:
             self.bury(source.name, body, why)
             raise
         return Receipt(row.id, position, new)
 
-    def report(self, outcome: Outcome, body: Any, *, arrived: int | None = None) -> Receipt:
-        """Accept an outcome; one about an event that is not known yet waits for it."""
-        arrived = now() if arrived is None else arrived
+    def report(self, outcome: Outcome, body: Any, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
+        """Accept an outcome, by default as of now; one about an event that is not known yet waits for it."""
+        clock = now() if clock is None else clock
+        arrived = clock if arrived is None else arrived
         try:
-            return self._report(outcome, outcome.parse(body), arrived)
+            row = outcome.parse(body)
+            outcome.check_arrival(row, arrived, clock)
+            return self._report(outcome, row, arrived)
         except Rejected as why:
             self.bury(outcome.stream, body, why)
             raise
@@ -458,13 +473,13 @@ class SqlitePlatform:
         self.db.execute(_INSERT, (stream, id, arrived, arrived, about, row.body))
         position = self.db.last_insert_rowid()
         if event:
-            self._settle_event(outcome, event, position, row.codes, arrived, bool(said))
+            self._settle_event(outcome, event, position, row.codes, bool(said))
         else:
             self.db.execute("insert into waiting values (?, ?, ?)", (stream, id, position))
         return Receipt(row.id, position, True, event is None)
 
     def _append(
-        self, source: Source, row: Row, arrived: int, live: bool, heads: dict[tuple[str, str, int], Head]
+        self, source: Source, row: Row, arrived: int, clock: int, heads: dict[tuple[str, str, int], Head]
     ) -> tuple[int, bool]:
         """Append an event to the log and its timelines; its position, and whether it is new.
 
@@ -477,21 +492,21 @@ class SqlitePlatform:
             if known[1] != row.time or not self._same(source, known[-1], row.body):
                 raise _reused(source.name, row)
             return known[0], False
-        source.check_arrival(row, arrived, live)
+        source.check_arrival(row, arrived, clock)
         position = self.db.last_insert_rowid()
         codes = past.Codes(zip(source.seen, row.codes, strict=True))
         for timelines in self._writable(source.name):
             assert timelines.by is not None
             if (key := timelines.by.of(codes, row.time)) != NULL:
                 packed = pack(row.time, position, *[codes[c] for c in timelines.columns])
-                heads[source.name, timelines.key, key] = timelines.append(key, packed, arrived, source.held_us)
+                heads[source.name, timelines.key, key] = timelines.append(key, packed)
         if self._waiting:
             for outcome in source.outcomes.values():
-                self._awaited(outcome, row.id, (position, row.time, arrived, row.body), arrived)
+                self._awaited(outcome, row.id, (position, row.time, arrived, row.body))
             self._waits()
         return position, True
 
-    def _awaited(self, outcome: Outcome, id: str, event: tuple[int, int, int, str], arrived: int) -> None:
+    def _awaited(self, outcome: Outcome, id: str, event: tuple[int, int, int, str]) -> None:
         """What was reported about an event before it came."""
         stream = self._sources.get(outcome.stream)
         found = self.db.execute(
@@ -502,30 +517,28 @@ class SqlitePlatform:
         if found:
             self.db.execute(f"delete from waiting where {_VERSIONS}", (stream, *_id_range(id)))
             body = self.db.execute("select body from log where position=?", found[-1]).fetchone()[0]
-            self._settle_event(outcome, event, event[0] + 1, outcome.codes_of(body), arrived)
+            self._settle_event(outcome, event, event[0] + 1, outcome.codes_of(body))
 
     def _settle_event(
-        self, fact: Fact, event: tuple[int, int, int, str], known: int, said: Any, arrived: int, corrects: bool = False
+        self, fact: Fact, event: tuple[int, int, int, str], known: int, said: Any, corrects: bool = False
     ) -> None:
         if fact.stream in self._by_stream:
             codes = fact.source.codes_of(event[3])
-            self._settle(fact, (event[0], event[1], codes), known, said, arrived, corrects)
+            self._settle(fact, (event[0], event[1], codes), known, said, corrects)
 
-    def _settle(
-        self, fact: Fact, event: tuple[int, int, Any], known: int, said: Any, arrived: int, corrects: bool = False
-    ) -> None:
+    def _settle(self, fact: Fact, event: tuple[int, int, Any], known: int, said: Any, corrects: bool = False) -> None:
         """Put what was said about an event, (position, time, codes), into the timelines of the stream."""
         about, at, codes = event
         row = past.Codes(zip(fact.source.seen, codes, strict=True)) | past.said(fact, about, said)
-        whole, held = past.Codes(row), fact.source.held_us
+        whole = past.Codes(row)
         for timelines in self._writable(fact.stream):
             assert timelines.by is not None
             if (key := timelines.by.of(whole, at)) != NULL:
                 packed = pack(at, known, *[whole[c] for c in timelines.columns])
                 if corrects:
-                    timelines.replace(key, about, packed, arrived, held)
+                    timelines.replace(key, about, packed)
                 else:
-                    timelines.append(key, packed, arrived, held)
+                    timelines.append(key, packed)
 
     def _source(self, name: str) -> int:
         if name not in self._sources:
@@ -559,7 +572,7 @@ class SqlitePlatform:
 
     # -- many at a time ----------------------------------------------------------------------------------------------
 
-    def load(self, batch: Batch) -> Loaded:
+    def load(self, batch: Batch, *, trusted: bool = False) -> Loaded:
         """Accept many events and reports, durably, as one transaction; an id used for other content is refused.
 
         Raises
@@ -568,16 +581,16 @@ class SqlitePlatform:
             Before anything is written, when an id or a body is not a text: nobody could read the log any more.
         """
         _check_texts(batch)
-        result = Loaded()
+        result, clock = Loaded(), None if trusted else now()
         with self._transaction():
             streams = np.array([self._source(s.stream) for s in batch.streams])[batch.stream].tolist()
             for part in self._parts(batch):
                 if isinstance(part, int):
                     if int(batch.rows[part]) not in {row for row, _ in result.refused}:
-                        self._correct(batch, part, result)
+                        self._correct(batch, part, result, clock)
                     continue
                 piece, numbers = _slice(batch, part), streams[part]
-                keep = self._unknown(piece, numbers, result)
+                keep = self._unknown(piece, numbers, result, clock)
                 self._insert(piece, numbers, keep, result)
             self._waits()
         return result
@@ -594,21 +607,23 @@ class SqlitePlatform:
         if begin < len(batch.ids):
             yield slice(begin, len(batch.ids))
 
-    def _correct(self, batch: Batch, i: int, result: Loaded) -> None:
+    def _correct(self, batch: Batch, i: int, result: Loaded, clock: int | None) -> None:
         outcome = batch.streams[batch.stream[i]]
         assert isinstance(outcome, Outcome)
         codes = outcome.codes_of(batch.bodies[i])
         row = Row(batch.ids[i], 0, batch.bodies[i], codes, {}, True)
+        if why := _wrong_arrival(batch, i, clock):
+            return result.refused.append((int(batch.rows[i]), why))
         receipt = self._hear(outcome, row, int(batch.arrived[i]))
         result.new[outcome.stream] = result.new.get(outcome.stream, 0) + receipt.new
         result.known += not receipt.new
         result.waiting += receipt.new and receipt.waiting
 
-    def _unknown(self, batch: Batch, streams: list[int], result: Loaded) -> Array:
-        """The places of the rows that are new; the first of a repeated id wins."""
-        stored = self._found(streams, batch.ids)
+    def _unknown(self, batch: Batch, streams: list[int], result: Loaded, clock: int | None) -> Array:
+        """The places of the rows that are new and arrived when they may; the first of a repeated id wins."""
+        wrong, stored = _wrong_arrivals(batch, clock), self._found(streams, batch.ids)
         gone = {row for row, _ in result.refused}
-        if not (stored or gone) and len({*zip(streams, batch.ids, strict=True)}) == len(batch.ids):
+        if not (wrong or stored or gone) and len({*zip(streams, batch.ids, strict=True)}) == len(batch.ids):
             return np.arange(len(batch.ids))
         seen: dict[tuple[int, str], int] = {}
         new = []
@@ -619,6 +634,10 @@ class SqlitePlatform:
                 time, body = batch.time[seen[at]], batch.bodies[seen[at]]
             elif at in stored:
                 _, time, _, body = stored[at]
+            elif i in wrong:
+                result.refused.append((int(batch.rows[i]), wrong[i]))
+                gone.add(int(batch.rows[i]))
+                continue
             else:
                 seen[at] = i
                 new.append(i)
@@ -670,9 +689,7 @@ class SqlitePlatform:
             if isinstance(stream, Outcome) and len(at):
                 self._settle_many(stream, batch, mine[at], batch.codes[stream.stream][at], position, result)
 
-    def extend(
-        self, stream: Source | Fact, time: Array, position: Array, columns: Mapping[str, Array], arrived: int
-    ) -> None:
+    def extend(self, stream: Source | Fact, time: Array, position: Array, columns: Mapping[str, Array]) -> None:
         """Put rows of a stream, as int64 columns, into its timelines, within a transaction."""
         for timelines in self._writable(stream.stream):
             assert timelines.by is not None
@@ -681,17 +698,17 @@ class SqlitePlatform:
             if (kept := keys != NULL).all():
                 kept = slice(None)  # type: ignore[assignment]
             if len(keys[kept]):
-                Bulk(timelines, arrived, stream.base.held_us).extend(keys[kept], rows[kept])
+                Bulk(timelines).extend(keys[kept], rows[kept])
 
     def _extend(self, source: Source, batch: Batch, at: Array, codes: Array, position: Array) -> None:
         columns = {c.name: codes[:, i] for i, c in enumerate(source.columns)}
-        self.extend(source, batch.time[at], position[at], columns, int(batch.arrived[at].max()))
+        self.extend(source, batch.time[at], position[at], columns)
         for outcome in source.outcomes.values():
             stream = self._sources.get(outcome.stream, -1)
             waiting = {_plain(id) for (id,) in self.db.execute("select id from waiting where source=?", (stream,))}
             for i in (i for i in at.tolist() if batch.ids[i] in waiting):
                 event = (int(position[i]), int(batch.time[i]), int(batch.arrived[i]), batch.bodies[i])
-                self._awaited(outcome, batch.ids[i], event, event[2])
+                self._awaited(outcome, batch.ids[i], event)
 
     def _settle_many(
         self, outcome: Outcome, batch: Batch, at: Array, codes: Array, position: Array, result: Loaded
@@ -716,7 +733,7 @@ class SqlitePlatform:
             columns = past.decoder(outcome.source)(",".join(events))
             columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.facts)}
             columns |= {"about": about, "truth": codes[kept, 0]}
-            self.extend(outcome, time, known, columns, int(batch.arrived[at].max()))
+            self.extend(outcome, time, known, columns)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -975,6 +992,34 @@ def _corrections(batch: Batch) -> list[int]:
     """The places of reports that correct an earlier one."""
     said = [i for i, stream in enumerate(batch.streams) if isinstance(stream, Outcome)]
     return [i for i in np.flatnonzero(np.isin(batch.stream, said)).tolist() if '"corrects":true' in batch.bodies[i]]
+
+
+def _wrong_arrivals(batch: Batch, clock: int | None) -> dict[int, Rejected]:
+    """The places of rows that may not arrive when they do, with the reasons; none where there is no clock."""
+    if clock is None:
+        return {}
+    wrong = np.zeros(len(batch.ids), bool)
+    for s, stream in enumerate(batch.streams):
+        mine = np.flatnonzero(batch.stream == s)
+        time, arrived = batch.time[mine], batch.arrived[mine]
+        wrong[mine] = ~(
+            stream.arrival_fine(arrived, clock)
+            if isinstance(stream, Outcome)
+            else stream.arrival_fine(time, arrived, clock)
+        )
+    found = ((i, _wrong_arrival(batch, i, clock)) for i in np.flatnonzero(wrong).tolist())
+    return {i: why for i, why in found if why}
+
+
+def _wrong_arrival(batch: Batch, i: int, clock: int | None) -> Rejected | None:
+    """Why one row may not arrive when it does, if it may not."""
+    row = Row(batch.ids[i], int(batch.time[i]), batch.bodies[i], ())
+    try:
+        if clock is not None:
+            batch.streams[batch.stream[i]].check_arrival(row, int(batch.arrived[i]), clock)
+    except Rejected as why:
+        return why
+    return None
 
 
 def _slice(batch: Batch, part: slice) -> Batch:

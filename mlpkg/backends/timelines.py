@@ -225,35 +225,6 @@ class _Tree:
                 return np.concatenate([entries[:c], new, entries[c + 1 :]]), table[at[0]].tobytes()
         return entries, None
 
-    def trim(self, before: int) -> None:
-        """Let go of the chunks whose rows are all older."""
-        level, entries = self.node()
-        if len(entries) and entries[0, _FIRST] < before:
-            kept = self._trim(level, entries, before)
-            if kept is not entries:
-                self._write_root(level, kept)
-
-    def _trim(self, level: int, entries: Array, before: int) -> Array:
-        gone = int(entries[:, _LAST].searchsorted(before))
-        for number in entries[:gone, _NUMBER].tolist():
-            self._drop(level, number)
-        if level > 1 and gone < len(entries) and entries[gone, _FIRST] < before:
-            number = int(entries[gone, _NUMBER])
-            below, inner = self.node(number)
-            kept = self._trim(below, inner, before)
-            if kept is not inner:
-                return np.concatenate([self._write_nodes(number, below, kept), entries[gone + 1 :]])
-        return entries[gone:] if gone else entries
-
-    def _drop(self, level: int, number: int) -> None:
-        if level > 1:
-            below, inner = self.node(number)
-            for child in inner[:, _NUMBER].tolist():
-                self._drop(below, child)
-            self._run("delete from node where id=?", (self._first + number,))
-        else:
-            self._run("delete from chunk where id=?", (self._first + number,))
-
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def rows(self, since: int) -> list[bytes]:
@@ -365,8 +336,8 @@ class Timelines:
         cells = cells[order]
         return Cells(time[order], rows[order], {name: cells[:, c] for c, name in enumerate(self.columns)})
 
-    def append(self, key: int, row: bytes, arrived: int, held: int) -> Head:
-        """Put one row in its place; the head. Rows more than `held` microseconds before `arrived` may be let go."""
+    def append(self, key: int, row: bytes) -> Head:
+        """Put one row in its place; the head."""
         entity, used, data = self.head(key)
         if not entity:
             self._run("insert into timeline(stream, key, used, head) values (?, ?, 0, ?)", (self.id, key, row))
@@ -376,7 +347,7 @@ class Timelines:
         else:
             data = insert(data, row)
             if len(data) >= HEAD * self.width:
-                used, data = self._close(entity, used, data, arrived, held)
+                used, data = self._close(entity, used, data)
             self._run("update timeline set head=?, used=? where entity=?", (data, used, entity))
         return entity, used, data
 
@@ -387,16 +358,14 @@ class Timelines:
             self._run("update timeline set used=? where entity=?", (tree.used, entity))
         return tree.used
 
-    def _close(self, entity: int, used: int, data: bytes, arrived: int, held: int) -> tuple[int, bytes]:
+    def _close(self, entity: int, used: int, data: bytes) -> tuple[int, bytes]:
         tree = self._tree(entity, used)
         keep = 3 * HEAD // 4 * self.width  # so many rows are read without a look at the tree
         data, kept = data[:-keep], data[-keep:]
         tree.put(data)
-        clock = min(arrived, first_time(kept))  # so that a few events far in the future trim nothing
-        tree.trim(clock - held)
         return tree.used, kept
 
-    def replace(self, key: int, about: int, row: bytes, arrived: int, held: int) -> Head:
+    def replace(self, key: int, about: int, row: bytes) -> Head:
         """Put a row in the place of that of the same time about the same event."""
         entity, used, data = self.head(key)
         table, column = unpack(data, self.width // 8), self.columns.index("about")
@@ -408,7 +377,7 @@ class Timelines:
             tree = self._tree(entity, used)
             tree.take(first_time(row), column, about)
             self._run("update timeline set used=? where entity=?", (tree.used, entity))
-        return self.append(key, row, arrived, held)
+        return self.append(key, row)
 
     def clear(self, most: int) -> int:
         """Forget some timelines; how many they were."""
@@ -425,8 +394,8 @@ class Timelines:
 class Bulk:
     """Many rows for timelines of one stream and key."""
 
-    def __init__(self, timelines: Timelines, arrived: int, held: int):
-        self.timelines, self.arrived, self.held = timelines, arrived, held
+    def __init__(self, timelines: Timelines):
+        self.timelines = timelines
         self.heads: list[tuple[bytes, int, int]] = []
         self.fresh: list[tuple[int, int, bytes]] = []
 
@@ -484,7 +453,7 @@ class Bulk:
             if not entity:
                 own._run("insert into timeline(stream, key, used, head) values (?, ?, 0, x'')", (own.id, key))
                 entity = own.db.last_insert_rowid()
-            used, data = own._close(entity, used, data, self.arrived, self.held)
+            used, data = own._close(entity, used, data)
         if entity:
             self.heads.append((data, used, entity))
         else:

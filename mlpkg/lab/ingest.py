@@ -23,7 +23,7 @@ from ..events import Column, Outcome, Rejected, Resolution, Source
 from .files import read_file
 from ..platform import Batch, Platform
 from ..settings import MlpkgError, Settings
-from ..times import EARLIEST, LATEST, micros
+from ..times import EARLIEST, LATEST, micros, now
 
 # %% ../../nbs/lab/ingest.ipynb #glance
 _SUMMABLE, _SAFE = 2**42, 2**53
@@ -106,7 +106,8 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
     mine = frame.iloc[at].reset_index(drop=True)
     time, arrived = _micros(mine["time"]), out.arrived[at]
     fine = _plain_ids(mine["id"]) & (time >= EARLIEST) & (time < LATEST)
-    fine &= (arrived >= EARLIEST) & (arrived - time <= source.lateness_us)
+    clock = now()
+    fine &= (arrived >= EARLIEST) & source.arrival_fine(time, arrived, clock)
     numbers = []
     for column in source.columns:
         vouched, found = _fine(source, column, mine)
@@ -131,7 +132,7 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
         try:
             row = source.parse(body)
             _check_said(source.contract.__name__, mine["arrived"].iloc[i], int(arrived[i]), row.id, source.name)
-            source.check_arrival(row, int(arrived[i]) if arrived[i] >= EARLIEST else row.time, live=False)
+            source.check_arrival(row, int(arrived[i]) if arrived[i] >= EARLIEST else row.time, clock)
         except Rejected as why:
             if why.status == 400:  # a line of a file is a row all the same
                 why = Rejected(why.field, why.value, "cannot be read as a row", source=source.name)

@@ -344,13 +344,13 @@ class Application:
 
     def decide(self, body: bytes, caller: str | None = None) -> "Decision":
         """Decide one event of a live caller."""
-        decision = self.decider.decide(body, live=True, caller=caller)
+        decision = self.decider.decide(body, caller=caller)
         self.metrics.decided(decision)
         return decision
 
     def rank(self, body: bytes, caller: str | None = None) -> "Decision":
         """Rank the candidates of one event of a live caller."""
-        decision = self.decider.rank(body, live=True, caller=caller)
+        decision = self.decider.rank(body, caller=caller)
         self.metrics.decided(decision)
         return decision
 
@@ -409,7 +409,7 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     source = _named(app.sources, "source", name)
     if id:
         return _get(asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
-    accept = partial(app.platform.accept, source, live=True)
+    accept = partial(app.platform.accept, source)
     return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
 
 
