@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ..columns import Column
 from ..events import Outcome, Source
 from ..settings import MlpkgError
-from ..times import EARLIEST, LATEST
+from ..times import EARLIEST, LATEST, now
 
 # %% ../../nbs/lab/files.ipynb #say
 _PLAIN: dict[type, re.Pattern[str]] = {
@@ -287,7 +287,7 @@ def in_log_order(
     none = np.empty(0, np.int64)
     no_events = {name: _column([], kind, lenient, utc) for name, kind in kinds.items()}
     waiting = _reports(none, no_events["id"], none, "", np.empty(0, object), none)
-    latest = _NEVER
+    latest, clock = _NEVER, now()
     for row, found, unreadable in file.chunks:
         n = len(row)
         columns = {name: found.get(column, [None] * n) for name, column in names.items()}
@@ -305,14 +305,15 @@ def in_log_order(
         for outcome in outcomes:
             truth = _truth(columns[outcome.name], outcome, lenient)
             own = np.flatnonzero(truth != None)  # noqa: E711 (elementwise)
-            due = np.maximum(moments[own] + (outcome.after_us or 0), arrived[own])
+            due = np.minimum(moments[own] + (outcome.after_us or 0), clock)  # what a file knows has arrived by now
+            due = np.maximum(due, arrived[own])
             due = np.where(moments[own] == _NEVER, _AT_THE_END, due)
             told.append(_reports(row[own], events["id"].iloc[own], due, outcome.name, truth[own], own + 1))
         reports = pd.concat(told, ignore_index=True).sort_values(["due", "row"], ignore_index=True, kind="stable")
         slots = _slots(reached, reports["due"].to_numpy(), reports["after"].to_numpy())
         waiting = reports.loc[slots == n].assign(after=0)
-        now, at = reports.loc[slots < n], slots[slots < n]
-        yield _batch(source, outcomes, row, events, arrived, strange, unreadable, now, at)
+        ready, at = reports.loc[slots < n], slots[slots < n]
+        yield _batch(source, outcomes, row, events, arrived, strange, unreadable, ready, at)
     if len(waiting):
         waiting, at = waiting.sort_values(["due", "row"], kind="stable"), np.zeros(len(waiting), np.int64)
         yield _batch(source, outcomes, none, no_events, none, np.empty(0, object), None, waiting, at)
