@@ -8,11 +8,16 @@ __all__ = ['NULL', 'SAFE', 'SUMMABLE', 'Resolution', 'Column', 'text_code', 'col
 # %% ../nbs/columns.ipynb #imports
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from difflib import get_close_matches
+from enum import Enum
+from fractions import Fraction
 from math import ceil
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from uuid import UUID
 
 import numpy as np
 from pydantic.fields import FieldInfo
@@ -55,6 +60,43 @@ class Column:
     def summable(self) -> bool:
         """Whether two million of its numbers add up inside 64 bits."""
         return 2**self.bits <= SUMMABLE
+
+    @property
+    def most(self) -> float:
+        """The largest number that it keeps, above or below zero."""
+        return SUMMABLE / self.scale if self.kind == "number" else SAFE if self.bits > 42 else SUMMABLE
+
+    @property
+    def beyond(self) -> str:
+        """What is said of a number that is too large."""
+        return f"is beyond ±{self.most:g}" + (", the most its resolution allows" if self.kind == "number" else "")
+
+    @property
+    def finer(self) -> str:
+        """What is said of a number that is too fine."""
+        return f"is finer than its resolution of {1 / self.scale:g}; declare a finer Resolution"
+
+    def too_large(self, values: np.ndarray) -> np.ndarray:
+        """Which of the numbers, an array of the field's own type, are beyond what it keeps."""
+        if self.kind == "number":
+            with np.errstate(over="ignore"):
+                return np.abs(values * self.scale) > SUMMABLE + 0.5  # rounded, as it is kept
+        return (values > self.most) | (values < -self.most)
+
+    def too_fine(self, values: np.ndarray) -> np.ndarray:
+        """Which of the numbers, an array of the field's own type, would lose more than half of themselves: those below 2/3 of a step."""
+        if self.kind != "number":
+            return np.zeros(len(values), bool)
+        return (np.abs(values * self.scale) < 2 / 3) & (values != 0)
+
+    def refusal(self, value: Any) -> str | None:
+        """Why it cannot keep a value of its type; None where it can."""
+        if self.kind not in ("int", "number") or value is None:
+            return None
+        steps = abs(value * self.scale)
+        if steps > (SUMMABLE + 0.5 if self.kind == "number" else self.most):
+            return self.beyond
+        return self.finer if self.kind == "number" and value and steps < 2 / 3 else None
 
     def encode(self, value: Any) -> int:
         """The int64 of one validated value."""
@@ -147,12 +189,48 @@ def column_of(name: str, info: FieldInfo | Any) -> Column:
     kinds = {bool: "bool", int: "int", float: "number", str: "text"}
     if get_origin(annotation) is Literal and all(isinstance(a, str) for a in get_args(annotation)):
         annotation = str
-    if annotation not in kinds:
-        raise TypeError(f"field {name!r}: {annotation} is not one of bool, int, float, str or a Literal of texts")
+    if not isinstance(annotation, type) or annotation not in kinds:
+        what = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        hint = _instead(annotation)
+        raise TypeError(f"field {name!r}: {what} is not one of bool, int, float, str or a Literal of texts; {hint}")
     kind = kinds[annotation]
     step = next((m.step for m in metadata if isinstance(m, Resolution)), 1e-6)
     scale = Resolution(step).scale if kind == "number" else 1
     return Column(name, kind, scale, nullable, _bits(kind, scale, metadata))  # type: ignore[arg-type]
+
+
+def _instead(annotation: Any) -> str:
+    """What to declare in place of a type that no column holds."""
+    if get_origin(annotation) is Literal:
+        return "write the values as texts, or take int with bounds"
+    if get_origin(annotation) in (Union, type(int | None)):
+        return "choose one type; a field that may be missing is written as in `int | None = None`"
+    kind = get_origin(annotation) or annotation
+    if not isinstance(kind, type) or kind is Any:
+        return "choose one of them"
+    if issubclass(kind, Enum):
+        return f"write Literal[{', '.join(repr(str(member.value)) for member in kind)}]"
+    for types, hint in _INSTEAD.items():
+        if issubclass(kind, types):
+            return hint
+    return "write each of its parts as a field of its own"
+
+
+_INSTEAD: dict[tuple[type, ...], str] = {
+    (date, time): "keep a time as a whole number of seconds, or make it the event's time",
+    (timedelta,): "keep a duration as a whole number of seconds",
+    (Decimal, Fraction): "write float with a Resolution, or Money",
+    (UUID, bytes): "write str, and send its text",
+    (complex,): "write two fields of type float",
+    (
+        list,
+        tuple,
+        set,
+        frozenset,
+        Sequence,
+    ): "a field holds one value: write a field for each, or an event for each in a source of its own",
+    (Mapping,): "write each of its keys as a field",
+}
 
 
 def _bits(kind: str, scale: int, metadata: list[Any]) -> int:

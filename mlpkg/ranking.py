@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from pydantic import BaseModel, Field, create_model
 
-from .columns import SAFE, SUMMABLE, Column
+from .columns import Column
 from .events import Event, Rejected, Row, Source, Table, validated
 from .features import FeatureSet, compute, evaluate_many
 from .history import History
@@ -129,8 +129,8 @@ class Ranking:
         values = [given if single else [getattr(one, name) for one in given] for name in self.fields]
         codes = {}
         for i, column in enumerate(self.columns):
-            if (wrong := _beyond(column, values[i])) is not None:
-                raise self.source._too_large(column, values[i][wrong], event, f"candidates.{wrong}.")
+            if (wrong := _unkept(column, values[i])) is not None:
+                raise self.source._refused(column, values[i][wrong], event, f"candidates.{wrong}.")
             codes[column.name] = _encode(column, values[i])
             if column.kind == "number":
                 values[i] = (codes[column.name] / column.scale).tolist()
@@ -170,15 +170,9 @@ def _encode(column: Column, values: Sequence[Any]) -> Array:
     return column.encode_many(np.array(values, kind))
 
 
-def _beyond(column: Column, values: Sequence[Any]) -> int | None:
-    """The place of the first number that cannot be held."""
-    if column.kind == "number":
-        with np.errstate(over="ignore"):
-            wrong = np.abs(np.rint(np.array(values) * column.scale)) > SUMMABLE
-        return int(wrong.argmax()) if wrong.any() else None
-    if column.kind != "int" or (max(values) <= SAFE and min(values) >= -SAFE):
-        return None
-    return next(i for i, value in enumerate(values) if not -SAFE <= value <= SAFE)
+def _unkept(column: Column, values: Sequence[Any]) -> int | None:
+    """The place of the first value that the column cannot keep."""
+    return next((i for i, value in enumerate(values) if column.refusal(value)), None)
 
 # %% ../nbs/ranking.ipynb #alternatives
 def evaluate_candidates(
