@@ -1123,6 +1123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.lab.ingest._fine': ('lab/ingest.html#_fine', 'mlpkg/lab/ingest.py'),
                                   'mlpkg.lab.ingest._micros': ('lab/ingest.html#_micros', 'mlpkg/lab/ingest.py'),
                                   'mlpkg.lab.ingest._numbers': ('lab/ingest.html#_numbers', 'mlpkg/lab/ingest.py'),
+                                  'mlpkg.lab.ingest._of_event': ('lab/ingest.html#_of_event', 'mlpkg/lab/ingest.py'),
                                   'mlpkg.lab.ingest._plain': ('lab/ingest.html#_plain', 'mlpkg/lab/ingest.py'),
                                   'mlpkg.lab.ingest._plain_ids': ('lab/ingest.html#_plain_ids', 'mlpkg/lab/ingest.py'),
                                   'mlpkg.lab.ingest._take_events': ('lab/ingest.html#_take_events', 'mlpkg/lab/ingest.py'),

@@ -223,7 +223,7 @@ class Source:
             raise ValueError(f"source {self.name!r}: a name is lower case letters, digits and _")
         for text in (self.keep, self.lateness, self.ahead):
             duration(text)
-        self.declared  # noqa: B018  # a field that no column holds is said here
+        self.declared  # a field that no column holds is said here
         if self.subject is not None:
             self.column(self.subject)
 
@@ -454,7 +454,7 @@ def _rejection(contract: type[BaseModel], source: str, body: bytes | str, error:
 
 
 def _of_fewer_digits(name: str, source: str, body: bytes | str, error: ValidationError) -> str | None:
-    """JSON with its longest whole numbers cut to as many digits as can be read, still far beyond any bound; None if it is none or has none."""
+    """JSON with its longest whole numbers cut to what can be read, still far beyond any bound; None if it has none such."""
     numbers: list[str] = []
 
     def cut(text: str) -> int:

@@ -200,7 +200,7 @@ def test_the_command_line_reports_and_lists_what_waits(stocked: Project, cli: Co
     assert first.status == 0 and first.json["new"], first.err
     assert not cli("outcome", "fraud", "tx-9", "true", "--json").json["new"]
     cli("outcome", "fraud", "tx-9", "false").said_one_line("tx-9", "was used before for other content")
-    cli("outcome", "fraud", "tx-9", "perhaps").said_one_line("Fraud.fraud", "perhaps", "neither true nor false")
+    cli("outcome", "fraud", "tx-9", "perhaps").said_one_line("Fraud.fraud", "perhaps", "not true or false")
     assert cli("outcome", "fraud", "not-yet", "true", "--json").json["waiting"]
     assert [w["id"] for w in cli("outcome", "fraud", "--waiting", "--json").json] == ["not-yet"]
     assert cli("outcome", "fraud", "tx-9").status == 2

@@ -6,6 +6,7 @@
 __all__ = ['Refusals', 'checked', 'Ingested', 'lab_of', 'ingest', 'ingest_file']
 
 # %% ../../nbs/lab/ingest.ipynb #imports
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,9 +27,6 @@ from ..settings import MlpkgError, Settings
 from ..times import EARLIEST, LATEST, micros, now
 
 # %% ../../nbs/lab/ingest.ipynb #glance
-_SUMMABLE, _SAFE = 2**42, 2**53
-
-
 def _plain_ids(ids: pd.Series) -> np.ndarray:
     return np.fromiter(
         (type(i) is str and 0 < len(i) <= 200 and i.isprintable() and not i.isspace() for i in ids), bool, len(ids)
@@ -69,10 +67,9 @@ def _fine(source: Source, column: Column, frame: pd.DataFrame) -> tuple[np.ndarr
     values: Any = frame[column.name]
     numbers = _numbers(column, values)
     with np.errstate(invalid="ignore", over="ignore"):
-        scaled = np.rint(numbers * float(column.scale))
-        fine = np.abs(scaled) <= (_SUMMABLE if column.kind == "number" else _SAFE)
+        fine = ~(column.too_large(numbers) | column.too_fine(numbers) | np.isnan(numbers))
         if column.kind == "int":
-            fine &= numbers == scaled
+            fine &= numbers == np.rint(numbers)
         for m in info.metadata:
             for name, holds in (("ge", np.greater_equal), ("gt", np.greater), ("le", np.less_equal), ("lt", np.less)):
                 if getattr(m, name, None) is not None:
@@ -128,7 +125,7 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
     out.time[at], out.keep[at] = time, fine
     for i in np.flatnonzero(~fine).tolist():
         line = mine["unreadable"].iloc[i] if "unreadable" in mine else None
-        body: Any = line or _event(source, mine, i)
+        body: Any = _of_event(source, line) if line else _event(source, mine, i)
         try:
             row = source.parse(body)
             _check_said(source.contract.__name__, mine["arrived"].iloc[i], int(arrived[i]), row.id, source.name)
@@ -142,6 +139,16 @@ def _take_events(source: Source, frame: pd.DataFrame, at: np.ndarray, out: "_Col
         if arrived[i] < EARLIEST:
             out.arrived[at[i]] = row.time
     out.codes[source.stream] = codes[out.keep[at]]
+
+
+def _of_event(source: Source, line: str) -> str:
+    """A line without what it says of outcomes and of its arrival."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    others = {*source.outcomes, "arrived"}
+    return json.dumps({k: v for k, v in found.items() if k not in others}) if isinstance(found, dict) else line
 
 
 def _check_said(contract: str, said: Any, arrived: int, event: str, source: str) -> None:
