@@ -638,6 +638,17 @@ class Fact:
         """The int64 of each of the `facts`, from a canonical body."""
         raise NotImplementedError
 
+    def corrects(self, body: str) -> bool:
+        """Whether a canonical body supersedes what was said before."""
+        return False
+
+    def precedence(self, body: str, arrived: int) -> tuple[bool, int, tuple[int, ...]]:
+        """Of all that was said about one event, the largest holds: a correction, the one that arrived last, then by what it says.
+
+        It does not depend on the order in which they were loaded.
+        """
+        return self.corrects(body), arrived, self.codes_of(body)
+
     def _check_free(self, where: str) -> None:
         for name in (c.name for c in self.facts):
             if name in self.source.seen or name in ("id", "time"):
@@ -685,6 +696,10 @@ class Outcome(Fact):
         """The age at which an event of which nothing was reported counts as presumed, in microseconds."""
         return duration(self.after) if self.after is not None else None
 
+    def assumed_arrival(self, time: int, latest: int) -> int:
+        """When a report arrived that does not say so: `after` the `time` of its event, and no later than `latest`."""
+        return min(time + (self.after_us or 0), latest)
+
     @cached_property
     def presumed(self) -> int | None:
         """The presumed value as the timelines hold it."""
@@ -712,7 +727,7 @@ class Outcome(Fact):
 
     def arrival_fine(self, arrived: Any, clock: int) -> Any:
         """Whether arrivals of reports keep to `ahead` of the source when the clock says `clock`: int64 array, or a single integer."""
-        return arrived - clock <= self.source.ahead_us
+        return arrived <= clock + self.source.ahead_us
 
     def check_arrival(self, row: Row, arrived: int, clock: int) -> None:
         """Raise `Rejected` unless `arrival_fine`."""
@@ -723,6 +738,10 @@ class Outcome(Fact):
     def codes_of(self, body: str) -> tuple[int, ...]:
         """The int64 of the truth, from the canonical body of a report."""
         return (self.column.encode(msgspec.json.decode(body)[self.name]),)
+
+    def corrects(self, body: str) -> bool:
+        """Whether a canonical report supersedes what was reported before."""
+        return body.endswith(',"corrects":true}')
 
     def spec(self) -> dict[str, object]:
         """The outcome as plain data."""

@@ -111,18 +111,40 @@ class Events:
 # %% ../nbs/history.ipynb #reports
 @dataclass
 class Reports:
-    """Facts about events: the position of the event, from where the fact counts, the facts, and when they arrived.
+    """Facts about events: the position of the event, from where the fact counts, the facts, when they arrived, and which correct.
 
-    Ordered by `about` and `known`; several about one event are corrections.
+    Ordered by `about`; of several about one event a later one supersedes those before it (see `Fact.precedence`).
     """
 
     about: Array
     known: Array
     columns: dict[str, Array]
     arrived: Array
+    corrects: Array
+
+    @classmethod
+    def of(cls, about: Array, known: Array, columns: dict[str, Array], arrived: Array, corrects: Array) -> "Reports":
+        """Reports in any order, put in theirs."""
+        order = np.lexsort((known, *reversed(columns.values()), arrived, corrects, about))
+        return cls(about, known, columns, arrived, corrects).take(order)
+
+    def take(self, rows: Array) -> "Reports":
+        """The reports at the given places."""
+        columns = {name: codes[rows] for name, codes in self.columns.items()}
+        return Reports(self.about[rows], self.known[rows], columns, self.arrived[rows], self.corrects[rows])
+
+    def standing(self) -> "Reports":
+        """Without those that never count, as what supersedes them was known before, or at once; then ordered by `known` too."""
+        found = self
+        while True:
+            again = found.about[1:] == found.about[:-1]
+            never = np.flatnonzero(again & (found.known[1:] <= found.known[:-1]))
+            if not len(never):
+                return found
+            found = found.take(np.delete(np.arange(len(found.about)), never))
 
     def until(self) -> Array:
-        """The position from which each was corrected, `FAR` where it was not."""
+        """The position from which each was corrected, `FAR` where it was not; of reports that are `standing`."""
         end = np.full(len(self.about), FAR)
         again = self.about[1:] == self.about[:-1]
         end[:-1][again] = self.known[1:][again]
@@ -140,6 +162,7 @@ class History:
 
 def facts(events: Events, reports: Reports) -> Events:
     """The events that something was said about, with what was said, each standing at the position from which it counts."""
+    reports = reports.standing()
     place = np.minimum(events.position.searchsorted(reports.about), max(len(events) - 1, 0))
     there = np.flatnonzero(events.position[place] == reports.about) if len(events) else place[:0]
     there = there[reports.known[there].argsort(kind="stable")]
@@ -160,6 +183,7 @@ def presumed(events: Events, reports: Reports, name: str, value: int) -> Events:
 
     A corrected report is a row of its own, next to the one that holds.
     """
+    reports = reports.standing()
     known, truth = np.full(len(events), FAR), np.full(len(events), value)
     if not len(events) or not len(reports.about):
         return _with(events, np.arange(len(events)), {name: truth}, known)

@@ -196,7 +196,7 @@ class Played:
             return
         position = platform.report(s.stream, s.body, arrived=s.arrived).position
         versions = self.said[name].setdefault(id, [])
-        if not versions or ("corrects" in s.body and versions[-1][1] != values):
+        if not versions or ("corrects" in s.body and all(p != position for p, _ in versions)):
             versions.append((position, values))
 
     def decide(self, decider: Decider, s: Sent) -> None:

@@ -209,7 +209,8 @@ def test_a_correction_supersedes_what_was_reported(platform: SqlitePlatform):
     load(platform, range(10))
     first = platform.report(frauds, {"id": "p3", "fraud": True}, arrived=START + DAY)
     second = platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 2 * DAY)
-    again = platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 3 * DAY)
+    again = platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 2 * DAY)
+    assert not platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}).new, "now it says what holds"
     assert (second.new, again.new, again.position) == (
         True,
         False,

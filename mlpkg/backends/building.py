@@ -149,7 +149,8 @@ class Building:
         number = self.platform._sources[fact.stream]
         while True:
             found = db.execute(
-                "select l.position, l.about, l.arrived, l.body, e.time, e.body, instr(l.id, char(31)) > 0 from log l "
+                f"select {_REPORT}, {_PLAIN}, exists(select 1 from log c where c.source = l.source "
+                f"and c.id > {_PLAIN} || char(31) and c.id < {_PLAIN} || ' ') from log l "
                 "left join log e on e.position = l.about where l.position > ? and l.position <= ? and l.source = ? "
                 "order by l.position limit ?",
                 (after, until, number, past.PAGE // 5),
@@ -158,7 +159,19 @@ class Building:
                 return
             after = found[-1][0]
             self._unsettled += [row[0] for row in found if row[1] is None]
-            yield _said_page(fact, decode, [row for row in found if row[1] is not None])
+            settled = [row for row in found if row[1] is not None]
+            corrected = dict.fromkeys(id for *_, id, again in settled if again)
+            holding = [row for id in corrected for row in self._holding(db, fact, number, id)]
+            yield _said_page(fact, decode, [row[:6] for row in settled if not row[-1]], holding)
+
+    def _holding(self, db: Any, fact: Fact, number: int, id: str) -> list[Any]:
+        """What counts of all that was said about an event, if the event is there."""
+        found = db.execute(
+            f"select {_REPORT} from log l join log e on e.position = l.about "
+            "where l.source = ? and (l.id = ? or l.id > ? and l.id < ?)",
+            (number, id, f"{id}\x1f", f"{id}\x20"),
+        ).fetchall()
+        return [max(found, key=lambda row: fact.precedence(row[3], row[2]))] if found else []
 
     def _settle_rest(self) -> None:
         """What waited for its event when it was read, and does no more."""
@@ -168,14 +181,8 @@ class Building:
         number = self.platform._sources[fact.stream]
         ids = db.executemany("select id from log where position=?", [(p,) for p in self._unsettled])
         for id in {id.split("\x1f")[0] for (id,) in ids}:
-            found = db.execute(
-                "select l.position, l.about, l.arrived, l.body, e.time, e.body, 1 from log l "
-                "join log e on e.position = l.about "
-                "where l.source = ? and (l.id = ? or l.id > ? and l.id < ?) order by l.position desc limit 1",
-                (number, id, f"{id}\x1f", f"{id}\x20"),
-            ).fetchall()
-            if found:
-                self._correct(_said_page(fact, past.decoder(fact.source), found))
+            if found := self._holding(db, fact, number, id):
+                self._correct(_said_page(fact, past.decoder(fact.source), [], found))
 
     # -- applying ----------------------------------------------------------------------------------------------------
 
@@ -219,15 +226,19 @@ class _Page(NamedTuple):
     corrections: list[tuple[int, past.Codes, int]]
 
 
-def _said_page(fact: Fact, decode: Any, found: list[Any]) -> _Page:
-    """A page of reports: position, about, arrived, body, time and body of the event, and whether it corrects an earlier one."""
-    corrections = []
-    for position, about, _, body, at, event, corrects in found:
-        if corrects:
-            codes = past.Codes(zip(fact.source.seen, fact.source.codes_of(event), strict=True))
-            codes |= past.said(fact, about, fact.codes_of(body))
-            corrections.append((max(position, about + 1), codes, at))
-    rows = [row for row in found if not row[-1]]
+_REPORT = "l.position, l.about, l.arrived, l.body, e.time, e.body"
+_PLAIN = (
+    "iif(instr(l.id, char(31)), substr(l.id, 1, instr(l.id, char(31)) - 1), l.id)"  # without the number of a correction
+)
+
+
+def _said_page(fact: Fact, decode: Any, rows: list[Any], corrections: list[Any]) -> _Page:
+    """A page of reports, each as `_REPORT` has it: those that were never corrected, and what counts where there are corrections."""
+    corrected = []
+    for position, about, _, body, at, event in corrections:
+        codes = past.Codes(zip(fact.source.seen, fact.source.codes_of(event), strict=True))
+        codes |= past.said(fact, about, fact.codes_of(body))
+        corrected.append((max(position, about + 1), codes, at))
     said = [past.said(fact, row[1], fact.codes_of(row[3])) for row in rows]
     columns = decode(",".join(row[5] for row in rows))
     columns |= {
@@ -235,4 +246,4 @@ def _said_page(fact: Fact, decode: Any, found: list[Any]) -> _Page:
     }
     position = np.array([max(row[0], row[1] + 1) for row in rows], np.int64)
     time, arrived = (np.array([row[i] for row in rows], np.int64) for i in (4, 2))
-    return _Page(Events(position, time, arrived, columns), corrections)
+    return _Page(Events(position, time, arrived, columns), corrected)

@@ -103,12 +103,12 @@ def reports(db: Any, fact: Fact, number: int, until: int = LATEST, since: int = 
         "where l.source = ? and l.position <= ? and l.about <= ? and e.time >= ? and e.time < ? order by 1, 2",
         (number, until, until, since, before),
     ).fetchall()
-    rows = np.array([(about, max(own, about + 1), arrived) for about, own, arrived, _ in found], np.int64).reshape(
-        -1, 3
-    )
+    corrects = [fact.corrects(body) for *_, body in found]
+    rows = [(about, max(own, about + 1), arrived) for about, own, arrived, _ in found]
+    about, known, arrived = np.array(rows, np.int64).reshape(-1, 3).T
     codes = np.array([fact.codes_of(body) for *_, body in found], np.int64).reshape(-1, len(fact.facts))
     columns = {c.name: codes[:, i] for i, c in enumerate(fact.facts)}
-    return Reports(rows[:, 0], rows[:, 1], columns, rows[:, 2])
+    return Reports.of(about, known, columns, arrived, np.array(corrects, bool))
 
 # %% ../../nbs/backends/past.ipynb #rows
 class Codes(dict[str, int]):

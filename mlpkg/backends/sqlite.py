@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from shutil import disk_usage
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import apsw
 import numpy as np
@@ -133,6 +133,15 @@ class _Stored(Timelines):
             self.by = Key((parts,)) if isinstance(parts, str) else key_of(parts, platform._known(base).seen)
         except (MlpkgError, ValueError):
             return
+
+
+class _Said(NamedTuple):
+    """One report about an event as the log has it; its `time` is 0 while it waits and did not say when it arrived."""
+
+    position: int
+    time: int
+    arrived: int
+    body: str
 
 
 def _id_range(id: str) -> tuple[str, str, str]:
@@ -440,43 +449,50 @@ class SqlitePlatform:
     def report(self, outcome: Outcome, body: Any, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
         """Accept an outcome, by default as of now; one about an event that is not known yet waits for it."""
         clock = now() if clock is None else clock
-        arrived = clock if arrived is None else arrived
+        live, arrived = arrived is None, clock if arrived is None else arrived
         try:
             row = outcome.parse(body)
             outcome.check_arrival(row, arrived, clock)
-            return self._report(outcome, row, arrived)
+            return self._report(outcome, row, arrived, live)
         except Rejected as why:
             self.bury(outcome.stream, body, why)
             raise
 
-    def _report(self, outcome: Outcome, row: Row, arrived: int) -> Receipt:
+    def _report(self, outcome: Outcome, row: Row, arrived: int, live: bool) -> Receipt:
         with self._transaction():
-            receipt = self._hear(outcome, row, arrived)
+            receipt = self._hear(outcome, row, arrived, live)
             self._waits()
         return receipt
 
-    def _hear(self, outcome: Outcome, row: Row, arrived: int) -> Receipt:
-        """Take in one report, within a transaction."""
+    def _hear(self, outcome: Outcome, row: Row, arrived: int, live: bool = False) -> Receipt:
+        """Take in one report, within a transaction; `arrived` is NULL where it does not say when."""
         event = self._row(outcome.source.name, row.id)
         about, stream = event[0] if event else None, self._source(outcome.stream)
-        said = self.db.execute(
-            f"select position, body from log where {_VERSIONS} order by position", (stream, *_id_range(row.id))
-        ).fetchall()
-        id = row.id
-        if said:
-            last = said[-1]
-            if (outcome.codes_of(last[1]) == row.codes) if row.corrects else (said[0][1] == row.body):
-                return Receipt(id, (last if row.corrects else said[0])[0], False, event is None)
-            if not row.corrects:
-                raise _reused(outcome.stream, row)
-            id = f"{row.id}\x1f{len(said):04}"
-        self.db.execute(_INSERT, (stream, id, arrived, arrived, about, row.body))
+        said = self._said(stream, row.id)
+        if (known := _known_report(outcome, row, arrived, live, said)) is not None:
+            return Receipt(row.id, known.position, False, event is None)
+        time = arrived
+        if arrived == NULL:
+            arrived = outcome.assumed_arrival(event[1], now()) if event else now()
+            time = arrived if event else 0
+        elif live and row.corrects and said:  # also where the clock was set back
+            time = arrived = max(arrived, *(s.arrived + 1 for s in said))
+        id = f"{row.id}\x1f{len(said):04}" if row.corrects else row.id
+        self.db.execute(_INSERT, (stream, id, time, arrived, about, row.body))
         position = self.db.last_insert_rowid()
-        if event:
-            self._settle_event(outcome, event, position, row.codes, bool(said))
-        else:
+        if not event:
             self.db.execute("insert into waiting values (?, ?, ?)", (stream, id, position))
+        elif _holds(outcome, [*said, mine := _Said(position, time, arrived, row.body)]) is mine:
+            self._settle_event(outcome, event, position, row.codes, bool(said))
         return Receipt(row.id, position, True, event is None)
+
+    def _said(self, stream: int, id: str) -> list[_Said]:
+        """All that was reported about an event, in the order of the log."""
+        found = self.db.execute(
+            f"select position, time, arrived, body from log where {_VERSIONS} order by position",
+            (stream, *_id_range(id)),
+        )
+        return [_Said(*row) for row in found]
 
     def _append(
         self, source: Source, row: Row, arrived: int, clock: int, heads: dict[tuple[str, str, int], Head]
@@ -509,15 +525,19 @@ class SqlitePlatform:
     def _awaited(self, outcome: Outcome, id: str, event: tuple[int, int, int, str]) -> None:
         """What was reported about an event before it came."""
         stream = self._sources.get(outcome.stream)
-        found = self.db.execute(
-            f"select position from waiting where {_VERSIONS} order by position", (stream, *_id_range(id))
-        ).fetchall()
-        for (position,) in found:
-            self.db.execute("update log set about=? where position=?", (event[0], position))
-        if found:
-            self.db.execute(f"delete from waiting where {_VERSIONS}", (stream, *_id_range(id)))
-            body = self.db.execute("select body from log where position=?", found[-1]).fetchone()[0]
-            self._settle_event(outcome, event, event[0] + 1, outcome.codes_of(body))
+        self.db.execute(f"delete from waiting where {_VERSIONS}", (stream, *_id_range(id)))
+        if stream is None or not self.db.changes():
+            return
+        said = []
+        for report in self._said(stream, id):
+            if not report.time:
+                assumed = outcome.assumed_arrival(event[1], report.arrived)
+                report = report._replace(time=assumed, arrived=assumed)
+            said.append(report)
+        rows = [(event[0], s.time, s.arrived, s.position) for s in said]
+        self.db.executemany("update log set about=?, time=?, arrived=? where position=?", rows)
+        codes = outcome.codes_of(_holds(outcome, said).body)
+        self._settle_event(outcome, event, event[0] + 1, codes)
 
     def _settle_event(
         self, fact: Fact, event: tuple[int, int, int, str], known: int, said: Any, corrects: bool = False
@@ -670,6 +690,8 @@ class SqlitePlatform:
         position = np.zeros(len(batch.ids), np.int64)
         position[keep] = np.arange(first, first + len(keep))
         time, arrived = batch.time.tolist(), batch.arrived.tolist()
+        for i in np.flatnonzero(batch.arrived == NULL).tolist():  # reports that do not say when; see `_settle_many`
+            time[i], arrived[i] = 0, now()
         chosen = keep.tolist()
         self.db.executemany(
             "insert into log values (?, ?, ?, ?, ?, null, ?)",
@@ -716,24 +738,39 @@ class SqlitePlatform:
         events_of = self._sources.get(outcome.source.name, -1)
         ids = [batch.ids[i] for i in at.tolist()]
         stored = self._found([events_of] * len(ids), ids)
-        rows, events, kept, waiting = [], [], [], []
-        for n, (id, place) in enumerate(zip(ids, position[at].tolist(), strict=True)):
+        corrected = self._corrected(self._sources[outcome.stream], ids)
+        settled, rows, events, kept, waiting = [], [], [], [], []
+        for n, (id, place, arrived) in enumerate(
+            zip(ids, position[at].tolist(), batch.arrived[at].tolist(), strict=True)
+        ):
             event = stored.get((events_of, id))
             if event is None:
                 waiting.append((self._sources[outcome.stream], id, place))
                 continue
-            rows.append((event[1], max(place, event[0] + 1), event[0], place))
-            events.append(event[3])
-            kept.append(n)
+            came = outcome.assumed_arrival(event[1], now()) if arrived == NULL else arrived
+            settled.append((event[0], came, came, place))
+            if id not in corrected:
+                rows.append((event[1], max(place, event[0] + 1), event[0]))
+                events.append(event[3])
+                kept.append(n)
         result.waiting += len(waiting)
         self.db.executemany("insert into waiting values (?, ?, ?)", waiting)
-        self.db.executemany("update log set about=? where position=?", [(about, place) for _, _, about, place in rows])
+        self.db.executemany("update log set about=?, time=?, arrived=? where position=?", settled)
         if rows and outcome.stream in self._by_stream:
-            time, known, about, _ = np.array(rows, np.int64).T
+            time, known, about = np.array(rows, np.int64).T
             columns = past.decoder(outcome.source)(",".join(events))
             columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.facts)}
             columns |= {"about": about, "truth": codes[kept, 0]}
             self.extend(outcome, time, known, columns)
+
+    def _corrected(self, stream: int, ids: list[str]) -> set[str]:
+        """Those of the events of which corrections are in the log already, which a report that came after them does not undo."""
+        found = self.db.execute(
+            "select value from json_each(?) where exists (select 1 from log where source=? and id > value || char(31) "
+            "and id < value || ' ')",
+            (json.dumps(ids), stream),
+        )
+        return {id for (id,) in found}
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -978,6 +1015,28 @@ def _check_texts(batch: Batch) -> None:
     for what, values in (("id", batch.ids), ("body", batch.bodies)):
         if strange := {*map(type, values)} - {str}:
             raise TypeError(f"each {what} of a batch is a text, not {strange.pop().__name__}")
+
+
+def _known_report(outcome: Outcome, row: Row, arrived: int, live: bool, said: Sequence[_Said]) -> _Said | None:
+    """The report in the log that this one repeats, if it does; `Rejected` where it contradicts it.
+
+    A correction that is sent now repeats what holds; one of the past repeats what says the same and arrived when it did.
+    """
+    if not row.corrects:
+        first = next((s for s in said if not outcome.corrects(s.body)), None)
+        if first and first.body != row.body:
+            raise _reused(outcome.stream, row)
+        return first
+    if live:
+        last = _holds(outcome, said) if said else None
+        return last if last and outcome.codes_of(last.body) == row.codes else None
+    same = (s for s in said if s.body == row.body and (arrived == NULL or s.arrived == arrived))
+    return next(same, None)
+
+
+def _holds(outcome: Outcome, said: Sequence[_Said]) -> _Said:
+    """Of all that was reported about an event, what counts."""
+    return max(said, key=lambda s: outcome.precedence(s.body, s.arrived))
 
 
 def _reused(source: str, row: Row) -> Rejected:

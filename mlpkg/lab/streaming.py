@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from ..columns import NULL, Column
 from ..decisions import UseCase
-from ..events import Fact, Group, Source
+from ..events import Fact, Group, Outcome, Source
 from ..features import FeatureSet, complete
 from ..history import Events, History, Reports
 from ..keys import Key
-from .archive import Archive, events_of, facts_of, int64_of, reports_of, table_of, told_in
+from .archive import Archive, corrects_of, events_of, facts_of, int64_of, reports_of, table_of, told_in
 from .frames import Order, the_platform
 from .training import Plan, as_frame, key_fields, seen_of
 from ..platform import Platform, decisions_of
@@ -93,7 +93,7 @@ class _Route:
             for name, columns in self.columns.items()
         }
         self.reports = {
-            o.stream: Spill(folder / f"{key.name}.{o.stream}", buckets, 3 + len(o.facts))
+            o.stream: Spill(folder / f"{key.name}.{o.stream}", buckets, 4 + len(o.facts))
             for o in self.features.outcomes
         }
 
@@ -110,9 +110,8 @@ class _Route:
             if outcome.base.name == source.name:
                 said = reports[outcome.stream]
                 at = np.searchsorted(events.position, said.about)
-                self.reports[outcome.stream].write(
-                    bucket[at], [said.about, said.known, said.arrived, *said.columns.values()]
-                )
+                table = [said.about, said.known, said.arrived, said.corrects, *said.columns.values()]
+                self.reports[outcome.stream].write(bucket[at], table)
 
     def history(self, bucket: int) -> tuple[History, Array, Array]:
         """The past of the entities of a bucket, and of each of its events of `on` its row and what it could see."""
@@ -124,8 +123,8 @@ class _Route:
             found[name] = Events(position, time, arrived, dict(zip(self.columns[name], columns, strict=True)))
         reports = {}
         for outcome in self.features.outcomes:
-            about, known, arrived, *said = self.reports[outcome.stream].read(bucket)
-            reports[outcome.stream] = reports_of(outcome, about, known, arrived, said)
+            about, known, arrived, corrects, *said = self.reports[outcome.stream].read(bucket)
+            reports[outcome.stream] = reports_of(outcome, about, known, arrived, corrects, said)
         return History(found, reports), row, seen
 
     def close(self) -> None:
@@ -166,25 +165,30 @@ _NEAR = 20  # what is about events with the same position >> 20 is held together
 
 
 class _About:
-    """What one stream says about events, to be had by their positions: about, position, arrived, and its columns."""
+    """What one stream says about events, to be had by their positions: about, position, time, arrived, corrects, and its columns."""
 
     def __init__(self, pages: Iterable[pa.Table], fact: Fact | None, until: int, path: Path):
         self._fact = fact  # whose facts are kept
-        self._spill = Spill(path, (until >> _NEAR) + 1, 3 + len(fact.facts if fact else ()))
+        self._spill = Spill(path, (until >> _NEAR) + 1, (5 + len(fact.facts)) if fact else 4)
         self.waiting: dict[str, list[tuple[int, ...]]] = {}  # said before their event was known: by its id
         for page in pages:
-            about, *rest = (int64_of(page[name]) for name in ("about", "position", "arrived"))
-            table = [about, *rest, *(facts_of(fact, page) if fact else ())]
+            about, *rest = (int64_of(page[name]) for name in ("about", "position", "time", "arrived"))
+            table = [about, *rest, *((corrects_of(fact, page), *facts_of(fact, page)) if fact else ())]
             there, early = np.flatnonzero((about > 0) & (about <= until)), np.flatnonzero(about == 0)
             self._spill.write(about[there] >> _NEAR, [a[there] for a in table])
             rows = zip(*(a[early].tolist() for a in table[1:]), strict=True)
             for id, row in zip(page["id"].take(pa.array(early)).to_pylist(), rows, strict=True):
                 self.waiting.setdefault(id, []).append(row)
 
-    def settle(self, ids: Sequence[str], positions: Array) -> None:
+    def settle(self, ids: Sequence[str], positions: Array, times: Array) -> None:
         """Put what waited for one of these events in its place."""
         at = np.flatnonzero(np.fromiter((id in self.waiting for id in ids), bool, len(ids)))
-        rows = [(int(positions[i]), *row) for i in at.tolist() for row in self.waiting.pop(ids[i])]
+        rows = []
+        for i in at.tolist():
+            for position, time, arrived, *said in self.waiting.pop(ids[i]):
+                if time == 0 and isinstance(self._fact, Outcome):  # it did not say when it arrived
+                    time = arrived = self._fact.assumed_arrival(int(times[i]), arrived)
+                rows.append((int(positions[i]), position, time, arrived, *said))
         if rows:
             table = np.array(rows, np.int64).T
             self._spill.write(table[0] >> _NEAR, list(table))
@@ -199,9 +203,8 @@ class _About:
     def reports(self, positions: Array) -> Reports:
         """The same as reports."""
         assert self._fact is not None
-        told = self.of(positions)
-        about, position, arrived, *said = told[:, np.argsort(told[1])]  # what waited was put in last
-        return reports_of(self._fact, about, np.maximum(position, about + 1), arrived, said)
+        about, position, _, arrived, corrects, *said = self.of(positions)
+        return reports_of(self._fact, about, np.maximum(position, about + 1), arrived, corrects, said)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -328,9 +331,9 @@ class _Stream:
             if any(found.waiting for found in open_ones):
                 span = {"since": self.plan.since, "before": self.plan.last}
                 for page in self.store.pages(source.stream, until=self.until, **span):
-                    ids, positions = page["id"].to_pylist(), int64_of(page["position"])
+                    ids, positions, times = page["id"].to_pylist(), int64_of(page["position"]), int64_of(page["time"])
                     for found in open_ones:
-                        found.settle(ids, positions)
+                        found.settle(ids, positions, times)
         return said
 
     def _events(self, source: Source) -> Iterator[Events]:
@@ -349,7 +352,7 @@ class _Stream:
         row = np.full(len(events), -1)
         at = np.flatnonzero((events.time >= self.plan.first) & (events.time < self.plan.last))
         row[at] = self.starts[-1] + np.arange(len(at))
-        about, position, _ = decided.of(events.position)
+        about, position, *_ = decided.of(events.position)
         return [row, seen_of(events.position, about, position - 1)]
 
     def _keep(self, events: Events, reports: Mapping[str, Reports], row: Array, kept: Any) -> None:

@@ -9,7 +9,7 @@ __all__ = ['label_of', 'as_known', 'compute_as_known', 'Plan', 'find_outcome', '
 # %% ../../nbs/lab/training.ipynb #imports
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -97,15 +97,7 @@ def _events_at(events: Events, position: Array, order: Array) -> Events:
 
 
 def _reports_at(reports: Reports, about: Array, own: Array) -> Reports:
-    known = np.maximum(own, about + 1)
-    order = np.lexsort((own, known, about))
-    return replace(
-        reports,
-        about=about[order],
-        known=known[order],
-        columns={name: codes[order] for name, codes in reports.columns.items()},
-        arrived=reports.arrived[order],
-    )
+    return Reports.of(about, np.maximum(own, about + 1), reports.columns, reports.arrived, reports.corrects)
 
 # %% ../../nbs/lab/training.ipynb #plan
 @dataclass(frozen=True)
