@@ -11,6 +11,7 @@ __all__ = ['Decision', 'Event', 'FeatureSet', 'MlpkgError', 'Money', 'Outcome', 
 
 # %% ../nbs/init.ipynb #public
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from .columns import Resolution
 from .decisions import Decision, UseCase, use_case
@@ -115,3 +116,16 @@ _all_ = [
     "use_case",
     "var",
 ]
+
+# %% ../nbs/init.ipynb #unknown
+if not TYPE_CHECKING:  # a checker finds wrong names by itself
+
+    def __getattr__(name: str) -> object:
+        if name.startswith("_"):
+            raise AttributeError(f"module 'mlpkg' has no attribute {name!r}")
+        from mlpkg.aggregates import REGISTRY, nearest_aggregate
+
+        aggregates = sorted({*REGISTRY} & {*_all_})
+        near = nearest_aggregate(name, [*aggregates, *_all_])
+        hint = f"did you mean ml.{near}?" if near else f"the aggregates are {', '.join(aggregates)}"
+        raise AttributeError(f"mlpkg has no {name!r}, neither as an aggregate nor otherwise; {hint}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,24 +180,47 @@ class UseCase:
 
 
 def use_case(name: str, settings: Settings | None = None) -> UseCase:
-    """The use case of that name, as ``use_cases`` in the settings says where it is."""
+    """The use case of that name, as ``use_cases`` in the settings says where it is.
+
+    Raises
+    ------
+    MlpkgError
+        When the settings do not name it, or its module is not there or fails, with the line at which it does.
+    """
     settings = settings or Settings.load()
     if name not in settings.use_cases:
         known = ", ".join(settings.use_cases) or "none"
         raise MlpkgError(f"there is no use case {name!r} (known: {known})", "name it under use_cases in settings.ini")
-    module, _, attribute = settings.use_cases[name].partition(":")
+    place = settings.use_cases[name]
+    module, _, attribute = place.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        loaded = import_module(module)
+    except Exception as error:  # whatever a user's module does wrong
+        raise _not_loaded(f"the use case {name!r} cannot be loaded from {place}", module, error) from error
+    if not hasattr(loaded, attribute):
+        cases = [key for key, value in vars(loaded).items() if isinstance(value, UseCase)]
         raise MlpkgError(
-            f"the use case {name!r} cannot be loaded from {settings.use_cases[name]}: {error}",
-            "the folder of its module must be importable (on PYTHONPATH, or installed); what a notebook exports, needs nbdev-export",
-        ) from error
-    except ValueError as error:  # a definition that cannot be
-        raise MlpkgError(f"the use case {name!r} cannot be defined as in {module}: {error}") from error
+            f"the use case {name!r} cannot be loaded from {place}: {module} has no {attribute!r}",
+            f"it has the use cases {', '.join(cases)}" if cases else "define it there, as in ml.UseCase(...)",
+        )
+    found = getattr(loaded, attribute)
     if not isinstance(found, UseCase):
-        raise MlpkgError(f"{settings.use_cases[name]} is a {type(found).__name__}, not a UseCase")
+        raise MlpkgError(f"{place} is a {type(found).__name__}, not a UseCase")
     return found
+
+
+def _not_loaded(what: str, module: str, error: Exception) -> MlpkgError:
+    """What to say of a module that cannot be imported: that it is not there, or which of its lines fails."""
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        hint = "the folder of its module must be importable (on PYTHONPATH, or installed); what a notebook exports, needs nbdev-export"
+        return MlpkgError(f"{what}: {error}", hint)
+    said = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, SyntaxError):
+        return MlpkgError(f"{what}: {said}")
+    lines = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
+    where = f" at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
+    kind = "" if isinstance(error, ValueError | AttributeError | MlpkgError) else f"{type(error).__name__}: "
+    return MlpkgError(f"{what}{where}: {kind}{said}")
 
 # %% ../nbs/decisions.ipynb #decider
 class Decider:

@@ -165,6 +165,19 @@ class Group:
     aggregates: Mapping[str, Aggregation]
 
 
+def _check_aggregate(where: str, given: Any) -> None:
+    """Raise `ValueError` where something else is given as an aggregate."""
+    if isinstance(given, type):
+        raise ValueError(f"{where}: {given.__name__} is a class, not an aggregate; call it, as in ml.count(over='7d')")
+    if hasattr(given, "check"):
+        return
+    if callable(given):
+        name = getattr(given, "__name__", repr(given))
+        hint = f"give it to a fold: ml.fold({name}, 'amount', over='7d')"
+        raise ValueError(f"{where}: {name} is a function, not an aggregate; {hint}")
+    raise ValueError(f"{where}: {given!r} is no aggregate; write one such as ml.mean('amount', over='7d')")
+
+
 @dataclass(frozen=True)
 class Keyed:
     """A stream seen per entity: per value of a field, of several, or of a function of them."""
@@ -183,6 +196,7 @@ class Keyed:
         """
         base = self.source.base
         for name, aggregate in aggregates.items():
+            _check_aggregate(f"{base.name}.{name}", aggregate)
             aggregate.check(f"{base.name}.{name}", self.source.seen, base.keep_us - self.delay)
         return Group(self.source, self.key, self.delay, aggregates)
 

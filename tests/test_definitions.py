@@ -1,8 +1,10 @@
 """What cannot be is refused where it is defined, in words that name the feature and say what to do."""
 
+import re
 from typing import Any
 
 import pytest
+from conftest import Project
 
 import mlpkg as ml
 from mlpkg.times import DAY
@@ -58,3 +60,88 @@ def test_what_cannot_be_is_refused_where_it_is_defined(aggregate: Any, said: str
 def test_a_window_may_reach_as_far_as_events_are_kept():
     group = orders.by("customer", delay="5d").agg(n=ml.count(over="25d"), usual=ml.median("amount", over="last 3"))
     assert group.delay == 5 * DAY
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("average", "mean"), ("avg", "mean"), ("Mean", "mean"), ("meann", "mean"), ("stddev", "std"), ("distinct", "nunique"),
+        ("count_distinct", "nunique"), ("n_unique", "nunique"), ("total", "sum"), ("maximum", "max"), ("percentile", "quantile"),
+        ("time_since", "time_since_last"), ("decayed", "decayed_sum"), ("Sources", "Source"), ("usecase", "use_case"),
+    ],
+)  # fmt: skip
+def test_a_name_that_mlpkg_has_not_leads_to_the_near_one(name: str, near: str):
+    with pytest.raises(AttributeError, match=f"mlpkg has no '{name}'.*did you mean ml.{near}\\?$"):
+        getattr(ml, name)
+
+
+def test_a_name_like_no_other_leads_to_the_list_of_aggregates():
+    with pytest.raises(AttributeError, match=r"the aggregates are change, count, .*, trend, var"):
+        ml.xyzzy  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(ml, "__wrapped__") and not hasattr(ml, "_private")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (ml.count, "Count is a class, not an aggregate; call it, as in ml.count"),
+        (spread, r"spread is a function, not an aggregate; give it to a fold: ml.fold\(spread, 'amount'"),
+        (max, "max is a function"),
+        (lambda x: x, "<lambda> is a function"),
+        ("mean", "'mean' is no aggregate; write one such as ml.mean"),
+        (ml.field("amount"), ".*is no aggregate"),
+        (None, "None is no aggregate"),
+        (ml.streak("amonut > 3", over="7d"), "where='amonut > 3': there is no column 'amonut'; did you mean 'amount'"),
+    ],
+)
+def test_what_is_no_aggregate_is_refused_with_what_to_write(given: Any, said: str):
+    with pytest.raises(ValueError, match=rf"^orders\.mine: {said}"):
+        orders.by("customer").agg(mine=given)
+
+
+FINE = """import mlpkg as ml
+from datetime import datetime
+
+
+class Order(ml.Event):
+    customer: int
+    amount: ml.Money
+
+
+orders = ml.Source("orders", Order)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('orders.by("customer").agg(x=ml.average("amount", over="7d"))', "shop.py:12: mlpkg has no 'average', .*did you mean ml.mean"),
+        ('orders.by("customer").agg(x=ml.mean("amonut", over="7d"))', "shop.py:12: orders.x: .*did you mean 'amount'"),
+        ('orders.by("customer").agg(x=len)', "shop.py:12: orders.x: len is a function"),
+        ('orders.by("costumer")', "shop.py:12: .*did you mean 'customer'"),
+        ("orders.agg(x=3)", "shop.py:12: 'Source' object has no attribute 'agg'"),
+        ("1 / 0", "shop.py:12: ZeroDivisionError: division by zero"),
+        ("undefined", "shop.py:12: NameError: name 'undefined'"),
+        ("import nothing_of_this_name", "shop.py:12: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("class When(ml.Event):\n    at: datetime\n\n\nml.Source('whens', When).columns", "shop.py:1[0-9]: .*at"),
+        ("shop = = 3", r"invalid syntax \(shop.py, line 12\)"),
+        ("", "shop has no 'shop'; define it there, as in ml.UseCase"),
+        ("other = ml.UseCase('other', ml.FeatureSet('other', on=orders, a=ml.field('amount')), policy=print)", "the use cases other"),
+        ("shop = 3", "shop:shop is a int, not a UseCase"),
+    ],
+)  # fmt: skip
+def test_a_module_that_fails_is_said_in_one_line_with_its_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+):
+    (project.folder / "settings.ini").write_text("[DEFAULT]\nstate = state\nuse_cases =\n    shop = shop:shop\n")
+    (project.folder / "shop.py").write_text(f"{FINE}\n{text}\n")
+    monkeypatch.setenv("PYTHONPATH", str(project.folder))
+    answer = project.run("catalog", "shop")
+    answer.said_one_line("mlpkg: ", "shop")
+    assert re.search(said, answer.err), answer.err
+    assert "must be importable" not in answer.err
+
+
+def test_a_module_that_is_not_there_is_said_to_have_to_be_importable(project: Project):
+    (project.folder / "settings.ini").write_text("[DEFAULT]\nuse_cases =\n    shop = gone.away:shop\n")
+    project.run("catalog", "shop").said_one_line("No module named 'gone'", "must be importable")

@@ -80,7 +80,11 @@ def simulate(use_case: str, out: Path, parameters: tuple[tuple[str, str], ...]) 
     simulator = lab_of(use_case, "simulate", Settings.load())
     if simulator is None:
         raise MlpkgError(f"{use_case!r} has no simulator", "write a function simulate() beside the use case")
-    known = {n: p.default for n, p in inspect.signature(simulator).parameters.items()}
+    declared = inspect.signature(simulator).parameters.values()
+    known = {p.name: None if p.default is p.empty else p.default for p in declared}
+    needed = [p.name for p in declared if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if lacking := [name for name in needed if name not in dict(parameters)]:
+        raise MlpkgError(f"the simulator needs the parameter {lacking[0]!r}", f"give it: -p {lacking[0]} VALUE")
     for name, _ in parameters:
         if name not in known:
             raise MlpkgError(f"the simulator has no parameter {name!r}", f"it has: {', '.join(known)}")
@@ -174,20 +178,27 @@ def training_set(
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook.")
 @click.option("--why", default="", help="The reason for training, for the record.")
 @click.option("--log", is_flag=True, help="Show the notebook's output while it runs.")
+@click.option(
+    "--notebook",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Another notebook than nbs/USE_CASE/train.ipynb beside settings.ini.",
+)
 @as_json
-def train(use_case: str, parameters: tuple[tuple[str, str], ...], why: str, log: bool, as_json: bool) -> None:
+def train(
+    use_case: str, parameters: tuple[tuple[str, str], ...], why: str, log: bool, notebook: Path | None, as_json: bool
+) -> None:
     """Run the training notebook with checked parameters and make a model of what it hands over."""
     from mlpkg.lab.runs import train as run
 
     case, platform = opened(use_case)
-    model = run(case, platform, dict(parameters), why=why, log_output=log)
-    metrics, notebook = model.read("metrics"), model.folder / "executed.ipynb"
+    model = run(case, platform, dict(parameters), notebook=notebook, why=why, log_output=log)
+    metrics, executed = model.read("metrics"), model.folder / "executed.ipynb"
     live = platform.live(case.name) == model.version
     if as_json:
-        return say({"version": model.version, "live": live, **metrics, "notebook": str(notebook)})
+        return say({"version": model.version, "live": live, **metrics, "notebook": str(executed)})
     measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
     click.echo(f"model {model.version}{' (live)' if live else ''}: {measured}")
-    click.echo(f"the executed notebook: {notebook}")
+    click.echo(f"the executed notebook: {executed}")
 
 
 @click.command()
