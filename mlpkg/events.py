@@ -28,9 +28,10 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import PydanticSerializationError, PydanticUndefined, from_json, to_json
+from pydantic_core import PydanticUndefined, from_json
 
 from .columns import NULL, SAFE, SUMMABLE, Column, Resolution, column_of, named
+from .json_values import NoJson, json_body
 from .keys import Key, key_on
 from .reasons import reason_of, short, what_is
 from .settings import MlpkgError
@@ -422,12 +423,11 @@ def validated(contract: type[BaseModel], source: str, body: bytes | str | Mappin
     """
     name = contract.__name__
     if isinstance(body, Mapping):
-        try:
-            body = to_json(body, inf_nan_mode="constants")
-        except (PydanticSerializationError, ValueError) as error:
-            raise Rejected(name, str(error), "cannot be written as JSON", source=source) from None
+        body = _written(name, source, body)
     elif not isinstance(body, bytes | str | bytearray):
-        raise Rejected(name, body, f"is a {type(body).__name__}, not an event: give a dict, or JSON", source=source)
+        raise Rejected(
+            name, body, f"is of type {type(body).__name__}, not an event; give a dict, or JSON", source=source
+        )
     try:
         made = contract.model_validate_json(body)
     except ValidationError as error:
@@ -439,6 +439,20 @@ def validated(contract: type[BaseModel], source: str, body: bytes | str | Mappin
     if commas >= len(made.model_fields_set):
         _refuse_twice(name, source, body)
     return made
+
+
+def _unicode(text: str) -> str:
+    """The text with what is no Unicode escaped, so that it can be written."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _written(name: str, source: str, fields: Mapping[str, Any]) -> bytes:
+    try:
+        return json_body(fields)
+    except NoJson as no:
+        claimed = fields.get("id")
+        event = short(_unicode(str(claimed))) if isinstance(claimed, str | int) else None
+        raise Rejected(f"{name}.{short(no.field)}", no.value, no.reason, event=event, source=source) from None
 
 
 def _refuse_twice(name: str, source: str, body: bytes | str) -> None:
@@ -456,8 +470,8 @@ def _refuse_twice(name: str, source: str, body: bytes | str) -> None:
 # %% ../nbs/events.ipynb #rejection
 def _rejection(contract: type[BaseModel], source: str, body: bytes | str, error: ValidationError, of: str) -> Rejected:
     name, errors = contract.__name__, error.errors()
-    if errors[0]["type"] == "json_invalid":
-        text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+    if errors[0]["type"] in ("json_invalid", "string_unicode"):
+        text = _unicode(body) if isinstance(body, str) else body.decode("utf-8", "replace")
         return Rejected(name, text, "is not JSON", source=source, status=400)
     _refuse_twice(name, source, body)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -574,6 +588,8 @@ class Table(Source):
         Rejected
             When it is no JSON object, or a field is missing, unknown, of the wrong type or out of its range.
         """
+        if isinstance(body, Mapping):
+            body = _written(self.contract.__name__, self.name, body)
         if not _deletes(body):
             return self._present.parse(body)
         row = self._gone.parse(body)
@@ -601,9 +617,9 @@ class Table(Source):
         return super().spec() | {"key": list(self.keys)}
 
 
-def _deletes(body: bytes | str | Mapping[str, Any]) -> bool:
-    if not isinstance(body, Mapping):
-        if (b'"deleted"' if isinstance(body, bytes) else '"deleted"') not in body:  # type: ignore[operator]
+def _deletes(body: Any) -> bool:
+    if isinstance(body, bytes | bytearray | str):
+        if (b'"deleted"' if isinstance(body, bytes | bytearray) else '"deleted"') not in body:  # type: ignore[operator]
             return False
         try:
             body = from_json(body)

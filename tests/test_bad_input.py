@@ -2,8 +2,13 @@
 
 import json
 from contextlib import closing
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import handbook
 import numpy as np
@@ -118,6 +123,71 @@ def test_a_broken_event_is_refused_and_kept_as_a_dead_letter(
 def test_a_time_as_databases_write_it_is_understood(time: str):
     row = handbook.transactions.parse(GOOD | {"time": time})
     assert row.time == START + DAY + 10 * HOUR + (123_456 if "." in time else 0)
+
+
+CONVERTED = [
+    {"customer_id": np.int64(596), "terminal_id": np.uint16(3156), "amount": np.float64(57.16)},
+    {"customer_id": Decimal("596.0"), "amount": Decimal("57.160")},
+    {"id": np.str_("tx-1"), "customer_id": IntEnum("Customer", {"ONE": 596}).ONE},
+    {"time": datetime(2018, 4, 2, 12, tzinfo=timezone(timedelta(hours=2)))},
+    {"time": pd.Timestamp("2018-04-02 10:00", tz="UTC").as_unit("ns")},
+    {"id": StrEnum("Payment", {"ONE": "tx-1"}).ONE, "amount": pd.Series([57.16])[0]},
+]
+
+
+@pytest.mark.parametrize("change", CONVERTED, ids=lambda change: " ".join(change))
+def test_values_of_numpy_pandas_and_decimal_are_converted(bank: Bank, change: dict[str, Any]):
+    first = bank.decider.decide(GOOD, arrived=ARRIVED)
+    assert bank.decider.decide(GOOD | change, arrived=ARRIVED) == first
+    bank.platform.accept(handbook.transactions, GOOD | change, arrived=ARRIVED)
+    assert handbook.transactions.parse(GOOD | change) == handbook.transactions.parse(GOOD)
+
+
+def test_a_uuid_is_an_id_and_a_missing_value_is_null():
+    id = UUID(int=7)
+    assert handbook.transactions.parse(GOOD | {"id": id}).id == str(id)
+    for gone in (None, pd.NA, pd.NaT, np.datetime64("NaT")):
+        with pytest.raises(ml.Rejected, match=r"Transaction.amount: is null, but required"):
+            handbook.transactions.parse(GOOD | {"amount": gone})
+
+
+UNCONVERTED = [
+    ({"amount": timedelta(days=1)}, "amount", "is of type timedelta, for which JSON has no value"),
+    ({"amount": np.timedelta64(1, "D")}, "amount", "is of type timedelta64"),
+    ({"amount": Fraction(1, 3)}, "amount", "is of type Fraction"),
+    ({"amount": 1j}, "amount", "is of type complex"),
+    ({"amount": {1.5}}, "amount", "is of type set"),
+    ({"customer_id": object()}, "customer_id", "is of type object"),
+    ({"id": b"\xff"}, "id", "bytes that are no UTF-8 text"),
+    ({"id": "a\ud800"}, "id", "no Unicode"),
+    ({"time": datetime(2018, 4, 2, 10)}, "time", "no time zone"),
+    ({"time": np.datetime64("2018-04-02T10:00", "ns")}, "time", "no time zone"),
+    ({"time": date(2018, 4, 2)}, "time", "is a day without a time"),
+    ({"amount": np.float64("nan")}, "amount", "is not a finite number"),
+    ({"amount": Decimal("NaN")}, "amount", "is not a finite number"),
+    ({"customer_id": Decimal("596.5")}, "customer_id", "is not a whole number"),
+    ({7: 7}, "7", "is no text"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "reason"), UNCONVERTED, ids=str)
+def test_a_value_that_json_has_not_is_refused(bank: Bank, change: dict[Any, Any], field: str, reason: str):
+    size = bank.size
+    for refuse in (
+        lambda: bank.decider.decide(GOOD | change, arrived=ARRIVED),
+        lambda: bank.platform.accept(handbook.transactions, GOOD | change, arrived=ARRIVED),
+    ):
+        with pytest.raises(ml.Rejected) as refused:
+            refuse()
+        assert refused.value.field == f"Transaction.{field}" and reason in refused.value.reason
+        assert str(refused.value).encode()
+    assert bank.size == (size[0], size[1] + 2, 0)
+
+
+@pytest.mark.parametrize("body", [5, None, [GOOD], pd.Series(GOOD), memoryview(b"{}")], ids=lambda b: type(b).__name__)
+def test_what_is_neither_a_dict_nor_json_is_refused(bank: Bank, body: Any):
+    with pytest.raises(ml.Rejected, match=r"is of type .*, not an event; give a dict, or JSON"):
+        bank.decider.decide(body, arrived=ARRIVED)
 
 
 NO_JSON = [

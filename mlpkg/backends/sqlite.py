@@ -40,6 +40,7 @@ from mlpkg.events import (
     source_of,
 )
 from ..history import Events, History
+from ..json_values import NoJson, json_body
 from ..keys import Key, key_of
 from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisions_of, promotions_of
 from ..settings import MlpkgError, Settings
@@ -1006,8 +1007,11 @@ class SqlitePlatform:
 def _letter(at: int, source: str, body: Any, why: Rejected, row: int | None) -> tuple[Any, ...]:
     """A dead letter as the file holds it."""
     if isinstance(body, Mapping):
-        body = json.dumps(body, default=str)
-    text = (body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body))[:20_000]
+        try:
+            body = json_body(body)
+        except NoJson:
+            body = repr(body)
+    text = (body.decode("utf-8", "replace") if isinstance(body, bytes | bytearray) else str(body))[:20_000]
     return (source, at, row, why.event or event_id(text.encode()), why.field, why.value, why.reason, text)
 
 
