@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from serving import Packaged, made_once, payment, serving
-from test_service import EVENTS, LINES, Bank, problem, refused
+from test_service import EVENTS, Bank, problem, refused
 
 SLOWED = 0.25  # seconds within which others are answered in 99 of 100 cases, whatever else comes in
 GROWTH = 24 << 20  # bytes that the worker may have more after all of it
@@ -328,32 +328,25 @@ def test_nothing_unexpected_happened_inside(bank: Bank):
 
 
 def test_beyond_the_bound_of_requests_in_flight_a_request_is_told_when_to_come_again(made: Packaged, tmp_path: Path):
-    """Requests whose bodies are on their way have their places, a batch has sixteen; probes are answered all the same."""
-    with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log", MLPKG_MAX_IN_FLIGHT="20") as server:
+    """Requests whose bodies are on their way have no places yet; probes are answered all the same."""
+    with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log", MLPKG_MAX_IN_FLIGHT="2") as server:
         with closing(Bank(server)) as bank, contextlib.ExitStack() as stack:
             assert bank.decide(payment("tx-first")).status_code == 200
-
-            def begin(head: bytes) -> socket.socket:
-                client = stack.enter_context(connect(bank))
-                client.sendall(head + b"content-length: 1000\r\n\r\n\n")
-                time.sleep(0.05)
-                return client
-
-            begin(BATCH)
-            time.sleep(0.2)
-            told = bank.http.post(EVENTS, content=b"{}\n", headers=LINES)
-            refused(told, 503, None, reason="in flight")  # type: ignore[arg-type]
-            assert told.headers["retry-after"] == "1", "a second batch has no place"
             for _ in range(4):
-                begin(HEAD)
-            for ask in (lambda: bank.decide(payment("tx-over")), lambda: bank.http.get("/v1/models")):
-                answer = ask()
-                refused(answer, 503, None, reason="at most 20 requests")  # type: ignore[arg-type]
-                assert answer.headers["retry-after"] == "1"
+                client = stack.enter_context(connect(bank))
+                client.sendall(HEAD + b"content-length: 1000\r\n\r\n\n")
+            time.sleep(0.05)
+            assert bank.decide(payment("tx-meanwhile")).status_code == 200
+            bodies = [json.dumps(payment(f"tx-burst-{k}")).encode() for k in range(60)]
+            clients = [stack.enter_context(connect(bank)) for _ in bodies]
+            head = HEAD.replace(b"host: x", b"host: x\r\nconnection: close") + b"content-length: %d\r\n\r\n"
+            for client, body in zip(clients, bodies, strict=True):
+                client.sendall(head % len(body) + body)
+            said = [b"".join(iter(lambda: client.recv(65_536), b"")) for client in clients]  # noqa: B023
+            over = [answer for answer in said if answer.startswith(b"HTTP/1.1 503")]
+            assert all(answer.startswith(b"HTTP/1.1 200") for answer in said if answer not in over)
+            assert all(b"at most 2 requests" in answer and b"retry-after: 1" in answer for answer in over)
             assert bank.http.get("/v1/health").status_code == bank.http.get("/v1/ready").status_code == 200
-            assert bank.platform.entry("transactions", "tx-over") is None
-            time.sleep(1)  # those who stalled are told so, and their places are free again
-            assert bank.decide(payment("tx-over")).status_code == 200
 
             with ThreadPoolExecutor(16) as pool:  # and those who are refused get through as they come again
                 ids = [f"tx-many-{k}" for k in range(200)]

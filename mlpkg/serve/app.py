@@ -11,8 +11,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping
 from functools import cached_property, partial
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,11 +23,13 @@ from ..events import Outcome, Source
 from ..platform import Entry, Platform, decisions_of
 from ..platform import counts as counts_of
 from ..platform import open as open_platform
+from .batches import BATCH, Ahead, Incoming
 from .follower import Following
 from .gate import Gate
 from .guard import Guard, Head, read_head
 from .metrics import Metrics
 from .openapi import openapi
+from .places import Places
 from .problem import Problem, problem
 from .turn import Turn
 from ..settings import MlpkgError, Settings
@@ -55,43 +56,49 @@ class _Gone(Exception):
     """The client hung up."""
 
 
-async def _read(receive: _Receive, limit: int) -> bytes:
-    message = await _soon(receive, _PATIENCE)
+async def _read(receive: _Receive, limit: int, places: Places) -> bytes:
+    message = await _first(receive, places)
     body: bytes = message.get("body", b"")
-    if message["type"] == "http.disconnect":
-        raise _Gone
-    if not message.get("more_body", False) and len(body) <= limit:  # nearly always: one piece
+    if not (more := message.get("more_body", False)) and len(body) <= limit:  # nearly always: one piece
         return body
-    size, pieces, until = len(body), [body], time.monotonic() + _PATIENCE
-    while message.get("more_body", False) and size <= _DROP * limit:
-        try:
-            message = await _soon(receive, until - time.monotonic())
-        except Problem:
-            if size <= limit:
-                raise
-            break
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        size += len(message.get("body", b""))
+    size, pieces = len(body), [body]
+    try:
+        async with places.arriving(_PATIENCE):
+            while more and size <= _DROP * limit:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Gone
+                size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+                if size <= limit:
+                    pieces.append(message["body"])
+    except TimeoutError:
         if size <= limit:
-            pieces.append(message["body"])
+            raise _too_slow() from None
     if size > limit:
         raise Problem(413, f"the body is larger than {limit} bytes", "body", size)
     return b"".join(pieces)
 
 
-async def _soon(receive: _Receive, patience: float) -> _Message:
-    """The next piece of a body; only where it is not there yet is a timer made, which costs more than to read it."""
+async def _first(receive: _Receive, places: Places) -> _Message:
+    """The first piece of a body; only where it is not there yet is a timer made, which costs more than to read it."""
     steps = receive().__await__()
     try:
         waits_for = next(steps)
     except StopIteration as there:
-        return there.value
-    try:
-        async with asyncio.timeout(patience):
-            return await _go_on(waits_for, steps)
-    except TimeoutError:
-        raise Problem(408, "the body did not arrive in time", "body", connection="close") from None
+        message: _Message = there.value
+    else:
+        try:
+            async with places.arriving(_PATIENCE):
+                message = await _go_on(waits_for, steps)
+        except TimeoutError:
+            raise _too_slow() from None
+    if message["type"] == "http.disconnect":
+        raise _Gone
+    return message
+
+
+def _too_slow() -> Problem:
+    return Problem(408, "the body did not arrive in time", "body", connection="close")
 
 
 @coroutine
@@ -108,10 +115,8 @@ _MORE = [  # what every answer says: what it is stands in its type, nobody is to
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
-_LINES_AT_ONCE = 32  # lines taken before others get their turn
-_BATCH = 16  # how many times the bound of one body a whole batch may have; it takes as many places
-
-_BATCH_PATIENCE = 10.0  # seconds that are waited for the pieces of a batch, in all
+_TOGETHER = 131_072  # bytes of answers to a batch that are made durable and sent together
+_UNREADABLE = 1_000  # lines in a row that are no JSON, and what sends them no batch
 
 _Accept = Callable[[bytes], Any]
 
@@ -131,65 +136,84 @@ async def _take(
         raise Problem(415, "is not supported; send the body as it is", "content-encoding", packed.decode("latin-1"))
     kind = head.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
     if kind == _JSON:
-        body = await _read(receive, app.settings.max_body)
+        body = await _read(receive, app.settings.max_body, app.places)
         answer = _encode(await app.turn.take(partial(accept, body)))
         await app.durable()
         return 200, _JSON, answer
     if kind != _LINES or not batches:
         wrong = "is neither application/json nor application/x-ndjson" if batches else "is not application/json"
         raise Problem(415, wrong, "content-type", kind.decode("latin-1"))
-    with app.places(_BATCH):
-        await _take_lines(app, accept, receive, send)
+    await _take_lines(app, accept, receive, send)
     return None
 
 
 async def _take_lines(app: "Application", accept: _Accept, receive: _Receive, send: _Send) -> None:
-    limit = app.settings.max_body
-    answers: dict[int, bytes] = {}  # by line
-    rest, size, number, more, begun, patience = b"", 0, 0, True, False, _BATCH_PATIENCE
-    while more:
-        asked = time.monotonic()
-        try:
-            message = await _soon(receive, patience if begun else _PATIENCE)
-        except Problem as late:
-            if not begun:
-                raise
-            answers[number + 1] = _encode(problem(late) | {"line": number + 1})
-            break
-        patience -= time.monotonic() - asked
-        if message["type"] == "http.disconnect":
-            return
-        more, piece = message.get("more_body", False), message.get("body", b"")
-        size += len(piece)
-        if not begun:  # from now on no timeout of a server strikes
-            begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES), *_MORE]})
-        *lines, rest = (rest + piece).split(b"\n") if more else [*(rest + piece).split(b"\n"), b""]
-        for line in lines:
-            number += 1
-            if line.strip():
-                answers[number] = _encode(_line(accept, limit, number, line))
-            if number % _LINES_AT_ONCE == 0:
+    incoming = Incoming(receive, app.settings.max_body, app.ahead)
+    first = await _first(receive, app.places)
+    with app.places.batch():
+        # from now on no timeout of a server strikes
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _LINES), *_MORE]})
+        async with incoming.reading(first):
+            async for answers in _answers(app, accept, incoming):
+                await send({"type": "http.response.body", "body": b"\n".join([*answers, b""]), "more_body": True})
+        if incoming.gone:
+            raise _Gone
+        await send({"type": "http.response.body"})
+
+
+async def _answers(app: "Application", accept: _Accept, incoming: Incoming) -> AsyncIterator[Iterable[bytes]]:
+    """The answers to the lines of a batch, each when it may be told."""
+    work = partial(_take_group, accept, incoming)
+    told: dict[int, bytes] = {}  # by line
+    while incoming.more:
+        lines = await incoming.group()
+        if lines:
+            async with app.batches:  # one of them at a time, so that others have their turn
+                told |= await app.turn.take(partial(work, lines))
                 await asyncio.sleep(0)
-        if len(rest) > limit or size > _BATCH * limit:
-            what, most = ("line", limit) if len(rest) > limit else ("batch", _BATCH * limit)
-            told = Problem(413, f"the {what} is larger than {most} bytes; nothing from here on was taken", "body", size)
-            answers[number + 1] = _encode(problem(told) | {"line": number + 1})
+            if sum(map(len, told.values())) < _TOGETHER:
+                continue
+        if told:
+            yield await _durable(app, incoming, told)
+            told = {}
+        elif not lines and incoming.more:
+            await incoming.wait()
+    if told:
+        yield await _durable(app, incoming, told)
+    if incoming.wrong is not None:
+        yield [_encode(problem(incoming.wrong) | {"line": incoming.number + 1})]
+
+
+def _take_group(accept: _Accept, incoming: Incoming, lines: list[tuple[int, bytes]]) -> dict[int, bytes]:
+    told = {}
+    for number, line in lines:
+        status = 200
+        try:
+            told[number] = _encode(accept(line))
+        except Exception as error:
+            wrong = problem(error) | {"line": number}
+            status, told[number] = wrong["status"], _encode(wrong)
+            if isinstance(error, MlpkgError):  # it would be so for all others
+                incoming.end()
+        incoming.unreadable = incoming.unreadable + 1 if status == 400 else 0
+        if incoming.unreadable == _UNREADABLE:
+            incoming.end(
+                Problem(400, f"{_UNREADABLE} lines in a row are not JSON; nothing from here on was taken", "body")
+            )
+        if incoming.ended:
+            incoming.number = number
             break
+    return told
+
+
+async def _durable(app: "Application", incoming: Incoming, told: dict[int, bytes]) -> Iterable[bytes]:
+    """The answers to some lines, once these are durable; where the disk does not take them none is acknowledged, and the batch ends."""
     try:
         await app.durable()
-    except MlpkgError as error:  # nothing of it is acknowledged
-        answers = {line: _encode(problem(error) | {"line": line}) for line in answers}
-    await send({"type": "http.response.body", "body": b"\n".join([*answers.values(), b""])})
-
-
-def _line(accept: _Accept, limit: int, number: int, line: bytes) -> Any:
-    try:
-        if len(line) > limit:
-            raise Problem(413, f"the line is larger than {limit} bytes", "body", len(line))
-        return accept(line)
-    except Exception as error:
-        return problem(error) | {"line": number}
+    except MlpkgError as error:
+        incoming.end()
+        return [_encode(problem(error) | {"line": number}) for number in told]
+    return told.values()
 
 # %% ../../nbs/serve/app.ipynb #application
 class Application:
@@ -252,27 +276,30 @@ class Application:
         sync = self.platform.defer()
         return Gate(sync) if sync else None
 
-    @contextmanager
-    def places(self, wanted: int) -> Iterator[None]:
-        """Take more places among the requests in flight, of which there is a bound; a request has one.
+    @cached_property
+    def places(self) -> Places:
+        """How many requests this worker works on at a time."""
+        return Places(self.settings.max_in_flight)
 
-        Raises
-        ------
-        Problem
-            When there are not enough of them left.
-        """
-        more = min(wanted, self.settings.max_in_flight) - 1
-        self.in_flight += more
-        try:
-            self.check_places()
-            yield
-        finally:
-            self.in_flight -= more
+    @cached_property
+    def ahead(self) -> Ahead:
+        """How much of all batches may have come in before it is worked on: one whole batch."""
+        return Ahead(BATCH * self.settings.max_body)
 
-    def check_places(self) -> None:
-        """Refuse what would go beyond the bound of requests in flight."""
-        if self.in_flight > (most := self.settings.max_in_flight):
-            raise Problem(503, f"at most {most} requests may be in flight; this one is one too many", retry_after="1")
+    @cached_property
+    def batches(self) -> asyncio.Lock:
+        """For the batch of which some lines are taken."""
+        return asyncio.Lock()
+
+    @cached_property
+    def reads(self) -> asyncio.Lock:
+        """For the request that reads; one at a time, so that others have their turn."""
+        return asyncio.Lock()
+
+    @cached_property
+    def document(self) -> msgspec.Raw:
+        """What the service says of itself."""
+        return msgspec.Raw(_encode(openapi(self.use_case)))
 
     async def durable(self) -> None:
         """Wait until all that was committed may be acknowledged."""
@@ -372,7 +399,8 @@ class Application:
 
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> int:
         """Answer one request; with which status, 0 if nobody is there any more."""
-        more = _MORE
+        more, places = _MORE, self.places
+        places.taken += 1
         try:
             answer = await _route(self, scope, receive, send)
             if answer is None:  # has been sent already
@@ -384,6 +412,8 @@ class Application:
             told = problem(error)
             status, kind, body = told["status"], _PROBLEM, _encode(told)
             more = [*_MORE, *getattr(error, "headers", [(b"retry-after", b"1")] if status == 503 else [])]
+        finally:
+            places.taken -= 1  # that somebody reads the answer is not waited for
         headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
         try:
             await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -483,7 +513,7 @@ def _store(app: Application) -> Mapping[str, float] | MlpkgError:
 
 
 async def _openapi(app: Application, asked: _Asked) -> _Answer:
-    return _get(asked, lambda: openapi(app.use_case))
+    return _get(asked, lambda: app.document)
 
 
 class _Room(NamedTuple):
@@ -517,7 +547,7 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     if root := scope.get("root_path"):
         path = path.removeprefix(root)
     if path not in _PROBES:
-        app.check_places()
+        app.places.check(scope["method"] != "POST")
     if path == "/v1/decide":  # first, and past all else, because it has to be quick
         app.guard.check(caller := app.guard.admit(scope, head), "decide", scope)
         accept = partial(app.decide, caller=caller.name) if caller and caller.name else app.decide
@@ -533,7 +563,12 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
         app.guard.check(asked.caller, None, scope)
         raise Problem(404, "nothing is here; GET /openapi.json lists what there is", "path", path)
     app.guard.check(asked.caller, found.write if scope["method"] == "POST" else found.read, scope)
-    return await found.answer(app, asked._replace(name=name) if slash else asked)
+    asked = asked._replace(name=name) if slash else asked
+    if scope["method"] == "POST" or path in _PROBES:
+        return await found.answer(app, asked)
+    async with app.reads:
+        await asyncio.sleep(0)
+        return await found.answer(app, asked)
 
 
 def _route_of(path: str) -> str:

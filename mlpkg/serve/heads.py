@@ -9,7 +9,111 @@ __all__ = ['bound_heads', 'only_one_begun', 'give_all']
 import asyncio
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+# %% ../../nbs/serve/heads.ipynb #unread
+_UNREAD, _SENDING = (
+    10.0,
+    60.0,
+)  # seconds in which an answer has to be read; while the client still sends the body that it is about
+_ALL_UNREAD, _MOST_UNREAD = (
+    33_554_432,
+    256,
+)  # bytes that may wait to be read, and connections that may keep them waiting
+_paused, _resumed, _lost = (
+    HttpToolsProtocol.pause_writing,
+    HttpToolsProtocol.resume_writing,
+    HttpToolsProtocol.connection_lost,
+)
+_unread: dict[Any, asyncio.TimerHandle] = {}  # connections in which more waits than fits, the longest first
+
+
+def _pause_writing(self: Any) -> None:
+    _paused(self)
+    loop = asyncio.get_running_loop()
+    _unread[self] = loop.call_later(_UNREAD, _end_unread, self, loop.time() + _SENDING)
+    while len(_unread) > _MOST_UNREAD or sum(_waiting(one) for one in _unread) > _ALL_UNREAD:
+        _abort(next(iter(_unread)))
+
+
+def _waiting(self: Any) -> int:
+    return self.transport.get_write_buffer_size()
+
+
+def _end_unread(self: Any, until: float) -> None:
+    """End a connection whose answers nobody reads, unless it is still sent what they answer."""
+    loop, cycle = asyncio.get_running_loop(), self.cycle
+    if loop.time() < until and cycle is not None and cycle.more_body and not self.flow.read_paused:
+        _unread[self] = loop.call_later(_UNREAD, _end_unread, self, until)
+    else:
+        _abort(self)
+
+
+def _abort(self: Any) -> None:
+    _forget(self)
+    self.transport.abort()
+
+
+def _forget(self: Any) -> None:
+    if (timer := _unread.pop(self, None)) is not None:
+        timer.cancel()
+
+
+def _resume_writing(self: Any) -> None:
+    _forget(self)
+    _resumed(self)
+
+
+def _connection_lost(self: Any, error: Exception | None) -> None:
+    _forget(self)
+    _lost(self, error)
+
+# %% ../../nbs/serve/heads.ipynb #upgrade
+_headed, _completed = HttpToolsProtocol.on_headers_complete, HttpToolsProtocol.on_message_complete
+_HIDDEN = (b"upgrade", b"http2-settings", b"connection")
+
+
+class _Parser(HttpRequestParser):
+    """A parser of requests that speaks HTTP/1.1 whatever else they offer."""
+
+    def __init__(self, protocol: Any):
+        super().__init__(protocol)
+        self._protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            super().feed_data(data)
+        except HttpParserUpgrade as offered:
+            protocol = self._protocol
+            if protocol.scope["method"] == "CONNECT":
+                raise HttpParserError("no proxy") from None
+            plain = _plain_head(protocol)
+            protocol.parser = _Parser(protocol)
+            protocol.parser.feed_data(plain + data[offered.args[0] :])
+
+
+def _plain_head(self: Any) -> bytes:
+    """The head of a request without what offers another protocol."""
+    version = self.parser.get_http_version().encode()
+    lines = [b"%s %s HTTP/%s" % (self.scope["method"].encode(), self.url, version)]
+    lines += [b"%s: %s" % header for header in self.headers if header[0] not in _HIDDEN]
+    if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+        lines.append(b"connection: close")
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def _on_headers_complete(self: Any) -> None:
+    if self.parser.should_upgrade():
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+    else:
+        _headed(self)
+
+
+def _on_message_complete(self: Any) -> None:
+    if not self.parser.should_upgrade():
+        _completed(self)
 
 # %% ../../nbs/serve/heads.ipynb #heads
 _MOST, _PATIENCE = 65_536, 5.0  # bytes of a head, and seconds in which it has to be whole
@@ -38,6 +142,7 @@ _begun: list[set[Any]] = []  # what uvicorn keeps of requests that have begun
 
 def _connection_made(self: Any, transport: asyncio.Transport) -> None:
     _made(self, _Joined(transport))  # type: ignore[arg-type]
+    self.parser = _Parser(self)
     _begun[:] = [self.tasks]
     if _all:
         self.app = _all[-1]
@@ -70,6 +175,8 @@ class _Joined:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():  # for ever, if nobody reads it
+            self._loop.call_later(_UNREAD, self._transport.abort)
 
 
 def _close(self: Any, head: Any) -> None:
@@ -81,6 +188,11 @@ def bound_heads() -> None:
     """Bound the heads of all requests that uvicorn reads in this process, and write the head of an answer with its body."""
     HttpToolsProtocol.data_received = _data_received  # type: ignore[method-assign]
     HttpToolsProtocol.connection_made = _connection_made  # type: ignore[method-assign,assignment]
+    HttpToolsProtocol.connection_lost = _connection_lost  # type: ignore[method-assign]
+    HttpToolsProtocol.pause_writing = _pause_writing  # type: ignore[method-assign]
+    HttpToolsProtocol.resume_writing = _resume_writing  # type: ignore[method-assign]
+    HttpToolsProtocol.on_headers_complete = _on_headers_complete  # type: ignore[method-assign]
+    HttpToolsProtocol.on_message_complete = _on_message_complete  # type: ignore[method-assign]
 
 
 def only_one_begun() -> bool:
