@@ -21,6 +21,7 @@ import msgspec
 from .platform import Platform, Token
 from .settings import MlpkgError
 from .times import LATEST, duration, iso, now
+from .untrusted import redacted_address
 
 # %% ../nbs/access.ipynb #roles
 PERMISSIONS = {
@@ -42,6 +43,7 @@ ROLES: Mapping[str, frozenset[str]] = {
     "application": frozenset({"decide", "send"}),
     "reporter": frozenset({"report"}),
     "operator": frozenset({"promote", "metrics", "ready", "models", "catalog"}),
+    "monitor": frozenset({"metrics", "ready"}),
     "auditor": frozenset({"decisions", "events", "features", "explanations", "access", "models", "catalog"}),
 }
 RECORDED = frozenset({"decisions", "events", "features", "explanations", "access", "models"})  # whose use is recorded
@@ -149,13 +151,13 @@ _NOBODY = "0" * 64
 
 # %% ../nbs/access.ipynb #record
 def record(platform: Platform, caller: Caller, method: str, path: str, allowed: bool) -> None:
-    """Record who asked for what, and whether it was allowed."""
+    """Record who asked for what, and whether it was allowed; a token in the path or query is not kept."""
     said = {
         "id": caller.id,
         "name": caller.name,
         "role": caller.role,
         "method": method,
-        "path": path,
+        "path": redacted_address(*path.partition("?")[::2]),
         "allowed": allowed,
     }
     platform.note_access(msgspec.json.encode(said).decode())

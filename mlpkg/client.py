@@ -150,7 +150,7 @@ class Client(_Talks):
     url
         Where the service listens.
     token
-        What it demands on any address but loopback; see ``mlpkg token``.
+        The token that the service asks for; see ``mlpkg token create``. Only where its settings say ``trust_loopback`` none is needed.
     timeout
         Seconds for one attempt.
     attempts

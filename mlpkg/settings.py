@@ -84,6 +84,9 @@ class Settings(BaseModel):
             k: os.environ[f"MLPKG_{k.upper()}"] for k in cls.model_fields if os.environ.get(f"MLPKG_{k.upper()}")
         }
         values |= {k: v for k, v in overrides.items() if v is not None} | {"env": env}
+        values.setdefault(
+            "trust_loopback", False
+        )  # said, so that a server that is started with these settings has it so
         if isinstance(values.get("use_cases"), str):
             values["use_cases"] = _pairs(str(values["use_cases"]))
         try:

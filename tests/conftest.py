@@ -50,7 +50,7 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
 
 
-SETTINGS = "[DEFAULT]\nstate = state\nuse_cases =\n    fraud = handbook:fraud\n    early = handbook:early\n"
+SETTINGS = "[DEFAULT]\nstate = state\ntrust_loopback = true\nuse_cases =\n    fraud = handbook:fraud\n    early = handbook:early\n"
 
 
 @dataclass

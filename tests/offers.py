@@ -77,4 +77,4 @@ offers = ml.UseCase(
 
 
 def application() -> Application:
-    return Application(offers, Settings(state=Path(os.environ["MLPKG_STATE"])))
+    return Application(offers, Settings(state=Path(os.environ["MLPKG_STATE"]), trust_loopback=True))

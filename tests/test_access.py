@@ -198,10 +198,82 @@ def test_a_decision_names_its_caller(office: Office):
     body = payment("tx-caller")
     first = office.ask("POST", "/v1/decide", office.tokens["application"], body)
     assert first.json()["caller"] == "the application"
-    other, _ = office.token("application", name="another")
-    assert office.ask("POST", "/v1/decide", other, body).content == first.content, "who asks again changes nothing"
+    other, _ = office.token("application", name="the application")
+    assert office.ask("POST", "/v1/decide", other, body).content == first.content, "the next token of the same caller"
     nameless, token = office.token("application")
     assert office.ask("POST", "/v1/decide", nameless, payment("tx-nameless")).json()["caller"] == token.id
+
+
+def test_a_decision_is_told_to_its_own_caller_alone(office: Office):
+    """By its id, by all of its event, and in a batch; what another caller asked for is recorded like a look."""
+    body, own = payment("tx-own"), office.tokens["application"]
+    other, _ = office.token("application", name="another shop")
+    first = office.ask("POST", "/v1/decide", own, body)
+    assert first.status_code == 200
+    before = len(office.log())
+    for again in ({"id": "tx-own"}, body):
+        assert office.ask("POST", "/v1/decide", own, again).content == first.content
+    assert len(office.log()) == before, "one's own decision is no look at somebody else's"
+    for k, again in enumerate(({"id": "tx-own"}, body, {"id": "tx-own", "candidates": None})):
+        answer = office.ask("POST", "/v1/decide", other, again)
+        if answer.status_code == 422:  # not a form of the id alone
+            before -= 1
+            continue
+        assert answer.status_code == 403 and "role auditor" in answer.json()["detail"], again
+        assert not {"score", "features", "action"} & answer.json().keys()
+        assert len(office.log()) == before + k + 1
+        seen = office.log()[0]
+        assert (seen["name"], seen["method"], seen["allowed"]) == ("another shop", "POST", False)
+        assert "/v1/decide" in seen["path"] and "tx-own" in seen["path"]
+    lines = "\n".join(json.dumps(line) for line in (payment("tx-new"), {"id": "tx-own"}, body, {"id": "tx-new"}))
+    headers = {"content-type": "application/x-ndjson", "authorization": f"Bearer {other}"}
+    answers = httpx.post(f"{office.address}/v1/decide", content=lines, headers=headers).text.splitlines()
+    told = [json.loads(line) for line in answers]
+    assert [line.get("status", 200) for line in told] == [200, 403, 403, 200]
+    assert told[1]["line"] == 2 and not {"score", "features"} & told[1].keys()
+    assert [a["allowed"] for a in office.log()[:2]] == [False, False]
+
+
+def test_an_event_that_nobody_has_decided_is_decided_for_whoever_asks(office: Office):
+    office.ask("POST", EVENTS, office.tokens["application"], payment("tx-sent"))
+    other, _ = office.token("application", name="third shop")
+    assert office.ask("POST", "/v1/decide", other, {"id": "tx-sent"}).json()["caller"] == "third shop"
+    assert office.status("POST", "/v1/decide", office.tokens["application"], {"id": "tx-sent"}) == 403
+
+
+TOKENS_ELSEWHERE = ["?token={}", "?access_token={}&limit=1", "?api_key={}", "/{}", "?limit={}", "?a=b%26token%3D{}"]
+
+
+@pytest.mark.parametrize("where", TOKENS_ELSEWHERE)
+def test_a_token_in_an_address_is_not_kept(office: Office, where: str):
+    text, token = office.token("auditor", name="careless")
+    for shown in (text, text.replace("_", "%5F"), text.replace("_", "%255F"), text.replace("m", "%6d", 1)):
+        office.ask("GET", f"/v1/decisions{where.format(shown)}", office.tokens["auditor"])
+        office.ask("GET", f"/v1/decisions{where.format(shown)}", text)
+        office.ask("GET", f"/v1/decisions{where.format(shown)}")
+    secret = text.split("_", 2)[2]
+    files = [p for p in office.server.state.rglob("*") if p.is_file()] + [office.server.log]
+    assert not [p for p in files if secret.encode() in p.read_bytes()]
+    assert any(token.id in a["path"] and "[redacted]" in a["path"] for a in office.log()[:10]), (
+        "it can still be revoked"
+    )
+
+
+def test_a_token_in_a_body_is_not_kept(office: Office):
+    """Among the dead letters, of one event and of a batch; nor in what the service logs."""
+    text, _ = office.token("application", name="careless too")
+    secret = text.split("_", 2)[2]
+    for field in ("amount", "id", "customer_id", "time", "note", f"{text}"):
+        body = payment(f"tx-careless-{len(field)}") | {field: text if field != "id" else f"{text} {'x' * 300}"}
+        for path in ("/v1/decide", EVENTS, FRAUD):
+            assert (
+                office.status("POST", path, office.tokens["reporter" if path == FRAUD else "application"], body) == 422
+            )
+        headers = {"content-type": "application/x-ndjson", "authorization": f"Bearer {text}"}
+        httpx.post(office.address + EVENTS, content=json.dumps(body), headers=headers)
+    office.ask("POST", "/v1/decide", office.tokens["application"], text)
+    files = [p for p in office.server.state.rglob("*") if p.is_file()] + [office.server.log]
+    assert not [p for p in files if secret.encode() in p.read_bytes()]
 
 
 def test_who_looked_at_what_can_be_read_by_auditors_and_on_the_command_line(office: Office):

@@ -53,7 +53,7 @@ class Shop:
 
     def __init__(self, state: Path, end: int = START):
         self.rng, self.end, shift = random.Random(1), end, end - START
-        self.platform: Any = ml.open(Settings(state=state))
+        self.platform: Any = ml.open(Settings(state=state, trust_loopback=True))
         self.platform.register(offers.name, features)
         for body in sorted((click(k, self.rng) for k in range(500)), key=lambda body: body["time"]):
             at = instant(body["time"]) + shift
@@ -510,7 +510,7 @@ def test_what_is_no_ranking_is_refused(live: Shop, web: Web):
 
 
 def test_a_use_case_that_does_not_rank_says_what_it_would_take(tmp_path: Path):
-    with closing(Application(handbook.fraud, Settings(state=tmp_path / "bank"))) as app:
+    with closing(Application(handbook.fraud, Settings(state=tmp_path / "bank", trust_loopback=True))) as app:
         web = Web(app)
         answer = web.rank({"id": "x"})
         assert answer.status_code == 404 and "rank='...'" in answer.json()["detail"]

@@ -562,7 +562,7 @@ def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: P
 
 def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
     """And what could not be decided was not taken."""
-    with closing(Application(handbook.fraud, Settings(state=tmp_path))) as app:
+    with closing(Application(handbook.fraud, Settings(state=tmp_path, trust_loopback=True))) as app:
 
         async def ask(method: str, path: str, body: Any = None) -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:  # type: ignore[arg-type]

@@ -246,6 +246,7 @@ def run(folder: Path, customers: int, terminals: int, days: int, live: int, rate
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ |= {"MLPKG_STATE": str(state), "BENTOML_HOME": str(state / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    os.environ["MLPKG_TRUST_LOOPBACK"] = "true"  # nobody else calls
     click.echo(f"Everything lies in {folder}.")
     history, coming = payments(customers, terminals, days, seed, 3 * live)
     history.to_parquet(folder / "payments.parquet", index=False)
@@ -350,7 +351,9 @@ def _tell(folder: Path, summary: dict[str, Any], port: int, coming: pd.DataFrame
     }
     text = json.dumps(event)
     click.secho("\nGo on from here", bold=True)
-    click.echo(f"  MLPKG_STATE={os.environ['MLPKG_STATE']} .venv/bin/mlpkg serve fraud --port {port}")
+    click.echo(
+        f"  MLPKG_STATE={os.environ['MLPKG_STATE']} MLPKG_TRUST_LOOPBACK=true .venv/bin/mlpkg serve fraud --port {port}"
+    )
     click.echo(f"  curl -s localhost:{port}/v1/decide -H 'content-type: application/json' -d '{text}'")
     click.echo(f"  curl -s localhost:{port}/v1/decisions/mine-1")
     click.echo(f"  MLPKG_STATE={os.environ['MLPKG_STATE']} make lab    # and open nbs/fraud/explore.ipynb")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..access import Caller
+from ..access import LOOPBACK, Caller
 from ..events import Outcome, Source
 from ..platform import Entry, Platform, decisions_of
 from ..platform import counts as counts_of
@@ -369,15 +369,17 @@ class Application:
         except Exception:
             return False
 
-    def decide(self, body: bytes, caller: str | None = None) -> "Decision":
-        """Decide one event of a live caller."""
-        decision = self.decider.decide(body, caller=caller)
+    def decide(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
+        """Decide one event of a live caller; a decision that another caller asked for is not told to everyone."""
+        decision = self.decider.decide(body, live=True, caller=caller.name)
+        self.guard.check_own(caller, decision.caller, "/v1/decide", decision.event)
         self.metrics.decided(decision)
         return decision
 
-    def rank(self, body: bytes, caller: str | None = None) -> "Decision":
-        """Rank the candidates of one event of a live caller."""
-        decision = self.decider.rank(body, caller=caller)
+    def rank(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
+        """Rank the candidates of one event of a live caller; a ranking that another caller asked for is not told to everyone."""
+        decision = self.decider.rank(body, live=True, caller=caller.name)
+        self.guard.check_own(caller, decision.caller, "/v1/rank", decision.event)
         self.metrics.decided(decision)
         return decision
 
@@ -439,7 +441,7 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     source = _named(app.sources, "source", name)
     if id:
         return _get(asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
-    accept = partial(app.platform.accept, source)
+    accept = partial(app.platform.accept, source, live=True)
     return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
 
 
@@ -452,7 +454,8 @@ async def _rank(app: Application, asked: _Asked) -> _Answer | None:
     if app.use_case.ranking is None:
         reason = f"{app.use_case.name} does not rank; it would if it said which field a candidate fills: UseCase(..., rank='...')"
         raise Problem(404, reason, "path", asked.scope["path"])
-    accept = partial(app.rank, caller=asked.caller.name if asked.caller else None)
+    assert asked.caller is not None
+    accept = partial(app.rank, caller=asked.caller)
     return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send, batches=False)
 
 
@@ -549,9 +552,8 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     if path not in _PROBES:
         app.places.check(scope["method"] != "POST")
     if path == "/v1/decide":  # first, and past all else, because it has to be quick
-        app.guard.check(caller := app.guard.admit(scope, head), "decide", scope)
-        accept = partial(app.decide, caller=caller.name) if caller and caller.name else app.decide
-        return await _take(app, accept, scope, head, receive, send)
+        caller = app.guard.check(app.guard.admit(scope, head), "decide", scope)
+        return await _take(app, partial(app.decide, caller=caller), scope, head, receive, send)
     if path in _ALIVE:
         return _get(_Asked(scope, head, None, None, receive, send), lambda: {"status": "alive"})
     asked = _Asked(scope, head, app.guard.admit(scope, head), None, receive, send)

@@ -59,8 +59,7 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
             else f"not ready: {state.get('detail')}"
         )
         click.echo(f"{use_case} is served on {address} (bento {found.tag}, {told}); Ctrl-C stops it")
-        if not is_loopback(settings.host) and not _has_tokens(settings):
-            click.echo("nobody may use this address yet: mlpkg token create --role application", err=True)
+        click.echo(_who_may_call(settings))
         code = server.wait()
         raise MlpkgError(f"the server has ended with code {code}", "its last lines say why")
     except KeyboardInterrupt:
@@ -69,9 +68,15 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
         stop_server(server)
 
 
-def _has_tokens(settings: Settings) -> bool:
+def _who_may_call(settings: Settings) -> str:
+    """Who needs a token, and how to make one where there is none."""
+    if settings.trust_loopback and is_loopback(settings.host):
+        return "callers on this machine need no token (trust_loopback = true); do not put it behind a proxy like that"
     with closing(open_platform(settings)) as platform:
-        return any(map(holds, platform.tokens().values()))
+        n = sum(map(holds, platform.tokens().values()))
+    if n == 0:
+        return "every caller needs a token, and there is none yet; make one: mlpkg token create --role application"
+    return f"every caller needs a token; {n} hold (mlpkg token list)"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

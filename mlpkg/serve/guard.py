@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import chain
 from typing import Any
+from urllib.parse import quote
 
 from ..access import LOOPBACK, RECORDED, ROLES, Caller, caller_of, is_loopback, record
 from ..platform import Platform
@@ -18,7 +19,7 @@ from ..settings import Settings
 
 # %% ../../nbs/serve/guard.ipynb #head
 _HEADERS, _HEAD, _ADDRESS = 100, 32_768, 8_000  # how many headers, and bytes of them and of path and query
-_FAR = frozenset((b"forwarded", b"origin", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"))
+_ONCE = frozenset((b"authorization", b"host", b"origin", b"sec-fetch-site"))  # what two of would leave open who asks
 Head = Mapping[bytes, bytes]
 
 
@@ -28,7 +29,7 @@ def read_head(scope: Mapping[str, Any]) -> Head:
     Raises
     ------
     Problem
-        When there are too many, or too much of them, or of the address.
+        When there are too many, or too much of them, or of the address, or one that may be there once is there twice.
     """
     headers = scope["headers"]
     size = sum(map(len, chain.from_iterable(headers)))
@@ -39,7 +40,12 @@ def read_head(scope: Mapping[str, Any]) -> Head:
     size = len(scope["path"]) + len(scope["query_string"])
     if size > _ADDRESS:
         raise Problem(414, f"path and query may have {_ADDRESS} bytes", "path", size, connection="close")
-    return dict(headers)
+    found = dict(headers)
+    if len(found) < len(headers):
+        names = [name for name, _ in headers]
+        if again := [name for name in _ONCE if names.count(name) > 1]:
+            raise Problem(400, "is given more than once", again[0].decode(), connection="close")
+    return found
 
 # %% ../../nbs/serve/guard.ipynb #near
 def _is_near(scope: Mapping[str, Any], head: Head) -> bool:
@@ -49,20 +55,107 @@ def _is_near(scope: Mapping[str, Any], head: Head) -> bool:
         and server is not None
         and is_loopback(client[0])
         and is_loopback(server[0])
-        and _FAR.isdisjoint(head)
+        and scope.get("http_version") != "1.0"  # nginx speaks it to what is behind it, unless told otherwise
+        and not any(map(_tells_of_others, head))
         and _names_this_machine(head.get(b"host", b""))
     )
 
 
+_PROXIES = (  # beginnings of the names of headers that proxies, balancers and tunnels add
+    *(
+        "x-forwarded",
+        "x-original-",
+        "x-envoy-",
+        "x-real-",
+        "x-client-",
+        "x-cluster-",
+        "x-remote-",
+        "x-proxy",
+        "x-host",
+        "x-scheme",
+    ),
+    *(
+        "x-azure-",
+        "x-arr-",
+        "x-appengine-",
+        "x-amz-cf-",
+        "x-amzn-",
+        "x-cloud-trace-",
+        "x-goog-",
+        "x-google-",
+        "x-ms-",
+        "x-nf-",
+        "x-vercel-",
+    ),
+    *(
+        "x-varnish",
+        "x-haproxy",
+        "x-traefik",
+        "x-nginx",
+        "x-ssl-",
+        "x-tls-",
+        "x-country",
+        "x-geo",
+        "x-iap-",
+        "x-originating-",
+        "x-true-",
+        "x-via",
+    ),
+    *(
+        "cf-",
+        "cdn-",
+        "fastly-",
+        "fly-",
+        "akamai-",
+        "tailscale-",
+        "ngrok-",
+        "proxy-",
+        "wl-proxy-",
+        "ssl-client-",
+        "remote-",
+        "x-ip",
+        "x-rewrite-",
+    ),
+)
+_SINGLE = (
+    "forwarded",
+    "via",
+    "client-ip",
+    "true-client-ip",
+    "http-client-ip",
+    "do-connecting-ip",
+    "max-forwards",
+    "early-data",
+    "incap-client-ip",
+)
+_PAGES = ("origin", "referer")  # what a browser adds where a page asks
+
+
+@lru_cache(4096)
+def _tells_of_others(header: bytes) -> bool:
+    """Whether a header of this name says that somebody asks through a proxy, or a page in a browser."""
+    name = header.decode("latin-1").lower().replace("_", "-")
+    return name in _SINGLE or name in _PAGES or name.startswith(_PROXIES)
+
+
 @lru_cache(4096)
 def _names_this_machine(host: bytes) -> bool:
-    """Whether that may be the name of this machine: a loopback address, or a name that no other machine's DNS can give."""
+    """Whether that may be the name of this machine: a loopback address, or a name without a dot, which no public DNS can give."""
     name = host.decode("latin-1")
     if name.startswith("["):
         name = name[1:].partition("]")[0]
     elif name.count(":") == 1:
         name = name.partition(":")[0]
-    return ("." not in name and ":" not in name) or is_loopback(name)
+    name = name.lower().removesuffix(".")
+    return ("." not in name and ":" not in name) or name.endswith(".localhost") or is_loopback(name)
+
+
+def _refuse_pages(head: Head) -> None:
+    """Raise `Problem` where a browser says that it asks for a page of another origin: whoever visits that page did not mean to."""
+    given = head.get(b"sec-fetch-site")
+    if given is not None and given not in (b"none", b"same-origin"):
+        reason = "a page of another origin may not ask; the service is for programs"
+        raise Problem(403, reason, "sec-fetch-site", given.decode("latin-1"))
 
 # %% ../../nbs/serve/guard.ipynb #guard
 class Guard:
@@ -71,13 +164,13 @@ class Guard:
     Parameters
     ----------
     settings
-        Where the service is set to listen.
+        Where the service listens, and whether who calls from this machine needs no token.
     platform
         Gives the store with the tokens; it is asked for only when one is to be looked up or something to be recorded.
     """
 
     def __init__(self, settings: Settings, platform: Callable[[], Platform]):
-        self._open, self._platform = is_loopback(settings.host), platform
+        self._open, self._platform = settings.trust_loopback and is_loopback(settings.host), platform
 
     def admit(self, scope: Mapping[str, Any], head: Head) -> Caller | None:
         """Who asks; None is a stranger.
@@ -85,8 +178,9 @@ class Guard:
         Raises
         ------
         Problem
-            When there is a token, and it is nobody's.
+            When there is a token, and it is nobody's; when a page of another origin asks.
         """
+        _refuse_pages(head)
         given = head.get(b"authorization")
         if given is None:
             return LOOPBACK if self._open and _is_near(scope, head) else None
@@ -96,8 +190,8 @@ class Guard:
             raise _unknown("this token is unknown, revoked or expired", 'Bearer error="invalid_token"')
         return caller
 
-    def check(self, caller: Caller | None, need: str | None, scope: Mapping[str, Any]) -> None:
-        """Let a caller do what needs a permission; without `need`, what any caller may do.
+    def check(self, caller: Caller | None, need: str | None, scope: Mapping[str, Any]) -> Caller:
+        """Let a caller do what needs a permission, and give it back; without `need`, what any caller may do.
 
         Raises
         ------
@@ -107,13 +201,40 @@ class Guard:
         if caller is None:
             raise _unknown("a token is needed here: mlpkg token create", "Bearer")
         if need is None or (need not in RECORDED and caller.may(need)):
-            return
+            return caller
         query = scope["query_string"].decode("latin-1")
         path = f"{scope['path']}?{query}" if query else scope["path"]
         record(self._platform(), caller, scope["method"], path, caller.may(need))
         if not caller.may(need):
-            roles = " or ".join(role for role, may in ROLES.items() if need in may)
-            raise Problem(403, f"this takes the role {roles}", "authorization", caller.role)
+            raise Problem(403, f"this takes the role {_roles(need)}", "authorization", caller.role)
+        return caller
+
+    def check_own(self, caller: Caller, asked_by: str | None, path: str, event: str) -> None:
+        """Let a caller have the recorded decision on an event: one that it asked for itself, else as `GET` would.
+
+        Parameters
+        ----------
+        asked_by
+            The caller that the decision names.
+        path
+            Where it was asked for now.
+
+        Raises
+        ------
+        Problem
+            When another caller asked for it, and this one may not read decisions.
+        """
+        if asked_by == caller.name:
+            return
+        allowed = caller.may("decisions")
+        record(self._platform(), caller, "POST", f"{path}?id={quote(event, safe='')}", allowed)
+        if not allowed:
+            reason = f"another caller asked for this decision; to read it takes the role {_roles('decisions')}"
+            raise Problem(403, reason, "id", event)
+
+
+def _roles(permission: str) -> str:
+    return " or ".join(role for role, may in ROLES.items() if permission in may)
 
 
 def _unknown(reason: str, challenge: str) -> Problem:

@@ -219,7 +219,11 @@ def openapi(use_case: "UseCase") -> dict[str, Any]:
         "Can the store be written, and is a model loaded? Operators are told why not.", "ready", 401
     )
     info = {"title": use_case.name, "version": "1", "description": f"Live decisions of the use case {use_case.name}."}
-    scheme = {"type": "http", "scheme": "bearer", "description": "mlpkg token create; on loopback none is needed."}
+    scheme = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "mlpkg token create; where the settings say trust_loopback, callers on the same machine need none.",
+    }
     sent_before = _object(id=_TEXT) | {
         "additionalProperties": False,
         "description": "The id of an event that was sent.",

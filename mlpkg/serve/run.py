@@ -43,7 +43,7 @@ def _check_port(settings: Settings) -> None:
 def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> subprocess.Popen[bytes]:
     """Start BentoML on a bento, with the state, host and port of the settings; it writes to `log`, by default standard error.
 
-    It lives no longer than this process; on Linux, than the thread that started it.
+    Whether it trusts loopback is as the settings that were loaded say; where they say nothing, as those in the bento do. It lives no longer than this process; on Linux, than the thread that started it.
 
     Raises
     ------
@@ -55,13 +55,15 @@ def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> 
         **os.environ,
         "MLPKG_STATE": str(settings.state),
         "MLPKG_ENV": settings.env,
-        "MLPKG_HOST": settings.host,  # who listens to more than this machine asks for tokens
+        "MLPKG_HOST": settings.host,
         "MLPKG_PORT": str(settings.port),
         "BENTOML_HOME": str(settings.state / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         # the mlpkg that was packaged, whatever this one has become since
         "PYTHONPATH": os.pathsep.join(str(p) for p in (bento.wheel, os.environ.get("PYTHONPATH")) if p),
     }
+    if "trust_loopback" in settings.model_fields_set:
+        environment["MLPKG_TRUST_LOOPBACK"] = str(settings.trust_loopback).lower()
     supervisor = importlib.util.find_spec("mlpkg.serve.supervisor")
     assert supervisor is not None and supervisor.origin is not None
     # -P: what lies beside the script are no modules to import
