@@ -46,6 +46,7 @@ from ..platform import Batch, DeadLetter, Entry, Loaded, Receipt, Token, decisio
 from ..settings import MlpkgError, Settings
 from ..timeline import Array, Packed, Timeline, pack
 from ..times import LATEST, now
+from ..untrusted import redacted
 
 # %% ../../nbs/backends/sqlite.ipynb #unit
 class _Unit:
@@ -1005,14 +1006,16 @@ class SqlitePlatform:
 
 
 def _letter(at: int, source: str, body: Any, why: Rejected, row: int | None) -> tuple[Any, ...]:
-    """A dead letter as the file holds it."""
+    """A dead letter as the file holds it, without any token that a sender put into it."""
     if isinstance(body, Mapping):
         try:
             body = json_body(body)
         except NoJson:
             body = repr(body)
     text = (body.decode("utf-8", "replace") if isinstance(body, bytes | bytearray) else str(body))[:20_000]
-    return (source, at, row, why.event or event_id(text.encode()), why.field, why.value, why.reason, text)
+    event = why.event or event_id(text.encode())
+    told = (redacted(said) for said in (why.field, why.value, why.reason, text))
+    return (source, at, row, event and redacted(event), *told)
 
 
 def _check_texts(batch: Batch) -> None:

@@ -371,14 +371,14 @@ class Application:
 
     def decide(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
         """Decide one event of a live caller; a decision that another caller asked for is not told to everyone."""
-        decision = self.decider.decide(body, live=True, caller=caller.name)
+        decision = self.decider.decide(body, caller=caller.name)
         self.guard.check_own(caller, decision.caller, "/v1/decide", decision.event)
         self.metrics.decided(decision)
         return decision
 
     def rank(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
         """Rank the candidates of one event of a live caller; a ranking that another caller asked for is not told to everyone."""
-        decision = self.decider.rank(body, live=True, caller=caller.name)
+        decision = self.decider.rank(body, caller=caller.name)
         self.guard.check_own(caller, decision.caller, "/v1/rank", decision.event)
         self.metrics.decided(decision)
         return decision
@@ -441,7 +441,7 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     source = _named(app.sources, "source", name)
     if id:
         return _get(asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
-    accept = partial(app.platform.accept, source, live=True)
+    accept = partial(app.platform.accept, source)
     return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
 
 
