@@ -664,11 +664,12 @@ class SqlitePlatform:
                 seen[at] = i
                 new.append(i)
                 continue
-            if body == batch.bodies[i] and (time == batch.time[i] or self._is_report(batch, i)):
+            report, stream = self._is_report(batch, i), batch.streams[batch.stream[i]]
+            same = body == batch.bodies[i] or (isinstance(stream, Source) and self._same(stream, body, batch.bodies[i]))
+            if same and (report or time == batch.time[i]):
                 result.known += 1
             else:
-                stream = batch.streams[batch.stream[i]].stream
-                result.refused.append((int(batch.rows[i]), _reused(stream, Row(at[1], 0, batch.bodies[i], ()))))
+                result.refused.append((int(batch.rows[i]), _reused(stream.stream, Row(at[1], 0, batch.bodies[i], ()))))
                 gone.add(int(batch.rows[i]))
         return np.array(new, np.int64)
 

@@ -7,6 +7,9 @@ __all__ = ['ingest', 'simulate', 'export', 'training_set', 'train', 'report']
 
 # %% ../../nbs/lab/cli.ipynb #imports
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,44 @@ def _write_frame(frame: Any, path: Path) -> None:
     frame.attrs.clear()
     writers[path.suffix](path, index=False)
 
+# %% ../../nbs/lab/cli.ipynb #counted
+_EVERY = 3.0  # seconds
+
+
+@contextmanager
+def _rows_read() -> Iterator[Callable[[int], object]]:
+    """What is told of every batch of rows, for those who wait."""
+    with progress("ingesting") as bar:
+        began = told = time.monotonic()
+        rows = 0
+
+        def count(more: int) -> None:
+            nonlocal rows, told
+            rows += more
+            bar.update(more)
+            now = time.monotonic()
+            if bar.disable and now - told >= _EVERY:
+                told = now
+                click.echo(f"ingesting: {rows:,} rows so far, {rows / (now - began):,.0f} a second", err=True)
+
+        yield count
+
+
+class _Most(click.ParamType):
+    """A number of rows, or a share such as ``1%``."""
+
+    name = "rows"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        text = str(value).strip()
+        try:
+            most: int | float = float(text[:-1]) / 100 if text.endswith("%") else int(text)
+            if 0 <= most < float("inf"):
+                return most
+        except ValueError:
+            pass
+        self.fail(f"{value!r} is neither a number of rows nor a share such as 1%", param, ctx)
+
 # %% ../../nbs/lab/cli.ipynb #ingest
 @click.command()
 @use_case_argument
@@ -32,21 +73,35 @@ def _write_frame(frame: Any, path: Path) -> None:
 @click.option(
     "--source", metavar="NAME", help="Of which source or outcome they are; by default of the source that is decided on."
 )
+@click.option(
+    "--max-rejected",
+    type=_Most(),
+    metavar="N|N%",
+    help="Stop where more rows, or a larger share of them, are refused.",
+)
 @as_json
-def ingest(use_case: str, file: Path, source: str | None, as_json: bool) -> None:
+def ingest(use_case: str, file: Path, source: str | None, max_rejected: int | float | None, as_json: bool) -> None:
     """Put the rows of FILE into the log; what is refused is listed and goes to the dead letters.
 
     FILE is Parquet, CSV or NDJSON, with id, time (with a zone) and the fields of the source as columns, unless the use case has a
     reader of its own. A column `arrived` says when an event arrived, if not at its time; one named like an outcome, what was
-    reported later.
+    reported later. Where nothing is taken, it fails.
     """
     from mlpkg.lab.ingest import ingest_file
 
     case, platform = opened(use_case, create=True)
-    with progress("ingesting") as bar:
-        done = ingest_file(case, file, platform, bar.update, source=source)
+    with _rows_read() as count:
+        done = ingest_file(case, file, platform, count, source=source, max_rejected=max_rejected)
     if as_json:
-        return say(done)
+        say(done)
+    else:
+        _tell(done, use_case)
+    if not done.taken:
+        why = f"all {len(done.refused)} rows were refused" if done.refused else "it has no rows"
+        raise MlpkgError(f"nothing of {file} was taken: {why}", "see above, put the file right and ingest it again")
+
+
+def _tell(done: Any, use_case: str) -> None:
     new = ", ".join(f"{count} {stream}" for stream, count in done.new.items())
     click.echo(f"{new}, {done.known} known already" if done.known else new)
     if done.waiting:
@@ -55,6 +110,8 @@ def ingest(use_case: str, file: Path, source: str | None, as_json: bool) -> None
         click.echo(f"row {row}: {why}", err=True)
     if done.refused:
         click.echo(f"{len(done.refused)} rows refused; all of them: mlpkg dead-letters {use_case}", err=True)
+    if done.assumed and done.taken:
+        click.echo("arrived is not a column: events count from their time, outcomes from it plus their delay", err=True)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

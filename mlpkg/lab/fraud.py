@@ -6,17 +6,19 @@
 __all__ = ['Plane', 'simulate', 'read']
 
 # %% ../../nbs/lab/fraud.ipynb #imports
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from scipy.spatial import KDTree
 
-from ..fraud.features import transactions
-from .files import File, in_log_order
+from .checks import keys_in, split_line
+from .files import Chunk, File, Unreadable
 from ..settings import MlpkgError
 from ..times import SECOND, instant
 
@@ -165,19 +167,55 @@ def _names(path: Path, columns: Iterable[str]) -> dict[str, str]:
     return names
 
 # %% ../../nbs/lab/fraud.ipynb #read
-def read(path: str | Path, size: int = 200_000) -> Iterator[pd.DataFrame]:
-    """The payments of a file and the reports of its frauds, in log order, in batches of about `size` rows.
+def read(path: str | Path, size: int = 100_000) -> Iterator[Chunk]:
+    """The payments of a file, at most `size` rows at a time, with what is known of their frauds in the column ``fraud``.
 
     Reads what `File` reads, with the handbook's column names or those of `simulate`; other columns are left out. Bad values are handed on
-    as they are. See `in_log_order` for what it yields.
+    as they are.
 
     Raises
     ------
     MlpkgError
-        Before the first batch: the file is missing, of an unknown kind, or has not the columns.
+        Before the first rows: the file is missing, of an unknown kind, or has not the columns.
     """
     file = File.open(path, size)
-    # a row of JSON may lack a field: for the door to say, row by row
-    names = _names(file.path, [*file.columns, *_HANDBOOK] if file.typed else file.columns)
-    theirs = names is _HANDBOOK
-    return in_log_order(file, transactions, names, lenient=not file.typed or theirs, utc=theirs)
+    if file.typed:
+        return (_from_lines(chunk) for chunk in file.chunks)
+    names = _names(file.path, file.columns)
+    return (_named(chunk, names) for chunk in file.chunks)
+
+
+def _named(chunk: Chunk, names: Mapping[str, str]) -> Chunk:
+    columns = {name: chunk.columns[column] for name, column in names.items() if column in chunk.columns}
+    return replace(chunk, columns=columns, utc=names is _HANDBOOK)
+
+
+def _from_lines(chunk: Chunk) -> Chunk:
+    """Lines with our names without what is none of them; of the handbook's, their columns."""
+    lines = chunk.lines or []
+    if b'"TRANSACTION_ID"' not in lines[0]:
+        return replace(chunk, lines=[_ours(line) for line in lines])
+    objects = [_object(line) for line in lines]
+    good = [i for i, found in enumerate(objects) if found is not None]
+    bad = [(int(chunk.rows[i]), lines[i].decode()) for i, found in enumerate(objects) if found is None]
+    columns: dict[str, list[Any]] = {
+        n: [(objects[i] or {}).get(column) for i in good] for n, column in _HANDBOOK.items()
+    }
+    unreadable = tuple(
+        Unreadable(row, line, "cannot be read as a row: it is no JSON object with each key once") for row, line in bad
+    )
+    return Chunk(chunk.rows[good], columns, utc=True, unreadable=unreadable)
+
+
+def _ours(line: bytes) -> bytes:
+    others = (_object(line) or {}).keys() - _HANDBOOK.keys()
+    return split_line(line, others)[0] if others else line
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The object of a line, if it is one and has each key once."""
+    try:
+        found = msgspec.json.decode(line)
+        return found if isinstance(found, dict) and keys_in(line) == len(found) else None
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
