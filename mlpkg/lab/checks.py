@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..columns import NULL, SAFE, SUMMABLE, Column, Resolution, column_of, text_code
+from ..columns import NULL, Column, Resolution, column_of, text_code
 from ..events import Event, Outcome, Rejected, Row, Source, Table, what_is
 from .files import Chunk
 from .said import Said, Unsayable, say
@@ -157,17 +157,11 @@ def _numbers(rule: Rule, typed: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     if column.kind == "bool":
         return np.ones(len(values), bool), values.astype(np.int64)
     with np.errstate(invalid="ignore", over="ignore"):
-        scaled = values * float(column.scale) if column.kind == "number" else values
-        codes = np.rint(scaled) if column.kind == "number" else scaled
-        fine = np.abs(codes) <= (SUMMABLE if column.kind == "number" else SAFE)
-        if column.kind == "number":
-            fine &= (values == 0) | (np.abs(scaled) >= _FINEST)
+        fine = ~(column.too_large(values) | column.too_fine(values))
         for holds, bound in rule.bounds:
             fine &= holds(values, bound)
+        codes = np.rint(values * float(column.scale)) if column.kind == "number" else values
     return fine, np.where(fine, codes, 0).astype(np.int64)
-
-
-_FINEST = 2 / 3  # of a step: what is less would lose more than half of itself
 
 
 def _texts(rule: Rule, typed: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -302,15 +296,25 @@ def split_line(line: bytes, beside: Collection[str]) -> tuple[bytes, dict[str, A
     if not any(f'"{name}"'.encode() in line for name in beside):
         return line, {}
     try:
-        raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        raw = _raw(line)
         if keys_in(line) != len(raw):  # one of them twice, for the door to refuse
             return line, {}
-        told = {name: msgspec.json.decode(raw.pop(name)) for name in beside if name in raw}
-    except (ValueError, RecursionError, msgspec.MsgspecError):
+        told = {name: json.loads(raw.pop(name)) for name in beside if name in raw}
+    except (ValueError, RecursionError):
         return line, {}
-    if not told:
-        return line, {}
-    return msgspec.json.encode(raw), told
+    kept = b",".join(json.dumps(name).encode() + b":" + value for name, value in raw.items())
+    return (b"{" + kept + b"}", told) if told else (line, {})
+
+
+def _raw(line: bytes) -> dict[str, bytes]:
+    """The values of an object as they stand, by name; ValueError where it is none."""
+    try:
+        return {name: bytes(value) for name, value in msgspec.json.decode(line, type=dict[str, msgspec.Raw]).items()}
+    except msgspec.MsgspecError:  # also where a number is NaN, which is for the door to refuse
+        found = json.loads(line)
+        if not isinstance(found, dict):
+            raise ValueError("no object") from None
+        return {name: json.dumps(value).encode() for name, value in found.items()}
 
 
 def keys_in(line: bytes) -> int:
@@ -374,8 +378,9 @@ class EventChecks:
         if isinstance(said, Unsayable):
             raise Rejected(f"{self._where}.arrived", said.shown, said.reason, event=row.id, source=self.source.name)
         arrived = moment_of(said, self._where, row.id, self.source.name)
-        self.source.check_arrival(row, row.time if arrived == NULL else arrived, live=False)
-        return row.time if arrived == NULL else arrived
+        arrived = row.time if arrived == NULL else arrived
+        self.source.check_arrival(row, arrived, now())
+        return arrived
 
     def _vouch(self, columns: Columns, arrivals: Said | None, taken: Taken) -> np.ndarray:
         """Fill in the rows that certainly keep the contract; which they are."""
@@ -388,18 +393,13 @@ class EventChecks:
         if arrivals is not None:
             arrived = np.where(arrivals.empty, time, _micros(arrivals))
             fine &= (arrived >= EARLIEST) & (arrived < LATEST)
-        fine &= self._in_time(time, arrived)
+        fine &= self.source.arrival_fine(time, arrived, now())
         for one in found.values():
             fine &= one.fine
         if isinstance(self.source, Table):  # a deletion has a form of its own
             fine &= found["deleted"].codes != 1
         self._fill(columns.said["id"], found, time, arrived, np.flatnonzero(fine), taken)
         return fine
-
-    def _in_time(self, time: np.ndarray, arrived: np.ndarray) -> np.ndarray:
-        source = self.source
-        late, ahead = arrived - time, arrived - now()
-        return (late <= source.lateness_us) & (-late <= source.ahead_us) & (ahead <= source.ahead_us)
 
     def _fill(
         self, ids: Said, found: dict[str, Judged], time: np.ndarray, arrived: np.ndarray, at: np.ndarray, taken: Taken
@@ -501,8 +501,6 @@ class ReportChecks:
             return np.zeros(columns.rows, bool)
         found = judge(self._rule, columns.said[name], columns.rows)
         fine = found.fine & ~columns.said[name].empty & proper_ids(columns.said["id"])
-        if self._rule.column.kind != "text":
-            fine &= np.abs(found.codes) <= SUMMABLE
         if "corrects" in columns.said:
             fine &= columns.said["corrects"].empty
         at = np.flatnonzero(fine)
@@ -514,16 +512,23 @@ class ReportChecks:
         """The same reports with their arrivals, without those of which it is no time."""
         stream, said = self.outcome.stream, say(chunk.columns["arrived"], "time", text=chunk.text, utc=chunk.utc)
         taken.arrived = _micros(said)[taken.places]
-        fine = said.empty[taken.places] | ((taken.arrived >= EARLIEST) & (taken.arrived < LATEST))
+        fine = (taken.arrived >= EARLIEST) & self.outcome.arrival_fine(taken.arrived, now())
+        fine |= said.empty[taken.places]
         for i in np.flatnonzero(~fine).tolist():
             body = {"id": taken.ids[i], "arrived": said.take(taken.places[i : i + 1])[0]}
             try:
                 check_sayable(body, stream, stream)
-                taken.arrived[i] = moment_of(body["arrived"], stream, taken.ids[i], stream)
+                taken.arrived[i] = self._arrived(taken.ids[i], body["arrived"])
                 fine[i] = True
             except Rejected as why:
                 refused.append(Refused(int(chunk.rows[taken.places[i]]), shown(body), why, stream))
         return taken.where(fine)
+
+    def _arrived(self, id: str, said: Any) -> int:
+        arrived = moment_of(said, self.outcome.stream, id, self.outcome.stream)
+        if arrived != NULL:
+            self.outcome.check_arrival(Row(id, 0, "", ()), arrived, now())
+        return arrived
 
     def _take_lines(self, chunk: Chunk, lines: list[bytes], refused: list[Refused]) -> Taken:
         outcome, stream = self.outcome, self.outcome.stream
@@ -532,7 +537,7 @@ class ReportChecks:
             report, extra = split_line(line, ["arrived"])
             try:
                 row = outcome.parse(report)
-                taken.put(i, row, moment_of(extra.get("arrived"), stream, row.id, stream))
+                taken.put(i, row, self._arrived(row.id, extra.get("arrived")))
                 fine[i] = True
             except Rejected as why:
                 refused.append(Refused(int(chunk.rows[i]), line, as_row(why, stream), stream))

@@ -11,7 +11,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -297,8 +297,8 @@ def read_file(path: str | Path, stream: Source | Outcome, size: int = 100_000) -
 
     A file of a source has ``id``, ``time`` (with a zone) and its fields as columns; optional fields may be missing. ``arrived`` says when
     an event arrived, if not at its time. A column named like an outcome with `presume` and `after` holds the truth; where it is not the
-    presumed one, it was reported `after` the event. A file of an outcome has ``id`` and the outcome's name as columns, and maybe ``arrived``
-    and ``corrects``.
+    presumed one, it was reported `after` the event. A file of an outcome has ``id`` and the outcome's name as columns, and maybe
+    ``arrived`` and ``corrects``.
 
     Raises
     ------

@@ -24,6 +24,7 @@ from .files import Chunk, read_file
 from .said import say
 from ..platform import Batch, Platform
 from ..settings import MlpkgError, Settings
+from ..times import now
 
 # %% ../../nbs/lab/ingest.ipynb #frames
 Frame = pd.DataFrame | pa.Table | Chunk
@@ -128,10 +129,10 @@ class _OfSource:
         if gone:
             reports = reports.take(np.flatnonzero(~np.isin(reports.row, list(gone))))
         slots = _slots(reached, reports.due, reports.after)
-        now = slots < len(taken.ids)
-        self._waiting = reports.take(np.flatnonzero(~now))
+        ready = slots < len(taken.ids)
+        self._waiting = reports.take(np.flatnonzero(~ready))
         self._waiting.after = np.zeros_like(self._waiting.after)
-        return self._merged(chunk.rows[taken.places], taken, reports.take(np.flatnonzero(now)), slots[now])
+        return self._merged(chunk.rows[taken.places], taken, reports.take(np.flatnonzero(ready)), slots[ready])
 
     def _reports(
         self, chunk: Chunk, taken: Taken, told: dict[str, list[Any]], refused: list[Refused]
@@ -147,7 +148,10 @@ class _OfSource:
                 cells = [cells[i] for i in taken.places.tolist()]
             said = checks.beside(taken, cells, chunk, refused)
             own = said.places
-            due = np.maximum(taken.time[own] + (checks.outcome.after_us or 0), taken.arrived[own])
+            due = np.minimum(
+                taken.time[own] + (checks.outcome.after_us or 0), now()
+            )  # what a file knows has arrived by now
+            due = np.maximum(due, taken.arrived[own])
             yield _Reports.of(said, number, due, chunk.rows[taken.places[own]], own + 1)
 
     def _merged(self, rows: np.ndarray, taken: Taken, reports: _Reports, slots: np.ndarray) -> Batch:
