@@ -37,9 +37,9 @@ class Resolution:
     @property
     def scale(self) -> int:
         """How many steps make one, e.g. 100 for a step of 0.01."""
-        scale = round(1 / self.step)
+        scale = round(1 / self.step) if 1e-300 < self.step <= 1 else 0
         if scale < 1 or abs(scale * self.step - 1) > 1e-9:
-            raise ValueError(f"a resolution of {self.step} is not one over a whole number")
+            raise ValueError(f"a resolution of {self.step} is not one over a whole number; write it as 0.01 or 1 / 64")
         return scale
 
 
@@ -195,7 +195,10 @@ def column_of(name: str, info: FieldInfo | Any) -> Column:
         raise TypeError(f"field {name!r}: {what} is not one of bool, int, float, str or a Literal of texts; {hint}")
     kind = kinds[annotation]
     step = next((m.step for m in metadata if isinstance(m, Resolution)), 1e-6)
-    scale = Resolution(step).scale if kind == "number" else 1
+    try:
+        scale = Resolution(step).scale if kind == "number" else 1
+    except ValueError as error:
+        raise ValueError(f"field {name!r}: {error}") from None
     return Column(name, kind, scale, nullable, _bits(kind, scale, metadata))  # type: ignore[arg-type]
 
 
@@ -205,6 +208,8 @@ def _instead(annotation: Any) -> str:
         return "write the values as texts, or take int with bounds"
     if get_origin(annotation) in (Union, type(int | None)):
         return "choose one type; a field that may be missing is written as in `int | None = None`"
+    if same := getattr(annotation, "__supertype__", None):
+        return f"write {getattr(same, '__name__', same)}"
     kind = get_origin(annotation) or annotation
     if not isinstance(kind, type) or kind is Any:
         return "choose one of them"

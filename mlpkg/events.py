@@ -129,7 +129,14 @@ Money = Annotated[float, Field(ge=0), Resolution(0.01)]
 class Event(BaseModel):
     """What every event has: an id, unique in its source, and the time at which it happened."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, str_max_length=10_000)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        str_max_length=10_000,
+        arbitrary_types_allowed=True,  # `Source` refuses them, with what to declare instead
+    )
 
     id: Id
     time: Time
@@ -245,6 +252,8 @@ class Source:
     @cached_property
     def declared(self) -> tuple[Column, ...]:
         """The columns of the contract, in its order, without id and time."""
+        if not (isinstance(self.contract, type) and issubclass(self.contract, Event)):
+            raise MlpkgError(f"source {self.name!r}: {self.contract!r} is no contract", "write a subclass of ml.Event")
         if issubclass(self.contract, _Stored):
             return self.contract.stored
         fields = [(n, i) for n, i in self.contract.model_fields.items() if n not in ("id", "time")]
@@ -400,7 +409,7 @@ class Source:
 
     def spec(self) -> dict[str, object]:
         """The source as plain data: what a definition has to know of it."""
-        return {
+        said: dict[str, object] = {
             "name": self.name,
             "subject": self.subject,
             "owner": self.owner,
@@ -409,7 +418,8 @@ class Source:
             "columns": [c.spec() for c in self.declared],
             "outcomes": [o.spec() for o in self.outcomes.values()],
             "decisions": list(self.decided),
-        } | ({"defaults": self.defaults} if self.defaults else {})
+        }
+        return said | ({"defaults": self.defaults} if self.defaults else {})
 
 # %% ../nbs/events.ipynb #validated
 def validated(contract: type[BaseModel], source: str, body: bytes | str | Mapping[str, Any], of: str = "source") -> Any:

@@ -2,15 +2,24 @@
 
 import json
 import os
-from typing import Any
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Literal, NewType
+from uuid import UUID
 
 import msgspec
+import numpy as np
+import pandas as pd
 import pytest
+from conftest import Project
 from door_values import EVERYTHING, GOOD, KINDS, Refusal, bodies, judge, time_of, times, values
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, create_model
 
 import mlpkg as ml
+from mlpkg.settings import MlpkgError
 from mlpkg.times import read_time
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
@@ -147,3 +156,71 @@ def test_a_row_of_a_table_is_judged_as_an_event_is(change: dict[str, Any], field
     twice = json.dumps(body)[:-1] + ', "customer": 5}'
     with pytest.raises(ml.Rejected, match="is given twice"):
         PROFILES.parse(twice)
+
+
+class Part(BaseModel):
+    """A model inside an event."""
+
+    a: int
+
+
+Colour = Enum("Colour", {"RED": "red", "BLUE": "blue"})
+
+NO_COLUMN = [
+    (datetime, "keep a time as a whole number of seconds, or make it the event's time"),
+    (date | None, "keep a time as a whole number of seconds"),
+    (pd.Timestamp, "keep a time as a whole number of seconds"),
+    (timedelta, "keep a duration as a whole number of seconds"),
+    (list[int], "a field holds one value"),
+    (tuple[str, ...] | None, "a field holds one value"),
+    (set, "a field holds one value"),
+    (dict[str, int], "write each of its keys as a field"),
+    (Part, "write each of its parts as a field of its own"),
+    (np.ndarray, "write each of its parts as a field of its own"),
+    (Decimal, "write float with a Resolution, or Money"),
+    (Colour, "write Literal['red', 'blue']"),
+    (UUID, "write str, and send its text"),
+    (bytes, "write str, and send its text"),
+    (int | str, "choose one type"),
+    (int | float | None, "choose one type"),
+    (Literal[1, 2], "write the values as texts, or take int with bounds"),
+    (Any, "choose one of them"),
+    (NewType("Amount", float), "write float"),
+    (Annotated[float, ml.Resolution(0.3)], "write it as 0.01 or 1 / 64"),
+    (Annotated[float, ml.Resolution(0)], "write it as 0.01 or 1 / 64"),
+]
+
+
+@pytest.mark.parametrize(("kind", "hint"), NO_COLUMN, ids=lambda v: None if isinstance(v, str) else str(v)[-30:])
+def test_a_field_that_no_column_holds_is_one_line_with_a_hint(kind: Any, hint: str):
+    contract = create_model("Order", __base__=ml.Event, amount=(kind, ...))
+    for define in (
+        lambda: ml.Source("orders", contract),
+        lambda: ml.Table("orders", contract, key="amount"),
+        lambda: ml.Source("orders", ml.Event).outcome("amount", kind),
+    ):
+        with pytest.raises(MlpkgError) as refused:
+            define()
+        said = str(refused.value)
+        assert said.startswith(("source 'orders': field 'amount': ", "outcome 'amount': field 'amount': ")), said
+        assert hint in said and "\n" not in said and len(said) < 300
+
+
+def test_what_is_no_contract_is_refused_with_a_hint():
+    for wrong in (Part, dict, Part(a=1)):
+        with pytest.raises(MlpkgError, match=r"is no contract; write a subclass of ml\.Event"):
+            ml.Source("orders", wrong)  # type: ignore[arg-type]
+
+
+def test_the_command_line_says_which_field_no_column_holds(project: Project, monkeypatch: pytest.MonkeyPatch):
+    (project.folder / "settings.ini").write_text(
+        "[DEFAULT]\nstate = state\nuse_cases =\n    shop = shop_of_dates:shop\n"
+    )
+    (project.folder / "shop_of_dates.py").write_text(
+        "from datetime import datetime\nimport mlpkg as ml\n\nclass Order(ml.Event):\n    paid: datetime\n\n"
+        "orders = ml.Source('orders', Order)\n"
+        "shop = ml.UseCase('shop', ml.FeatureSet('shop', on=orders, x=ml.field('paid')))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(project.folder), prepend=os.pathsep)
+    for command in (["catalog", "shop"], ["ingest", "shop", "orders.csv"], ["decide", "shop", "{}"]):
+        project.run(*command).said_one_line("source 'orders': field 'paid': datetime", "a whole number of seconds")
