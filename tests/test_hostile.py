@@ -3,9 +3,12 @@
 import contextlib
 import gzip
 import json
+import re
+import shutil
 import socket
 import statistics
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -194,6 +197,88 @@ def test_no_other_protocol_is_spoken(bank: Bank, kind: bytes):
     key = b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n"
     head = b"GET /v1/nothing HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: %s\r\n%s\r\n" % (kind, key)
     assert talk(bank, head).startswith(b"HTTP/1.1 4")
+
+
+def asking(
+    protocol: str, body: bytes, *more: str, close: bool = True, kind: str = "json", path: str = "/v1/decide"
+) -> bytes:
+    """A request that would rather speak another protocol, as those of `curl --http2` and of Java's client do."""
+    words = "Upgrade, HTTP2-Settings" + (", close" if close else "")
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Connection: {words}", f"Upgrade: {protocol}"]
+    lines += ["HTTP2-Settings: AAMAAABkAAQAAP__", f"Content-Type: application/{kind}", *more]
+    return (
+        "\r\n".join(
+            [*lines, *([] if "Transfer-Encoding: chunked" in more else [f"Content-Length: {len(body)}"]), "", ""]
+        ).encode()
+        + body
+    )
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.3", "foo/2, h2c", "H2C"])
+def test_who_asks_for_another_protocol_is_answered_in_http_1(bank: Bank, protocol: str):
+    """With all of the body: in one piece, in two that are cut anywhere, and in chunks."""
+    name = re.sub(r"\W", "-", protocol)
+    whole = asking(protocol, json.dumps(payment(f"tx-{name}")).encode())
+    first = talk(bank, whole)
+    assert first.startswith(b"HTTP/1.1 200 OK") and f'"event":"tx-{name}"'.encode() in first
+    answer = first.partition(b"\r\n\r\n")[2]
+    end = whole.index(b"\r\n\r\n")
+    for cut in (1, 40, end - 1, end, end + 1, end + 3, end + 4, end + 5, len(whole) - 1):
+        again = talk(bank, whole[:cut], whole[cut:], pause=0.01)
+        assert again.partition(b"\r\n\r\n")[2] == answer, cut
+    body = whole[end + 4 :]
+    chunks = b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (7, body[:7], len(body) - 7, body[7:])
+    chunked = asking(protocol, chunks, "Transfer-Encoding: chunked")
+    assert talk(bank, chunked).partition(b"\r\n\r\n")[2] == answer
+    waiting = asking(protocol, body, "Expect: 100-continue")
+    said = talk(bank, waiting[: -len(body)], body, pause=0.1)
+    assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK") and said.endswith(answer)
+
+
+def test_a_connection_goes_on_after_another_protocol_was_asked_for(bank: Bank):
+    """With requests in a row, some of which ask again, a batch among them."""
+    bodies = [json.dumps(payment(f"tx-on-{k}")).encode() for k in range(4)]
+    batch = asking("h2c", bodies[2] + b"\n" + bodies[3], kind="x-ndjson", close=False)
+    plain = HEAD + b"content-length: %d\r\n\r\n" % len(bodies[1]) + bodies[1]
+    last = b"GET /v1/health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: h2c\r\n\r\n"
+    said = talk(bank, asking("h2c", bodies[0], close=False) + plain + batch + last)
+    assert said.count(b"HTTP/1.1 200 OK") == 4 and b"101" not in said.partition(b"\r\n")[0]
+    assert [said.index(b'"event":"tx-on-%d"' % k) for k in range(4)] == sorted(
+        said.index(b'"event":"tx-on-%d"' % k) for k in range(4)
+    )
+
+
+def test_bounds_hold_for_who_asks_for_another_protocol(bank: Bank):
+    large = asking("h2c", b" " * 2_000_000)
+    assert talk(bank, large).startswith(b"HTTP/1.1 413 ")
+    assert talk(bank, asking("h2c", text(), "Content-Encoding: gzip")).startswith(b"HTTP/1.1 415 ")
+    assert talk(bank, asking("h2c", b"{", "Content-Length: 2")).startswith(b"HTTP/1.1 400 ")
+    assert talk(bank, asking("h2c", text())[:-5]).startswith(b"HTTP/1.1 408 ")
+    assert talk(bank, b"CONNECT bank:1 HTTP/1.1\r\nhost: bank:1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_curl_that_offers_http_2_is_answered(bank: Bank, tmp_path: Path):
+    for method in ("--http2", "--http1.1", "--http1.0"):
+        body = json.dumps(payment(f"tx-curl{method}"))
+        (tmp_path / "body").write_text(body)
+        command = [
+            "curl",
+            "-sS",
+            method,
+            "-H",
+            "content-type: application/json",
+            "--data-binary",
+            f"@{tmp_path / 'body'}",
+        ]
+        done = subprocess.run(
+            [*command, f"{bank.server.address}/v1/decide"], capture_output=True, text=True, timeout=30
+        )
+        answer = json.loads(done.stdout)
+        if method == "--http1.0":
+            assert answer["status"] == 401, "as nginx would ask"
+        else:
+            assert answer["event"] == f"tx-curl{method}", (method, answer)
 
 
 @pytest.mark.parametrize(
