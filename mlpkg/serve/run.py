@@ -43,7 +43,8 @@ def _check_port(settings: Settings) -> None:
 def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> subprocess.Popen[bytes]:
     """Start BentoML on a bento, with the state, host and port of the settings; it writes to `log`, by default standard error.
 
-    Whether it trusts loopback is as the settings that were loaded say; where they say nothing, as those in the bento do. It lives no longer than this process; on Linux, than the thread that started it.
+    It trusts loopback if the settings say so; where they say nothing, as those in the bento do. It lives
+    no longer than this process; on Linux, than the thread that started it.
 
     Raises
     ------
