@@ -6,7 +6,6 @@
 __all__ = ['KEPT', 'Standing', 'stand', 'Champion']
 
 # %% ../nbs/champion.ipynb #imports
-import logging
 import math
 import threading
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from .events import Source
 from .models import Model, ready
 from .platform import Platform
 from .settings import MlpkgError
+from .untrusted import logger
 
-_log = logging.getLogger("mlpkg")
+_log = logger("mlpkg")
 
 # %% ../nbs/champion.ipynb #loaded
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 __all__ = ['Scored', 'scores', 'scores_about', 'Follower', 'verify_scores', 'is_needed', 'lag', 'alone', 'follow']
 
 # %% ../nbs/shadow.ipynb #imports
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,8 +29,9 @@ from .rollout import shadowing
 from .settings import MlpkgError, Settings
 from .timeline import Array
 from .times import now
+from .untrusted import logger
 
-_log = logging.getLogger("mlpkg")
+_log = logger("mlpkg")
 
 # %% ../nbs/shadow.ipynb #scored
 class Scored(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ..cli import Instant, as_json, opened, progress, say, use_case_argument
+from ..cli import Instant, as_json, opened, progress, say, show, use_case_argument
 from ..settings import MlpkgError, Settings
 from ..times import iso
 
@@ -46,7 +46,7 @@ def _rows_read() -> Iterator[Callable[[int], object]]:
             now = time.monotonic()
             if bar.disable and now - told >= _EVERY:
                 told = now
-                click.echo(f"ingesting: {rows:,} rows so far, {rows / (now - began):,.0f} a second", err=True)
+                show(f"ingesting: {rows:,} rows so far, {rows / (now - began):,.0f} a second", err=True)
 
         yield count
 
@@ -103,15 +103,15 @@ def ingest(use_case: str, file: Path, source: str | None, max_rejected: int | fl
 
 def _tell(done: Any, use_case: str) -> None:
     new = ", ".join(f"{count} {stream}" for stream, count in done.new.items())
-    click.echo(f"{new}, {done.known} known already" if done.known else new)
+    show(f"{new}, {done.known} known already" if done.known else new)
     if done.waiting:
-        click.echo(f"{done.waiting} outcomes wait for their event")
+        show(f"{done.waiting} outcomes wait for their event")
     for row, why in done.refused[:50]:
-        click.echo(f"row {row}: {why}", err=True)
+        show(f"row {row}: {why}", err=True)
     if done.refused:
-        click.echo(f"{len(done.refused)} rows refused; all of them: mlpkg dead-letters {use_case}", err=True)
+        show(f"{len(done.refused)} rows refused; all of them: mlpkg dead-letters {use_case}", err=True)
     if done.assumed and done.taken:
-        click.echo("arrived is not a column: events count from their time, outcomes from it plus their delay", err=True)
+        show("arrived is not a column: events count from their time, outcomes from it plus their delay", err=True)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -147,7 +147,7 @@ def simulate(use_case: str, out: Path, parameters: tuple[tuple[str, str], ...]) 
             raise MlpkgError(f"the simulator has no parameter {name!r}", f"it has: {', '.join(known)}")
     frame = simulator(**{name: cast(name, value, known[name]) for name, value in parameters})
     _write_frame(frame, out)
-    click.echo(f"{len(frame)} events written to {out}")
+    show(f"{len(frame)} events written to {out}")
 
 
 @click.command()
@@ -165,7 +165,7 @@ def export(use_case: str, as_json: bool) -> None:
         new = archive.export(platform, list(case.sources.values()), outcomes, [case.name], bar.update)
     if as_json:
         return say({"folder": str(archive.folder), "new": new})
-    click.echo(f"{', '.join(f'{n} {stream}' for stream, n in new.items())} written to {archive.folder}")
+    show(f"{', '.join(f'{n} {stream}' for stream, n in new.items())} written to {archive.folder}")
 
 # %% ../../nbs/lab/cli.ipynb #train
 @click.command("training-set")
@@ -217,7 +217,7 @@ def training_set(
         rows = streaming.stream_training_set(
             case.features, start, end, into=into, progress=sys.stderr.isatty(), **asked
         )
-        click.echo(f"{rows.count_rows()} rows, {len(case.features.names)} features written to {into}")
+        show(f"{rows.count_rows()} rows, {len(case.features.names)} features written to {into}")
         return
     assert out is not None
     frame = training.training_set(case.features, start, end, **asked)
@@ -227,7 +227,7 @@ def training_set(
             f"name other days, or ingest some: mlpkg ingest {use_case} FILE",
         )
     _write_frame(frame, out)
-    click.echo(f"{len(frame)} rows, {len(case.features.names)} features written to {out}")
+    show(f"{len(frame)} rows, {len(case.features.names)} features written to {out}")
 
 
 @click.command()
@@ -254,8 +254,8 @@ def train(
     if as_json:
         return say({"version": model.version, "live": live, **metrics, "notebook": str(executed)})
     measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-    click.echo(f"model {model.version}{' (live)' if live else ''}: {measured}")
-    click.echo(f"the executed notebook: {executed}")
+    show(f"model {model.version}{' (live)' if live else ''}: {measured}")
+    show(f"the executed notebook: {executed}")
 
 
 @click.command()
@@ -270,4 +270,4 @@ def report(use_case: str, since: int, as_json: bool) -> None:
     case, platform = opened(use_case)
     platform.register(case.name, case.features)
     found = make(case, platform, since)
-    say(found) if as_json else click.echo(in_words(found))
+    say(found) if as_json else show(*in_words(found).split("\n"))

@@ -8,7 +8,6 @@ __all__ = ['Application']
 # %% ../../nbs/serve/app.ipynb #imports
 import asyncio
 import gc
-import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping
@@ -34,6 +33,7 @@ from .problem import Problem, problem
 from .turn import Turn
 from ..settings import MlpkgError, Settings
 from ..times import iso
+from ..untrusted import logger
 
 if TYPE_CHECKING:  # BentoML's supervisor imports a service too, and has no need of LightGBM
     from mlpkg.decisions import Decider, Decision, UseCase
@@ -42,7 +42,7 @@ _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 _Answer = tuple[int, bytes, bytes]  # status, content type, body
-_log = logging.getLogger("mlpkg.serve")
+_log = logger("mlpkg.serve")
 _encode = msgspec.json.Encoder().encode
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"application/problem+json"

@@ -18,8 +18,9 @@ from .app import Application
 from .follower import without_research
 from .problem import problem
 from ..settings import MlpkgError, Settings
+from ..untrusted import logger
 
-_log = logging.getLogger("mlpkg.serve")
+_log = logger("mlpkg.serve")
 
 # %% ../../nbs/serve/bento.ipynb #settings
 def settings(folder: str | Path) -> Settings:

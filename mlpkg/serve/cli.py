@@ -15,6 +15,7 @@ from types import FrameType
 import click
 
 from ..access import holds, is_loopback
+from ..cli import show
 from ..platform import open as open_platform
 from .package import build, find_bento, need_bentoml
 from .run import start_server, stop_server, wait_until_up
@@ -31,11 +32,9 @@ def package(use_case: str, model: str | None, output: Path | None, as_json: bool
     made = build(use_case, Settings.load(), model)
     folder = (made.copy_to(output) if output else made).folder
     if as_json:
-        click.echo(json.dumps({"bento": made.tag, "model": made.model, "folder": str(folder)}))
+        show(json.dumps({"bento": made.tag, "model": made.model, "folder": str(folder)}))
     else:
-        click.echo(
-            f"{made.tag} starts with model {made.model} and lies in {folder}; run it with: mlpkg serve {use_case}"
-        )
+        show(f"{made.tag} starts with model {made.model} and lies in {folder}; run it with: mlpkg serve {use_case}")
 
 # %% ../../nbs/serve/cli.ipynb #serve
 @click.command()
@@ -58,12 +57,12 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
             if state.get("status") == "ready"
             else f"not ready: {state.get('detail')}"
         )
-        click.echo(f"{use_case} is served on {address} (bento {found.tag}, {told}); Ctrl-C stops it")
-        click.echo(_who_may_call(settings))
+        show(f"{use_case} is served on {address} (bento {found.tag}, {told}); Ctrl-C stops it")
+        show(_who_may_call(settings))
         code = server.wait()
         raise MlpkgError(f"the server has ended with code {code}", "its last lines say why")
     except KeyboardInterrupt:
-        click.echo("stopping", err=True)
+        show("stopping", err=True)
     finally:
         stop_server(server)
 

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from ..platform import Platform
 from ..platform import open as open_platform
 from ..settings import Settings
+from ..untrusted import logger
 
-_log = logging.getLogger("mlpkg.serve")
+_log = logger("mlpkg.serve")
 
 # %% ../../nbs/serve/follower.ipynb #lean
 _RESEARCH = ("dask", "matplotlib", "pandas", "polars", "pyarrow", "sklearn")

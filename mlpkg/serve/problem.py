@@ -6,13 +6,13 @@
 __all__ = ['Problem', 'problem']
 
 # %% ../../nbs/serve/problem.ipynb #imports
-import logging
 from typing import Any
 
 from ..events import Rejected
 from ..settings import MlpkgError
+from ..untrusted import logger
 
-_log = logging.getLogger("mlpkg.serve")
+_log = logger("mlpkg.serve")
 
 # %% ../../nbs/serve/problem.ipynb #problem
 _TITLES = {
