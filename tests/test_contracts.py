@@ -1,0 +1,59 @@
+"""The page `docs/contracts.md`: its blocks run, its examples print what it says, and its table is true."""
+
+import doctest
+import json
+import re
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+import mlpkg as ml
+
+PAGE = (ROOT / "docs" / "contracts.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+REFUSED = re.findall(r"^\| `(\".*)` \| (\w+: .*) \|$", PAGE, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, Any]:
+    """What the page has defined at its end; its examples are checked on the way."""
+    names: dict[str, Any] = {}
+    for number, (kind, text) in enumerate(BLOCKS):
+        if kind == "python":
+            exec(compile(text, f"block {number}", "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(text, {}, f"block {number}", "docs/contracts.md", 0)
+        test.globs = names
+        said: list[str] = []
+        doctest.DocTestRunner().run(test, out=said.append, clear_globs=False)
+        assert not said, "".join(said)
+    return names
+
+
+def test_every_block_of_the_page_runs(page: dict[str, Any]):
+    assert {kind for kind, _ in BLOCKS} == {"python", "pycon"} and len(BLOCKS) > 10
+    assert page["orders"].parse(page["order"])
+
+
+def test_every_type_of_field_is_on_the_page(page: dict[str, Any]):
+    assert {(c.kind, c.nullable) for c in page["orders"].columns} >= {
+        ("int", False),
+        ("int", True),
+        ("number", False),
+        ("bool", False),
+        ("text", False),
+        ("text", True),
+    }
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED, ids=[change for change, _ in REFUSED])
+def test_each_refusal_of_the_table_is_what_is_said(page: dict[str, Any], change: str, said: str):
+    order = {name: value for name, value in page["order"].items() if f'"{name}": ' not in change}
+    with pytest.raises(ml.Rejected) as refused:
+        page["orders"].parse(f"{json.dumps(order)[:-1]}, {change}}}")
+    assert str(refused.value).removeprefix("Order.").partition(" (event")[0].partition(" (source")[0] == said
+
+
+def test_the_table_of_refusals_is_read():
+    assert len(REFUSED) > 20
