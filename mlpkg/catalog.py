@@ -229,7 +229,8 @@ def _outcome_in_words(outcome: Mapping[str, Any]) -> str:
     words = _column_in_words(outcome["column"])
     if presumed is None:
         return words
-    return f"{words}; {_spelt(Column.of(outcome['column']).decode(presumed))} where nothing is reported for {outcome['after']}"
+    said = outcome.get("presumed_text", Column.of(outcome["column"]).decode(presumed))
+    return f"{words}; {_spelt(said)} where nothing is reported for {outcome['after']}"
 
 
 def _spelt(value: Any) -> str:
@@ -342,7 +343,7 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.name,
         "type": _TYPES[column.kind],
         "step": 1 / column.scale if column.kind == "number" else None,
-        "presumed": None if presumed in (None, NULL) else column.decode(presumed),
+        "presumed": outcome.presume or (None if presumed in (None, NULL) else column.decode(presumed)),
         "after": outcome.after,
     }
 

@@ -28,7 +28,7 @@ from . import rollout as _rollout
 from . import shadow as _shadow
 from .backends import backup as _backup
 from .columns import Column
-from .events import Rejected
+from .events import Outcome, Rejected
 from .features import FeatureSet
 from .platform import decisions_of, texts_of
 from .platform import open as open_platform
@@ -160,11 +160,14 @@ def _decided_by(decision: dict[str, Any]) -> str:
     return f"model {decision['model']['version']}"
 
 
-def _truth(text: str) -> Any:
+def _truth(outcome: Outcome, text: str) -> Any:
+    """A truth as a person types it: a text is taken as it is, also one that looks like a number; all else is JSON."""
+    kind = outcome.column.kind
     try:
-        return msgspec.json.decode(text)
+        value = msgspec.json.decode(text.lower() if kind == "bool" else text)
     except msgspec.DecodeError:
         return text
+    return text if kind == "text" and not isinstance(value, str) else value
 
 
 @mlpkg.command()
@@ -173,6 +176,7 @@ def _truth(text: str) -> Any:
 @click.argument("truth", required=False)
 @click.option("--name", help="Which outcome, if the use case has several.")
 @click.option("--arrived", type=Instant(), help="When the report arrived, if not now.")
+@click.option("--corrects", is_flag=True, help="It was reported otherwise before, which was wrong.")
 @click.option("--waiting", is_flag=True, help="List the outcomes about events that are not known yet.")
 @as_json
 def outcome(
@@ -181,6 +185,7 @@ def outcome(
     truth: str | None,
     name: str | None,
     arrived: int | None,
+    corrects: bool,
     waiting: bool,
     as_json: bool,
 ) -> None:
@@ -205,7 +210,12 @@ def outcome(
     if name not in case.outcomes:
         raise MlpkgError(f"{use_case!r} has no outcome {name!r}", f"it has: {', '.join(sorted(names))}")
     platform.register(case.name, case.features)
-    receipt = platform.report(case.outcomes[name], {"id": id, name: _truth(truth)}, arrived=arrived)
+    told = case.outcomes[name]
+    report = {"id": id, told.name: _truth(told, truth)} | ({"corrects": True} if corrects else {})
+    try:
+        receipt = platform.report(told, report, arrived=arrived)
+    except Rejected as error:
+        raise MlpkgError(str(error), "where that was wrong, say --corrects") if error.status == 409 else error from None
     if as_json:
         return say(receipt)
     show(f"{id}: {'noted' if receipt.new else 'known already'}{', waits for its event' if receipt.waiting else ''}")

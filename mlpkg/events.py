@@ -785,7 +785,8 @@ class Outcome(Fact):
 
     def spec(self) -> dict[str, object]:
         """The outcome as plain data."""
-        return {"name": self.name, "column": self.column.spec(), "presumed": self.presumed, "after": self.after}
+        told = {"name": self.name, "column": self.column.spec(), "presumed": self.presumed, "after": self.after}
+        return told if not isinstance(self.presume, str) else told | {"presumed_text": self.presume}
 
 # %% ../nbs/events.ipynb #decisions
 class _Decided(msgspec.Struct):
@@ -835,6 +836,7 @@ def source_of(spec: Mapping[str, Any]) -> Source:
         after = duration(o["after"]) if o["after"] else None
         made.__dict__.update(column=column, presumed=o["presumed"], after_us=after)
         object.__setattr__(made, "after", o["after"])
+        object.__setattr__(made, "presume", o.get("presumed_text"))  # of a text: its code alone does not say it
         source.outcomes[made.name] = made
     for use_case in spec.get("decisions", ()):
         source.decisions(use_case)

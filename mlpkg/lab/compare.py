@@ -24,7 +24,16 @@ from ..decisions import UseCase
 from ..events import Outcome
 from ..features import compute
 from ..history import Events, History
-from .frames import find_use_case, nullable, readable, series, texts_of_events, the_platform, times
+from mlpkg.lab.frames import (
+    find_use_case,
+    nullable,
+    readable,
+    series,
+    texts_of_events,
+    texts_of_outcome,
+    the_platform,
+    times,
+)
 from .paired import LEVEL, Mean, Measure, Paired, Ranking, paired
 from .training import find_outcome, label_of, seen_of
 from ..models import Model
@@ -398,6 +407,7 @@ def compare(
     use_case: UseCase | str | None = None,
     by: By = (),
     outcome: str | None = None,
+    positive: str | Sequence[str] = (),
     as_of: str | int | None = None,
     costs: Costs | None = None,
     platform: Platform | None = None,
@@ -413,6 +423,8 @@ def compare(
         at given edges: ``by={"amount": [20, 100]}``.
     outcome
         Which outcome is the truth, if the source has several.
+    positive
+        Of an outcome that is a text, which of its texts count as a yes; all others are a no.
     as_of
         The instant up to which outcomes are known (default: now). Only rows old enough for silence to count are judged.
     costs
@@ -441,7 +453,8 @@ def compare(
         given, scores, actions = _through(model, rows, texts)
         features.append(given)
         frame[f"score_{side}"], frame[f"action_{side}"] = scores, actions
-    truth = _truth(frame, rows, told, None if as_of is None else instant(as_of), left_out)
+    asked = [positive] if isinstance(positive, str) else list(positive)
+    truth = _truth(frame, rows, told, asked, None if as_of is None else instant(as_of), left_out)
     event = SimpleNamespace(**{str(name): frame[name].to_numpy() for name in frame})
     made, missing = measures_of(frame.assign(truth=truth), costs or getattr(case.policy, "costs", None), event)
     edges = {by: None} if isinstance(by, str) else by if isinstance(by, Mapping) else dict.fromkeys(by)
@@ -514,18 +527,38 @@ def _fields(rows: Rows, texts: Mapping[str, Any]) -> Table:
     return pd.DataFrame({"id": pd.array(rows.ids, dtype="str"), "time": times(rows.time), **columns})
 
 
-def _truth(frame: Table, rows: Rows, told: Outcome | None, as_of: int | None, left_out: dict[str, int]) -> Array:
+def _truth(
+    frame: Table, rows: Rows, told: Outcome | None, positive: list[str], as_of: int | None, left_out: dict[str, int]
+) -> Array:
     """The truth as 1, 0 or NaN where a row is not judged; the outcome and `judged` become columns of the frame."""
     truth = np.full(len(frame), np.nan)
     if told is not None:
-        frame[told.name] = label_of(told, rows.history, as_of)[rows.places]
+        texts = texts_of_outcome(told, rows.platform)
+        frame[told.name] = label_of(told, rows.history, as_of, texts)[rows.places]
         unknown = pd.isna(frame[told.name]).to_numpy()
         young = rows.time + (told.after_us or 0) > (now() if as_of is None else as_of)
-        judged = ~unknown & ~young if told.column.kind == "bool" else np.zeros(len(frame), bool)
+        old = ~unknown & ~young
         left_out["too young"], left_out["not known"] = int(young.sum()), int((unknown & ~young).sum())
-        truth[judged] = frame[told.name][judged].astype(np.float64)
+        if (yes := _is_yes(frame[told.name], told, positive, texts)) is None:
+            hint = ": say with positive= which counts" if told.column.kind == "text" else ", not a yes or no"
+            left_out[f"have a {told.column.kind} as their outcome{hint}"] = int(old.sum())
+        else:
+            truth[old] = yes[old].astype(np.float64)
     frame["judged"] = ~np.isnan(truth)
     return truth
+
+
+def _is_yes(known: Any, told: Outcome, positive: list[str], texts: Mapping[int, str]) -> Any:
+    """Whether an outcome is a yes, of each row; None where that is not said."""
+    if positive and told.column.kind != "text":
+        raise MlpkgError(
+            f"positive= names texts, and the outcome {told.name!r} is a {told.column.kind}", "leave it out"
+        )
+    if wrong := [text for text in positive if text not in texts.values()]:
+        raise MlpkgError(f"no {told.name!r} was ever {wrong[0]!r}", did_you_mean(wrong[0], texts.values()))
+    if told.column.kind == "bool":
+        return known
+    return known.isin(positive) if positive else None
 
 
 def _column(name: str, frame: Table, features: Sequence[Table | None]) -> Any:

@@ -229,11 +229,12 @@ def _outcomes(case: UseCase, platform: Platform, time: int, position: int) -> Ta
     for outcome in outcomes:
         said = reports[outcome.stream]
         mine = np.flatnonzero(said.about == position)
+        codes = said.columns[outcome.name]
+        texts = texts_of([outcome], codes[mine].tolist(), platform)
         for i in mine.tolist():
             note = "reported" if i == mine[-1] else "reported, corrected later,"
-            rows.append(
-                (outcome.name, outcome.column.decode(int(said.columns[outcome.name][i])), int(said.arrived[i]), note)
-            )
+            code = int(codes[i])
+            rows.append((outcome.name, texts.get(code, outcome.column.decode(code)), int(said.arrived[i]), note))
         if not len(mine):
             rows.append(_silent(outcome, time))
     found: Table = pd.DataFrame(rows, columns=pd.Index(["outcome", "value", "reported", "note"]))
@@ -243,10 +244,6 @@ def _outcomes(case: UseCase, platform: Platform, time: int, position: int) -> Ta
 
 def _silent(outcome: Outcome, time: int) -> tuple[Any, ...]:
     if outcome.after_us is not None and time + outcome.after_us <= now():
-        return (
-            outcome.name,
-            outcome.column.decode(int(outcome.presumed or 0)),
-            None,
-            "presumed, as nothing was reported",
-        )
+        value = outcome.presume if outcome.column.kind == "text" else outcome.column.decode(int(outcome.presumed or 0))
+        return outcome.name, value, None, "presumed, as nothing was reported"
     return outcome.name, None, None, "not known yet"

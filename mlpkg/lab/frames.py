@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['When', 'Order', 'the_platform', 'find_source', 'find_use_case', 'times', 'series', 'frame_of', 'events',
-           'texts_of_events', 'nullable', 'readable', 'decisions', 'shadows', 'check_order', 'warn_of_late', 'preview']
+           'texts_of_events', 'truths', 'texts_of_outcome', 'nullable', 'readable', 'decisions', 'shadows',
+           'check_order', 'warn_of_late', 'preview']
 
 # %% ../../nbs/lab/frames.ipynb #imports
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 from warnings import warn
 
@@ -19,6 +21,7 @@ from ..decisions import UseCase, use_case
 from ..events import Outcome, Source
 from ..features import FeatureSet, compute
 from ..history import Events, History
+from .archive import Archive
 from ..platform import Platform, decisions_of, texts_of
 from ..platform import open as open_platform
 from ..settings import MlpkgError, Settings
@@ -106,7 +109,7 @@ def events(
     for name, texts in texts_of_events(source, found.position, platform).items():
         frame[name] = texts
     for outcome in outcomes:
-        frame[outcome.name] = _reported(outcome, found, history.reports[outcome.stream])
+        frame[outcome.name] = _reported(outcome, found, history.reports[outcome.stream], platform)
     return frame
 
 
@@ -121,16 +124,37 @@ def texts_of_events(source: Source, position: Array, platform: Platform) -> dict
     return {name: [body.get(name) for body in decoded] for name in names}
 
 
-def _reported(outcome: Outcome, events: Events, reports: Any) -> Any:
+def _reported(outcome: Outcome, events: Events, reports: Any, platform: Platform) -> Any:
     values = np.full(len(events), NULL)
     at = np.searchsorted(events.position, reports.about)
     values[at] = reports.columns[outcome.name]
-    known = pd.array([outcome.column.decode(v) for v in values.tolist()], dtype=object)
-    return (
-        pd.array(known, dtype="boolean")
-        if outcome.column.kind == "bool"
-        else pd.array(known.to_numpy(np.float64, na_value=np.nan))
-    )
+    return truths(outcome, values, texts_of_outcome(outcome, platform))
+
+# %% ../../nbs/lab/frames.ipynb #truths
+def truths(outcome: Outcome, codes: Array, texts: Mapping[int, str]) -> Any:
+    """What is known of an outcome, as a column of a frame: null where nothing is; `texts` are its words by their codes."""
+    unknown = codes == NULL
+    match outcome.column.kind:
+        case "bool":
+            return pd.arrays.BooleanArray(codes == 1, unknown)
+        case "int":
+            return pd.arrays.IntegerArray(np.where(unknown, 0, codes), unknown)
+        case "number":
+            return np.where(unknown, np.nan, codes / outcome.column.scale)
+    found, place = np.unique(codes, return_inverse=True)
+    return _as_text(nullable(found), texts)[place]
+
+
+def texts_of_outcome(outcome: Outcome | None, store: Any) -> dict[int, str]:
+    """The words of an outcome that is a text, by their codes: all that a platform or an archive has, and the presumed one."""
+    if outcome is None or outcome.column.kind != "text":
+        return {}
+    if isinstance(store, Archive):
+        pages = store.pages(outcome.stream, outcome.facts)
+        said = {text for page in pages for text in page[outcome.name].unique().to_pylist()}
+    else:
+        said = {msgspec.json.decode(e.body)[outcome.name] for e in store.read(streams=[outcome.stream])}
+    return {outcome.column.encode(text): text for text in {*said, outcome.presume} if text is not None}
 
 # %% ../../nbs/lab/frames.ipynb #readable
 def nullable(codes: Array) -> Any:
@@ -178,7 +202,8 @@ def decisions(
 
     history = platform.history([case.on], list(case.on.outcomes.values()), since=instant(since))
     for outcome in case.on.outcomes.values():
-        labels = pd.Series(label_of(outcome, history, as_of=None), index=history.events[case.on.name].position)
+        label = label_of(outcome, history, None, texts_of_outcome(outcome, platform))
+        labels = pd.Series(label, index=history.events[case.on.name].position)
         frame[outcome.name] = labels.reindex(frame["position"]).array
     for name in set(case.features.categories) & set(frame.columns):
         frame[name] = nullable(np.array([NULL if (c := row.get(name)) is None else c for row in rows], np.int64))

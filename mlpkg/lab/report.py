@@ -15,6 +15,7 @@ from ..events import Outcome
 from .frames import decisions, times
 from ..platform import Platform
 from ..times import now
+from ..untrusted import printable
 
 # %% ../../nbs/lab/report.ipynb #metrics
 def average_precision(label: Any, score: Any) -> float:
@@ -85,6 +86,11 @@ def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:
     name = outcome.name
     reported, known = int(frame[name].notna().sum()), mature(frame, outcome)
     found: dict[str, Any] = {"known": reported, "unknown": len(frame) - reported, "judged": len(known)}
+    if outcome.column.kind == "text" and len(known):
+        told = known.groupby([name, "action"]).size().unstack(fill_value=0)
+        ordered = told.loc[told.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+        by_text = {str(text): {str(action): int(n) for action, n in row.items()} for text, row in ordered.iterrows()}
+        return found | {"texts": by_text}
     if frame[name].dtype != "boolean" or not len(known):
         return found
     truth = known[name].astype(bool)
@@ -117,5 +123,8 @@ def in_words(found: dict[str, Any]) -> str:
             quality = "  ".join(f"{k} {q[k]:.3f}" for k in ("average_precision", "auc") if q[k] is not None)
             lines.append(f"  {q['positive']} positive  {quality}")
             lines += [f"  {action:12} {r['positive']:>6} of {r['known']}" for action, r in q["by_action"].items()]
+        for text, by_action in q.get("texts", {}).items():
+            actions = ", ".join(f"{action} {n}" for action, n in by_action.items() if n)
+            lines.append(f"  {printable(text):12} {sum(by_action.values()):>6}: {actions}")
     lines.append(f"{found['waiting']} outcomes wait for their event, {found['dead_letters']} dead letters")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from ..features import FeatureSet, complete
 from ..history import Events, History, Reports
 from ..keys import Key
 from .archive import Archive, corrects_of, events_of, facts_of, int64_of, reports_of, table_of, told_in
-from .frames import Order, the_platform
+from .frames import Order, texts_of_outcome, the_platform
 from .training import Plan, as_frame, key_fields, seen_of
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
@@ -287,6 +287,7 @@ class _Stream:
         self.kept = work / "kept"  # of the rows, what comes along: ids, times, codes, labels
         self.starts = [0]  # the first row of each page, and how many there are
         self.results: list[Spill] = []
+        self.texts = texts_of_outcome(plan.label, getattr(store, "platform", store))
 
     # -- dealing out -------------------------------------------------------------------------------------------------
 
@@ -360,7 +361,7 @@ class _Stream:
         if not len(rows):
             return
         self.starts.append(self.starts[-1] + len(rows))
-        label = self.plan.label_of(History({self.features.on.name: events}, dict(reports)), rows)
+        label = self.plan.label_of(History({self.features.on.name: events}, dict(reports)), rows, self.texts)
         codes = {name: codes[rows] for name, codes in events.columns.items()}
         ids = [events.ids[i] for i in rows.tolist()]
         pickle.dump((ids, events.time[rows], codes, label), kept, pickle.HIGHEST_PROTOCOL)

@@ -23,7 +23,16 @@ from ..events import Fact, Outcome, Source
 from ..features import FeatureSet, compute
 from ..history import Events, History, Reports
 from .archive import Archive
-from .frames import Order, check_order, nullable, the_platform, times, warn_of_late
+from mlpkg.lab.frames import (
+    Order,
+    check_order,
+    nullable,
+    texts_of_outcome,
+    the_platform,
+    times,
+    truths,
+    warn_of_late,
+)
 from ..models import MOST, Categories
 from ..platform import Platform
 from ..settings import MlpkgError
@@ -31,8 +40,11 @@ from ..timeline import Array
 from ..times import instant, now
 
 # %% ../../nbs/lab/training.ipynb #label
-def label_of(outcome: Outcome, history: History, as_of: int | None) -> Any:
-    """The outcome of every event of its source in the history, as known at the instant `as_of` (default: now), else null."""
+def label_of(outcome: Outcome, history: History, as_of: int | None, texts: Mapping[int, str] | None = None) -> Any:
+    """The outcome of every event of its source in the history, as known at the instant `as_of` (default: now), else null.
+
+    `texts` are the words of an outcome that is a text, by their codes, as `texts_of_outcome` gives them.
+    """
     events, reports = history.events[outcome.source.name], history.reports[outcome.stream]
     as_of = now() if as_of is None else as_of
     values = np.full(len(events), NULL, np.int64)
@@ -43,12 +55,7 @@ def label_of(outcome: Outcome, history: History, as_of: int | None) -> Any:
     if len(events):
         found = events.position[place] == reports.about[by_then]
         values[place[found]] = reports.columns[outcome.name][by_then][found]
-    unknown = values == NULL
-    if outcome.column.kind == "bool":
-        return pd.arrays.BooleanArray(values == 1, unknown)
-    if outcome.column.kind == "int":
-        return pd.arrays.IntegerArray(np.where(unknown, 0, values), unknown)
-    return np.where(unknown, np.nan, values / outcome.column.scale)
+    return truths(outcome, values, texts or {})
 
 # %% ../../nbs/lab/training.ipynb #as-known
 def as_known(history: History, outcomes: Sequence[Fact]) -> tuple[History, dict[str, Array]]:
@@ -149,15 +156,15 @@ class Plan:
             return compute(features, history, rows, seen)
         return compute_as_known(features, history, [o for o in self.outcomes if o.stream in history.reports], rows)
 
-    def label_of(self, history: History, rows: Array) -> Any:
-        """The label of some events of the history, if there is one."""
+    def label_of(self, history: History, rows: Array, texts: Mapping[int, str]) -> Any:
+        """The label of some events of the history, if there is one; `texts` are its words."""
         if self.label is None:
             return None
         if self.history == "as_recorded":
-            return label_of(self.label, history, self.as_of)[rows]
+            return label_of(self.label, history, self.as_of, texts)[rows]
         events = {self.label.base.name: history.events[self.label.base.name]}
         known, places = as_known(History(events, history.reports), [self.label])
-        return label_of(self.label, known, self.as_of)[places[self.label.base.name][rows]]
+        return label_of(self.label, known, self.as_of, texts)[places[self.label.base.name][rows]]
 
 
 def find_outcome(source: Source, name: str | None) -> Outcome | None:
@@ -205,8 +212,8 @@ def training_set(
     Returns
     -------
     A row per event in the order of the log: ``id``, ``time``, the keys, the features (int64 or float64; a category is an Int64,
-    the code of its text, which `lab.readable` shows), ``label`` (null where it is not known). `lab.stream_training_set` writes
-    the same rows to files where they do not fit into memory.
+    the code of its text, which `lab.readable` shows), ``label`` (null where it is not known; that of an outcome that is a text
+    is its text). `lab.stream_training_set` writes the same rows to files where they do not fit into memory.
     """
     platform = platform or the_platform()
     plan = Plan.of(features, start, end, as_of, outcome, use_case, history)
@@ -217,7 +224,8 @@ def training_set(
     seen = None if history == "as_known" else seen_of(events.position[rows], *store.decided(plan.use_case))
     if history == "as_recorded":
         warn_of_late(features, found, rows, seen)
-    values, label = plan.compute(features, found, rows, seen), plan.label_of(found, rows)
+    values = plan.compute(features, found, rows, seen)
+    label = plan.label_of(found, rows, texts_of_outcome(plan.label, store))
     codes = {name: events.columns[name][rows] for name in key_fields(features)}
     frame = as_frame(features, [events.ids[i] for i in rows.tolist()], events.time[rows], codes, values, label)
     frame.attrs.update(plan.attrs, source=source)
