@@ -19,7 +19,7 @@ import msgspec
 from .decisions import Decision
 from .platform import Receipt
 from .settings import Missing, MlpkgError
-from .times import iso, micros
+from .times import iso, micros, now
 
 try:
     import httpx
@@ -66,7 +66,7 @@ class _Talks:
     async def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
         headers = self._headers | ({"content-type": kind} if body is not None else {})
         timeout = httpx.Timeout(self.timeout).as_dict()
-        pause, least, why = 0.05, 0.0, ""
+        pause, least, why, clocks = 0.05, 0.0, "", ""
         for attempt in range(self.attempts):
             if attempt:
                 # not all at once, when a service comes back
@@ -78,15 +78,18 @@ class _Talks:
             try:
                 said = await self._send(request)
             except httpx.TransportError as error:
-                why = f"{type(error).__name__}: {error}"
+                why, clocks = f"{type(error).__name__}: {error}", ""
                 continue
             if said.status_code in _AGAIN:
-                why = f"{said.status_code}: {_problem(said).get('detail')}"
+                problem = _problem(said)
+                why, clocks = f"{said.status_code}: {problem.get('detail')}", _clocks(problem)
                 least = min(_seconds(said.headers.get("retry-after")), 5.0)
             elif said.status_code >= 400:
                 raise Refused(_problem(said))
             else:
                 return said.content
+        if clocks:
+            raise Unavailable(f"{self.url} took nothing in {self.attempts} attempts: {clocks}", _SET_CLOCKS)
         raise Unavailable(f"{self.url} did not answer in {self.attempts} attempts ({why})", "is the service running?")
 
     async def _one(self, path: str, event: Mapping[str, Any], of: type[_T]) -> _T:
@@ -98,6 +101,7 @@ class _Talks:
         """An answer for each, in order; those that could not be taken just now are sent again."""
         lines = [_encode(event) for event in events]
         found: dict[int, Any] = {}
+        clocks = ""
         for attempt in range(self.attempts):
             open = [i for i in range(len(lines)) if i not in found]
             if not open:
@@ -109,10 +113,14 @@ class _Talks:
                 answer = msgspec.json.decode(line)
                 if answer.get("status", 200) not in _AGAIN:
                     found[i] = Refused(answer) if "status" in answer else msgspec.convert(answer, of)
+                else:
+                    clocks = _clocks(answer) or clocks
         if len(found) < len(lines):
-            raise Unavailable(
-                f"{self.url} took {len(found)} of {len(lines)} events", "send the rest again, with the same ids"
+            some, again = (
+                f"{self.url} took {len(found)} of {len(lines)} events",
+                "send the rest again, with the same ids",
             )
+            raise Unavailable(f"{some}: {clocks}" if clocks else some, f"{_SET_CLOCKS}; {again}" if clocks else again)
         return [found[i] for i in range(len(lines))]
 
     async def _get(self, path: str, of: type[_T]) -> _T | None:
@@ -132,6 +140,17 @@ def _problem(said: httpx.Response) -> dict[str, Any]:
     if isinstance(problem, dict):
         return problem
     return {"status": said.status_code, "detail": f"answered {said.status_code}"}
+
+
+_SET_CLOCKS = "set the clock that is wrong"
+
+
+def _clocks(problem: Mapping[str, Any]) -> str:
+    """What the clocks say where an event was refused because they differ, else nothing."""
+    if "clock" not in problem:
+        return ""
+    event, time, clock = (problem.get(name) for name in ("event", "time", "clock"))
+    return f"the time of event {event} is {time}, the service's clock says {clock}, the clock here {iso(now())}"
 
 
 def _seconds(text: str | None) -> float:

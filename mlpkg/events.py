@@ -93,7 +93,7 @@ class ClockDiffers(Rejected):
         return "ahead" if self.time > self.clock else "late"
 
     def __str__(self) -> str:
-        return f"{super().__str__()}; the clock of this machine says {iso(self.clock)}"
+        return f"{super().__str__()}; the machine's clock says {iso(self.clock)}"
 
     def problem(self) -> dict[str, object]:
         """The problem document, which says what the clock is and what the time of the event."""
@@ -388,7 +388,7 @@ class Source:
     def arrival_fine(self, time: Any, arrived: Any, clock: int) -> Any:
         """Whether times and arrivals keep to `lateness` and `ahead` when the clock says `clock`: int64 arrays, or single integers."""
         in_time = (arrived - time <= self.lateness_us) & (time - arrived <= self.ahead_us)
-        return in_time & (arrived - clock <= self.ahead_us)
+        return in_time & (arrived <= clock + self.ahead_us)
 
     def check_arrival(self, row: Row, arrived: int, clock: int) -> None:
         """Raise `Rejected` unless `arrival_fine`: `ClockDiffers` where the event arrives just now, that is at `clock`."""

@@ -2,12 +2,18 @@
 
 import subprocess
 import sysconfig
+import urllib.request
 from pathlib import Path
 
 import pytest
 from serving import environment, made_once, serving
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+# a made-up time differs from the clock: asked again, it might not
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", 503]
+"""
 SCHEMATHESIS = Path(sysconfig.get_path("scripts"), "schemathesis")
 
 
@@ -16,9 +22,14 @@ def test_schemathesis_finds_no_error_of_the_server_and_no_answer_that_is_not_des
 ):
     """Every operation, with good, broken and missing parameters and bodies, in every phase."""
     made = made_once(tmp_path_factory)
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
     with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log") as server:
         how = ["--checks", CHECKS, "--max-examples", "25", "--seed", "1", "--no-color", "--request-timeout", "20"]
         command = [SCHEMATHESIS, "run", f"{server.address}/openapi.json", "--phases", "examples,coverage,fuzzing", *how]
         done = subprocess.run(command, cwd=tmp_path, env=environment(server.state), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-8_000:] + done.stderr[-2_000:]
+        counted = urllib.request.urlopen(f"{server.address}/metrics").read().decode().splitlines()
+        numbers = [(name, float(n)) for name, _, n in (line.rpartition(" ") for line in counted if line[0] != "#")]
+        by_clock = sum(n for name, n in numbers if name.startswith("mlpkg_clock_refusals_total"))
+        assert 0 < sum(n for name, n in numbers if 'status="503"' in name) <= by_clock, "no other is expected"
         assert "Traceback" not in server.said and "unexpected" not in server.said, server.said[-3_000:]

@@ -271,8 +271,8 @@ def shadowed(shop: Shop) -> str:
 
 @pytest.mark.parametrize("from_log", [False, True])
 def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_log: bool):
-    """Every alternative has the score that the log gives, also of a fallback, and where the timelines have changed since."""
-    shop = Shop(tmp_path / "shop", START if from_log else now() - 3 * DAY)
+    """Every alternative has the score that the log gives, also of a fallback, and where what the timelines hold was corrected since."""
+    shop = Shop(tmp_path / "shop", START)
     with closing(shop.platform):
         shop.ranks("before")
         version = shadowed(shop)
@@ -286,6 +286,8 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
             shop.platform.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=at)
             shop.decider.decide(shop.visit(f"d{k}", at) | shop.candidates(1)[0], arrived=at)
             shop.platform.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(at - MINUTE)}, arrived=at)
+        if from_log:
+            shop.platform.report(clicked, {"id": "s3", "clicked": False, "corrects": True}, arrived=at)
         with monkeypatch.context() as patch:
             patch.setattr(shop.decider, "deadline_us", -1)
             late = shop.decider.rank({"id": "v12", "candidates": shop.candidates(20)}, arrived=shop.end + DAY)

@@ -301,11 +301,11 @@ def test_what_was_corrected_since_is_seen_as_it_was_then(
     assert shadow.verify_scores(handbook.early, platform).mismatches == 0
 
 
-def test_what_the_store_may_have_let_go_of_is_asked_of_the_log(bank: Bank, monkeypatch: pytest.MonkeyPatch):
-    """These payments are older than anything that may still be decided today."""
+def test_timelines_hold_what_an_old_decision_saw(bank: Bank, monkeypatch: pytest.MonkeyPatch):
+    """These payments are older than anything that may still be decided today, and the log is not asked."""
     rollout.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="ann", why="to see")
     made = [bank.pays(f"tx-{k}", k / 24) for k in range(5)]
-    monkeypatch.setattr(shadow, "evaluate_alternatives", lambda *given: ({}, []))
+    monkeypatch.setattr(shadow, "_computed", None)
     Follower(handbook.fraud, bank.platform).step()
     assert [s.score for _, s in shadow.scores("fraud", bank.platform)] == [d.score for d in made]
 

@@ -310,3 +310,16 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(settings: Settings):
     again.register("guard", asks((frauds, ("card",), ("fraud",))))
     assert same_as_the_log(again, frauds, ("card",), ("fraud",)) == 1
     again.close()
+
+
+def test_a_store_whose_timelines_were_trimmed_builds_them_again(settings: Settings):
+    """Up to its fourth version a store let go of what it took for old."""
+    platform = SqlitePlatform(settings)
+    platform.register("guard", asks((payments, ("card",), ("amount",))))
+    load(platform, range(1000))
+    platform.db.execute("delete from chunk; delete from node; update timeline set used=0; pragma user_version=4")
+    platform.close()
+    again = SqlitePlatform(settings)
+    again.register("guard", asks((payments, ("card",), ("amount",))))
+    assert same_as_the_log(again, payments, ("card",), ("amount",)) > 0
+    again.close()

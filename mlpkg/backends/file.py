@@ -16,7 +16,7 @@ from .timelines import SCHEMA as TIMELINES
 from ..settings import MlpkgError, Settings
 
 # %% ../../nbs/backends/file.ipynb #schema
-_VERSION = 4
+_VERSION = 5
 _SCHEMA = """
 create table if not exists control(id integer primary key check (id = 1), generation integer not null);
 insert or ignore into control values (1, 0);
@@ -34,6 +34,7 @@ create table if not exists waiting(source integer not null, id text not null, po
     primary key (source, id));
 create table if not exists dead_letter(id integer primary key, source text not null, at integer not null, row integer, event text,
     field text not null, value text not null, reason text not null, body text not null);
+create index if not exists dead_letter_live on dead_letter(source, event) where row is null;
 create table if not exists live(use_case text primary key, version text not null);
 create table if not exists token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
     created integer not null, expires integer, revoked integer);
@@ -47,6 +48,9 @@ update log set about = (select e.position from source r join source s on r.name 
     where about is null and source in (select id from source where instr(name, '.') > 0
         and substr(name, 1, 10) <> 'decisions.' and substr(name, 1, 11) <> 'promotions.');
 """  # timelines are built again by the next register; a report that had waited did not say what it was about
+_TO_4 = (
+    "update stream set state = 'gone' where state = 'live'"  # their timelines were trimmed: they are built again, whole
+)
 
 # %% ../../nbs/backends/file.ipynb #connect
 _PRAGMAS = (
@@ -109,8 +113,8 @@ def _update(db: Any, path: Path) -> None:
     db.execute("begin immediate")
     try:
         if (version := db.pragma("user_version")) < _VERSION:
-            if version == 1:
-                db.execute(_FROM_1)
+            if version:
+                db.execute(_FROM_1 if version == 1 else _TO_4)
             db.execute(_SCHEMA + TIMELINES)
             db.pragma("user_version", _VERSION)
         db.execute("commit")

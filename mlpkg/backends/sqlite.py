@@ -28,6 +28,7 @@ from .timelines import Bulk, Head, Timelines
 from ..cells import Cells
 from mlpkg.events import (
     NULL,
+    ClockDiffers,
     Decisions,
     Fact,
     Outcome,
@@ -151,6 +152,12 @@ def _id_range(id: str) -> tuple[str, str, str]:
     return id, f"{id}\x1f", f"{id}\x20"
 
 
+_BURY = (
+    "insert into dead_letter(source, at, row, event, field, value, reason, body) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8"
+)
+_UNLESS_THERE = (
+    " where not exists (select 1 from dead_letter where source=?1 and event=?4 and reason=?7 and row is null)"
+)
 _INSERT = "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?) on conflict (source, id) do nothing"
 _FOUND = "select c.value, l.position, l.time, l.arrived, l.body from carray(?) c cross join log l on l.source=? and l.id=c.value"
 _REACH = 5000  # how many entries a look back passes over at most
@@ -585,10 +592,9 @@ class SqlitePlatform:
             return
         at = now()
         with self._transaction():
-            self.db.executemany(
-                "insert into dead_letter(source, at, row, event, field, value, reason, body) values (?,?,?,?,?,?,?,?)",
-                (_letter(at, *letter) for letter in kept),
-            )
+            for once in (False, True):  # what may be sent again and again is kept once
+                some = (_letter(at, *letter) for letter in kept if isinstance(letter[2], ClockDiffers) is once)
+                self.db.executemany(_BURY + (_UNLESS_THERE if once else ""), some)
         for _, _, why, _ in kept:
             why.dead = True
 

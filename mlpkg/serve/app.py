@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from ..access import LOOPBACK, Caller
-from ..events import Outcome, Source
+from ..events import ClockDiffers, Outcome, Source
 from ..platform import Entry, Platform, decisions_of
 from ..platform import counts as counts_of
 from ..platform import open as open_platform
@@ -134,6 +134,7 @@ async def _take(
         raise Problem(405, "only POST is allowed here", "method", scope["method"], allow="POST")
     if (packed := head.get(b"content-encoding", b"identity")).lower() != b"identity":
         raise Problem(415, "is not supported; send the body as it is", "content-encoding", packed.decode("latin-1"))
+    accept = partial(app.counted, accept)
     kind = head.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
     if kind == _JSON:
         body = await _read(receive, app.settings.max_body, app.places)
@@ -382,6 +383,14 @@ class Application:
         self.guard.check_own(caller, decision.caller, "/v1/rank", decision.event)
         self.metrics.decided(decision)
         return decision
+
+    def counted(self, accept: _Accept, body: bytes) -> Any:
+        """What becomes of a body; where a clock is wrong, that is counted."""
+        try:
+            return accept(body)
+        except ClockDiffers as why:
+            self.metrics.clock_refused(why)
+            raise
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""

@@ -16,11 +16,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..events import ClockDiffers
 from ..settings import MlpkgError, Settings
+from ..times import SECOND
 
 # %% ../../nbs/serve/metrics.ipynb #counts
 _SLOTS, _SLOT = 1024, 256  # a file is a quarter of a megabyte
 _Key = tuple[str | int, ...]
+_OF_NOW = ("in flight", "clock difference")  # what a worker begins anew, and what ends with it
 
 
 class Counts:
@@ -34,7 +37,9 @@ class Counts:
         for key in (("in flight",), ("other",)):
             if key not in self._at:
                 self._new(key)
-        self.set_in_flight(0)
+        for key, at in self._at.items():
+            if key[0] in _OF_NOW:
+                self._values[at * (_SLOT // 8)] = 0.0
 
     def add(self, key: _Key, by: float = 1.0) -> None:
         """Count one more, or `by` more."""
@@ -42,6 +47,11 @@ class Counts:
         if at is None:
             at = self._new(key)
         self._values[at * (_SLOT // 8)] += by
+
+    def raise_to(self, key: _Key, value: float) -> None:
+        """Keep the largest of the values of a key."""
+        known = self._values[self._at[key] * (_SLOT // 8)] if key in self._at else 0.0
+        self.add(key, max(0.0, value - known))
 
     def set_in_flight(self, n: int) -> None:
         """How many requests this worker has begun."""
@@ -103,8 +113,10 @@ def total(folder: Path | None, own: Counts) -> dict[_Key, float]:
     for path in sorted(folder.glob("*.counts")):
         data = path.read_bytes()
         if len(data) == _SLOTS * _SLOT:
+            held = _is_held(path)
             for key, value in _slots(data):
-                found[key] += value if key != ("in flight",) or _is_held(path) else 0
+                if held or key[0] not in _OF_NOW:
+                    found[key] = max(found[key], value) if key[0] == "clock difference" else found[key] + value
     return dict(found)
 
 
@@ -146,6 +158,11 @@ class Metrics:
         action = "rank" if getattr(decision, "alternatives", None) else decision.action
         self.counts.add(("decisions", decision.use_case, action, model, str(fallback).lower()))
 
+    def clock_refused(self, why: ClockDiffers) -> None:
+        """Count an event that was refused because its time and the clock differ too much."""
+        self.counts.add(("clock", why.direction))
+        self.counts.raise_to(("clock difference", why.direction), abs(why.time - why.clock) / SECOND)
+
     def text(self, store: Mapping[str, float] | MlpkgError) -> str:
         """All of it in Prometheus' text format; `store` is what is known of the store, or why nothing is."""
         counted = total(self._folder, self.counts)
@@ -172,6 +189,11 @@ class Metrics:
                 lines.append(f"mlpkg_request_seconds_bucket{_labels(route=route, le=bound)} {so_far:.17g}")
             lines.append(f"mlpkg_request_seconds_sum{_labels(route=route)} {spent:.17g}")
             lines.append(f"mlpkg_request_seconds_count{_labels(route=route)} {so_far:.17g}")
+        refused = {_labels(direction=d): counted.get(("clock", d), 0.0) for d in _DIRECTIONS}
+        tell("clock_refusals_total", "counter", "Live events refused because their time and the clock differ.", refused)
+        most = {_labels(direction=d): counted.get(("clock difference", d), 0.0) for d in _DIRECTIONS}
+        what = "The largest difference between the clock and the time of a refused event that present workers saw."
+        tell("clock_difference_seconds", "gauge", what, most)
         tell("in_flight", "gauge", "Requests begun and not answered yet.", {"": counted["in flight",]})
         tell(
             "uncounted_total",
@@ -199,6 +221,7 @@ class Metrics:
         self.counts.close()
 
 
+_DIRECTIONS = ("ahead", "late")
 _STORE = {
     "log_position": ("gauge", "The last position of the log."),
     "dead_letters": ("gauge", "What was refused and kept."),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/serve/openapi.ipynb #schemas
 _REF = "#/components/schemas/"
+_OF_CLOCKS = "Where the type is urn:mlpkg:clock-differs (503):"
 _PROBLEM = {
     "type": "object",
     "title": "Problem",
@@ -32,6 +33,10 @@ _PROBLEM = {
         "field": {"type": ["string", "null"]},
         "value": {},
         "reason": {"type": ["string", "null"]},
+        "event": {"type": ["string", "null"]},
+        "source": {"type": ["string", "null"]},
+        "clock": {"type": "string", "format": "date-time", "description": f"{_OF_CLOCKS} the server's clock."},
+        "time": {"type": "string", "format": "date-time", "description": f"{_OF_CLOCKS} the time of the event."},
     },
 }
 
@@ -85,7 +90,7 @@ _STATUS = {
     422: "against the contract",
     431: "headers too many or too large",
     500: "unexpected",
-    503: "no store or no model",
+    503: "not now: no store, no model, too much to do, or a clock that differs from the event's; worth another attempt",
 }
 _ALWAYS = (405, 414, 431, 500, 503)
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
