@@ -510,6 +510,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'mlpkg.cli._columns_of': ('cli.html#_columns_of', 'mlpkg/cli.py'),
                            'mlpkg.cli._decided_by': ('cli.html#_decided_by', 'mlpkg/cli.py'),
                            'mlpkg.cli._given': ('cli.html#_given', 'mlpkg/cli.py'),
+                           'mlpkg.cli._moment': ('cli.html#_moment', 'mlpkg/cli.py'),
                            'mlpkg.cli._raiser': ('cli.html#_raiser', 'mlpkg/cli.py'),
                            'mlpkg.cli._rows': ('cli.html#_rows', 'mlpkg/cli.py'),
                            'mlpkg.cli._truth': ('cli.html#_truth', 'mlpkg/cli.py'),

@@ -454,6 +454,14 @@ def _given(pairs: tuple[str, ...]) -> dict[str, str]:
     return {name.strip(): value for name, _, value in (p.partition("=") for p in pairs)}
 
 
+def _moment(text: str | None) -> int:
+    """The time of a key that is a function of it."""
+    try:
+        return 0 if text is None else instant(text)
+    except ValueError as error:
+        raise click.UsageError(f"time={text}: {error}") from None
+
+
 def _columns_of(features: FeatureSet, stream: str) -> dict[str, Column]:
     """The columns of a stream's rows by name; `about` and what else is no field has none."""
     facts = {o.stream: o for o in features.outcomes}
@@ -498,7 +506,7 @@ def _as_table(rows: list[dict[str, Any]]) -> list[str]:
 def timeline(use_case: str, key: tuple[str, ...], stream: str | None, most: int, as_json: bool) -> None:
     """Print what the store holds of one entity, for example: mlpkg timeline fraud customer_id=596"""
     given = _given(key)
-    fields, moment = {k: v for k, v in given.items() if k != "time"}, instant(given.get("time", 0))
+    fields, moment = {k: v for k, v in given.items() if k != "time"}, _moment(given.get("time"))
     case, platform = opened(use_case)
     live = platform.live(case.name)
     sets = [case.features] + ([_models.find(platform.settings.state, case.name, live).features] if live else [])

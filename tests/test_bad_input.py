@@ -295,6 +295,12 @@ def test_the_command_line_says_in_one_line_what_is_wrong(stocked: Project, cli: 
     assert [(d["event"], d["field"], d["value"]) for d in letters] == [("tx-1", "Transaction.amount", "-3.2")]
     cli("decisions", "fraud", "nobody").said_one_line("no decision on the event 'nobody'")
     assert cli("training-set", "fraud", "--from", "yesterday", "--to", "2018-05-01", "-o", "x.csv").status == 2
+    for wrong in (
+        cli("training-set", "fraud", "--from", "20180501", "--to", "2018-05-02", "-o", "x.csv"),
+        cli("timeline", "fraud", "customer_id=596", "time=20180501"),
+        cli("timeline", "fraud", "customer_id=596", "time=45292.5"),
+    ):
+        assert wrong.status == 2 and "is a number, not a time" in wrong.err and "Traceback" not in wrong.err
     wrong = cli("training-set", "fraud", "--from", "2018-05-01", "--to", "2018-05-01", "-o", "x.csv")
     wrong.said_one_line("nothing from", "exclusive")
     wrong = cli("training-set", "fraud", "--from", "2018-05-01", "--to", "2018-05-02", "-o", "x.xlsx")
