@@ -1,20 +1,26 @@
 """History may be loaded in any order: what counts is when it arrived, not where it stands in the log."""
 
 import itertools
+import os
+import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import handbook
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import START
+from conftest import START, put_live
 
 import mlpkg as ml
+from mlpkg import lab
 from mlpkg.columns import NULL
+from mlpkg.decisions import Decider
 from mlpkg.platform import Batch
 from mlpkg.settings import Settings
-from mlpkg.times import DAY, iso
+from mlpkg.times import DAY, HOUR, MINUTE, iso
 
 Said = tuple[Any, dict[str, Any], int | None]  # stream, body, arrived (of a report that does not say when: None)
 
@@ -158,3 +164,189 @@ def test_a_report_without_arrival_did_not_arrive_in_the_future(stores: Callable[
     platform.load(batch_of([payment("b", yesterday)]))
     assert all(yesterday * DAY < at - START and at <= ml.times.now() for _, at, _ in reported(platform))
     assert len(reported(platform)) == 2
+
+
+# -- any order gives the same training set ---------------------------------------------------------------------------
+
+
+class Payment(ml.Event):
+    card: int
+    shop: str
+    amount: ml.Money
+
+
+class Visit(ml.Event):
+    card: int
+    page: str | None = None
+
+
+class Profile(ml.Event):
+    card: int
+    segment: str | None = None
+
+
+paid = ml.Source("paid", Payment, keep="90d", lateness="3d")
+visits = ml.Source("visits", Visit, keep="60d", lateness="3d")
+profiles = ml.Table("profiles", Profile, key="card")
+fraud_of = paid.outcome("fraud", bool, presume=False, after="7d")
+refund_of = paid.outcome("refund", float)
+decided_of = paid.decisions("any")
+any_order = ml.FeatureSet(
+    "any",
+    on=paid,
+    card=paid.by("card").agg(
+        n=ml.count(over=["1d", "30d"]), last=ml.last("shop", over="last 3"), mean=ml.mean("amount", over="all")
+    ),
+    pair=paid.by("card", "shop").agg(since=ml.time_since_last(over="30d")),
+    visits=visits.by("card").agg(n=ml.count(over="7d", where="page == 'help'"), page=ml.last("page", over="7d")),
+    profile=profiles.latest("segment"),
+    risk=fraud_of.by("shop").agg(
+        n=ml.count(over="30d"), mean=ml.mean("fraud", over="30d"), last=ml.last("fraud", over="30d")
+    ),
+    later=fraud_of.by("shop", delay="7d").agg(mean=ml.mean("fraud", over="30d")),
+    refunds=refund_of.by("card").agg(
+        n=ml.count(over="30d"), sum=ml.sum("refund", over="30d"), last=ml.last("refund", over="all")
+    ),
+    acted=decided_of.by("card").agg(n=ml.count(over="30d"), action=ml.last("action", over="30d")),
+    more=ml.field("amount") - ml.feature("card_mean_all"),
+)
+case = ml.UseCase("any", any_order, policy=lambda score, event: "stop" if event.amount > 50 else "go")
+SPAN = ("2018-04-01", "2018-07-01")
+
+
+def story(seed: int, grid: int = 3 * HOUR, apart: bool = False) -> tuple[list[Said], list[Said]]:
+    """What is decided, in its order, and what is loaded: late, tied, corrected, and reports that may not say when they arrived.
+
+    With `apart`, everything arrives at another time.
+    """
+    draw = random.Random(seed)
+    decided, loaded = [], []
+
+    def report(outcome: Any, id: str, truth: Any, after: int, corrects: bool = False) -> None:
+        body = {"id": id, outcome.name: truth} | ({"corrects": True} if corrects else {})
+        loaded.append((outcome, body, None if not apart and draw.random() < 0.2 else after))
+
+    for k in range(140):
+        time = START + draw.randrange(30 * DAY) // grid * grid
+        late = 0 if draw.random() < 0.6 else draw.randrange(3 * DAY) // grid * grid
+        card = {"card": draw.randrange(4), "time": iso(time)}
+        kind = draw.random()
+        if kind < 0.15:
+            loaded.append((visits, card | {"id": f"{k}", "page": draw.choice(["help", "home", None])}, time + late))
+        elif kind < 0.3:
+            gone = {"deleted": True} if draw.random() < 0.3 else {"segment": draw.choice(["old", "new", None])}
+            loaded.append((profiles, card | {"id": f"{k}"} | gone, time + late))
+        else:
+            body = card | {"id": f"{k}", "shop": draw.choice("abc"), "amount": draw.randrange(9999) / 100}
+            (decided if draw.random() < 0.1 else loaded).append((paid, body, time + late))
+            for outcome, chance in ((fraud_of, 0.4), (refund_of, 0.3)):
+                at = time + draw.randrange(-DAY, 12 * DAY) // grid * grid
+                for version in range(draw.choice([1, 1, 2, 3]) if draw.random() < chance else 0):
+                    truth = draw.random() < 0.6 if outcome is fraud_of else draw.randrange(9999) / 100
+                    report(outcome, f"{k}", truth, max(at, START), corrects=version > 0)
+                    at += draw.randrange(3) * grid  # corrections may arrive at once
+    decided.sort(key=lambda s: s[2] or 0)
+    if apart:
+        everything = sorted([*decided, *loaded], key=lambda s: s[2] or 0)
+        return [], [(stream, body, (at or 0) + k) for k, (stream, body, at) in enumerate(everything)]
+    return decided, loaded
+
+
+def in_some_order(said: list[Said], how: int, draw: random.Random) -> list[list[Said]]:
+    """The same, in batches: shuffled, newest first, oldest first, one source after the other, reports first."""
+    said = list(said)
+    draw.shuffle(said)
+    if how % 5 == 1:
+        said.sort(key=lambda s: s[2] or 0, reverse=True)
+    elif how % 5 == 2:
+        said.sort(key=lambda s: s[2] or 0)
+    elif how % 5 == 3:
+        order = draw.sample(["paid", "visits", "profiles", "paid.fraud", "paid.refund"], 5)
+        said.sort(key=lambda s: order.index(s[0].stream))
+    elif how % 5 == 4:
+        said.sort(key=lambda s: s[0] in (paid, visits, profiles))
+    batches = []
+    while said:
+        n = draw.choice([1, 3, 20, 200])
+        batches.append(said[:n])
+        del said[:n]
+    return batches
+
+
+def put(platform: Any, batch: list[Said]) -> None:
+    """Load a batch; a single row comes as a call may bring it."""
+    if len(batch) > 1 or batch[0][2] is None:
+        done = platform.load(batch_of(batch))
+        assert not done.refused
+        return
+    ((stream, body, arrived),) = batch
+    (platform.accept if isinstance(stream, ml.Source) else platform.report)(stream, body, arrived=arrived)
+
+
+def store_of(path: Path, decided: list[Said], batches: list[list[Said]]) -> Any:
+    """A store in which some events are decided, and then the history before and after them is loaded."""
+    platform = ml.open(Settings(state=path))
+    platform.register("any", any_order)
+    if decided:
+        put_live(case, platform)
+        decider = Decider(case, platform)
+        for _, body, arrived in decided:
+            decider.decide(body, arrived=arrived)
+    for batch in batches:
+        put(platform, batch)
+    return platform
+
+
+def same_bits(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    for name in any_order.names:
+        if name not in any_order.categories:
+            assert (found[name].to_numpy().view(np.int64) == expected[name].to_numpy().view(np.int64)).all(), name
+
+
+LONG = bool(os.environ.get("MLPKG_LONG"))
+SEEDS, ORDERS = (10, 50) if LONG else (2, 10)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_history_loaded_in_any_order_gives_the_same_training_set(tmp_path: Path, seed: int):
+    """To the bit, from the log and from the archive, in memory and streamed."""
+    decided, loaded = story(seed)
+    expected = None
+    for how in range(ORDERS):
+        draw = random.Random(1000 * seed + how)
+        with closing(store_of(tmp_path / f"{how}", decided, in_some_order(loaded, how, draw))) as platform:
+            found = lab.training_set(any_order, *SPAN, outcome="fraud", as_of="2018-04-20", platform=platform)
+            if expected is None:
+                expected = found
+                assert len(found) > 70 and found["risk_n_30d"].sum() > 50 and found["refunds_n_30d"].sum() > 20
+                assert found["acted_n_30d"].sum() > 10 and found["label"].isna().any() and found["label"].sum() > 5
+            same_bits(found, expected)
+            if how % 5 == 0 or LONG:
+                rows: Any = lab.events(paid, platform=platform)
+                shown = lab.preview(any_order, rows, platform=platform).set_index("id").loc[found["id"]]
+                assert shown["card_mean_all"].tolist() == found["card_mean_all"].tolist()
+                archive = lab.Archive(platform.settings.state)
+                archive.export(platform, any_order.sources, [fraud_of, refund_of], ["any"])
+                for source in ("archive", "log"):
+                    into = tmp_path / f"{how}.{source}"
+                    options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "source": source, "platform": platform}
+                    lab.stream_training_set(any_order, *SPAN, into=into, buckets=3, progress=False, **options)
+                    same_bits(pd.read_parquet(into), expected)
+                    same_bits(lab.training_set(any_order, *SPAN, **options), expected)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_what_arrives_live_is_the_same_as_logged_and_as_arrived(tmp_path: Path, seed: int):
+    """Also when the same was loaded in another order."""
+    _, said = story(seed, grid=MINUTE, apart=True)
+    found = []
+    for how, batches in enumerate(([[s] for s in said], in_some_order(said, 0, random.Random(seed)))):
+        with closing(store_of(tmp_path / f"{how}", [], batches)) as platform:
+            options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "platform": platform}
+            found.append(lab.training_set(any_order, *SPAN, **options))
+            if how == 0:
+                logged = lab.training_set(any_order, *SPAN, history="as_logged", **options)
+                found.append(logged.set_index("id").loc[found[0]["id"]].reset_index())
+    same_bits(found[1], found[0])
+    same_bits(found[2], found[0])

@@ -550,35 +550,40 @@ def loaded_later(tmp_path: Path) -> Iterator[Any]:
         yield platform
 
 
-LATE = "all of orders.returned stands behind these events in the log.*history='as_known'"
+LATE = "all of orders.returned stands behind these events in the log.*history='as_arrived'"
 
 
-def test_a_history_that_was_loaded_later_is_warned_of_and_can_be_seen_by_arrival(loaded_later: Any) -> None:
+@pytest.mark.filterwarnings("error")
+def test_a_history_that_was_loaded_later_is_seen_by_arrival(loaded_later: Any) -> None:
     rows: Any = lab.events(orders, platform=loaded_later)
-    with pytest.warns(UserWarning, match=LATE):
-        assert sum(lab.preview(habits, rows, platform=loaded_later)["returns_n_7d"].tolist()) == 0
-    with pytest.warns(UserWarning, match=LATE):
-        lab.training_set(habits, START, START + 30 * DAY, platform=loaded_later)
-    with pytest.warns(UserWarning, match=LATE):
-        assert lab.explain(habits, "returns_n_7d", "o9", platform=loaded_later).value == 0
-
-    known = lab.preview(habits, rows, history="as_known", platform=loaded_later)
-    trained = lab.training_set(habits, START, START + 30 * DAY, history="as_known", platform=loaded_later)
+    known = lab.preview(habits, rows, platform=loaded_later)
+    trained = lab.training_set(habits, START, START + 30 * DAY, platform=loaded_later)
     assert sum(known["returns_n_7d"].tolist()) > 0
     assert known["returns_n_7d"].tolist() == trained["returns_n_7d"].tolist()
     with pytest.raises(MlpkgError, match="there is no history='by_arrival'"):
         lab.preview(habits, rows, history="by_arrival", platform=loaded_later)  # type: ignore[arg-type]
 
 
+def test_as_logged_warns_of_what_was_loaded_later(loaded_later: Any) -> None:
+    rows: Any = lab.events(orders, platform=loaded_later)
+    logged: Any = {"platform": loaded_later, "history": "as_logged"}
+    with pytest.warns(UserWarning, match=LATE):
+        assert sum(lab.preview(habits, rows, **logged)["returns_n_7d"].tolist()) == 0
+    with pytest.warns(UserWarning, match=LATE):
+        lab.training_set(habits, START, START + 30 * DAY, **logged)
+    with pytest.warns(UserWarning, match=LATE):
+        assert lab.explain(habits, "returns_n_7d", "o9", **logged).value == 0
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_explanation_by_arrival_gives_what_a_preview_by_arrival_does(loaded_later: Any) -> None:
     rows: Any = lab.events(orders, platform=loaded_later)
-    known = lab.preview(habits, rows, history="as_known", platform=loaded_later).set_index("id")
+    known = lab.preview(habits, rows, platform=loaded_later).set_index("id")
     for event in ("o3", "o9", "o16"):
         for feature in habits.names:
-            found = lab.explain(habits, feature, event, history="as_known", platform=loaded_later)
+            found = lab.explain(habits, feature, event, platform=loaded_later)
             assert found.value == known.loc[event, feature] or found.value != found.value
-    found = lab.explain(habits, "returns_dear_7d", "o9", history="as_known", platform=loaded_later)
+    found = lab.explain(habits, "returns_dear_7d", "o9", platform=loaded_later)
     assert set(found.rows.loc[found.rows["counts"], "id"]) == {"o6"}  # bo made o3 and o6 before
 
 

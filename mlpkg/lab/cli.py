@@ -183,10 +183,10 @@ def export(use_case: str, as_json: bool) -> None:
 )
 @click.option(
     "--history",
-    type=click.Choice(["as_recorded", "as_known"]),
-    default="as_recorded",
+    type=click.Choice(["as_arrived", "as_logged"]),
+    default="as_arrived",
     show_default=True,
-    help="as_known: by arrival, for a history that was loaded after the fact.",
+    help="What events see that were not decided: what had arrived by then, or what stands before them in the log.",
 )
 @click.option("-o", "out", type=click.Path(path_type=Path, dir_okay=False), help="A .parquet or .csv file.")
 @click.option(

@@ -22,7 +22,6 @@ from .. import models
 from ..columns import NULL, did_you_mean
 from ..decisions import UseCase
 from ..events import Outcome
-from ..features import compute
 from ..history import Events, History
 from mlpkg.lab.frames import (
     find_use_case,
@@ -35,7 +34,7 @@ from mlpkg.lab.frames import (
     times,
 )
 from .paired import LEVEL, Mean, Measure, Paired, Ranking, paired
-from .training import find_outcome, label_of, seen_of
+from .training import compute_past, find_outcome, label_of, seen_of
 from ..models import Model
 from ..platform import Platform, decisions_of
 from ..settings import MlpkgError
@@ -365,7 +364,7 @@ class Rows:
 
 def score_rows(model: Model, rows: Rows) -> tuple[Table, Array]:
     """The features of rows by a model's own definition, categories as their texts, and its scores."""
-    past = compute(model.features, rows.history, rows.places, rows.seen)
+    past = compute_past(model.features, rows.history, rows.places, rows.seen)
     scores = model.predictor.score_many(past) if len(rows.places) else np.empty(0)
     shown = pd.DataFrame(past).assign(**{name: nullable(past[name]) for name in model.features.categories})
     return readable(model.features, shown, platform=rows.platform), scores

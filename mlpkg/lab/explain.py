@@ -21,13 +21,14 @@ import pandas as pd
 from ..aggregates import from_spec
 from ..columns import NULL, Column, did_you_mean
 from ..conditions import Condition, either_way
+from ..decisions import UseCase
 from ..events import Fact, Group, Source
 from ..features import FeatureSet, PresentField, Request, compute, to_json
-from ..history import Events, History
+from ..history import Events, History, as_arrived
 from ..keys import Key
 from .frames import Order, check_order, preview, series, texts_of, the_platform, times, warn_of_late
 from .frames import events as events_of
-from .training import as_known
+from .training import UNDECIDED, name_of_use_case, seen_of
 from ..platform import Platform
 from ..settings import MlpkgError
 from ..terms import Formula, OtherFeature
@@ -133,6 +134,7 @@ def _with_reports(
     found: _Candidates, stream: Fact, facts: tuple[Column, ...], reports: Any, at: _Moment
 ) -> _Candidates:
     """The candidates with what was reported of them by then, or is presumed; else only those of which something was reported."""
+    reports = reports.standing()
     since, values = np.full(len(found.event), FAR), {c.name: np.full(len(found.event), NULL) for c in facts}
     said = getattr(reports, "columns", None) or {facts[0].name: reports.truth}
     place = {int(p): i for i, p in enumerate(found.event)}
@@ -348,7 +350,8 @@ def explain(
     event: Any,
     *,
     seen: int | None = None,
-    history: Order = "as_recorded",
+    history: Order = "as_arrived",
+    use_case: UseCase | str | None = None,
     platform: Platform | None = None,
 ) -> Explanation:
     """How one feature of one event came about.
@@ -358,11 +361,9 @@ def explain(
     event
         The id of an event of ``features.on``, or a row of `events`.
     seen
-        The position up to which the log is seen: by default that of the event, as `preview` has it; that of a decision is the
-        second number of its moment.
-    history
-        ``"as_recorded"``, or ``"as_known"`` for a history that was loaded after the fact; see `training_set`. Positions are ranks by
-        arrival then, and `seen` does not apply.
+        The position up to which the log is seen; by default what a decision of the use case on the event recorded, if there is one.
+    history, use_case
+        As for `training_set`. ``"as_arrived"``, positions are places in the order of arrival, except where `seen` is given or recorded.
 
     Raises
     ------
@@ -383,9 +384,18 @@ def explain(
     past = platform.history(features.sources, features.outcomes, since=since, before=entry.time + 1)
     on = past.events[features.on.name]
     row = int(np.searchsorted(on.position, entry.position))
-    if history == "as_known":
-        past, row = _as_known(features, past, row)
-        on, seen = past.events[features.on.name], None
+    if seen is None:
+        (recorded,) = seen_of(on.position[[row]], *platform.decided(name_of_use_case(features, use_case))).tolist()
+        seen = None if recorded == UNDECIDED else recorded
+    how: dict[str, Any] = {
+        "seen": seen,
+        "history": history,
+        "use_case": use_case or features.name,
+        "platform": platform,
+    }
+    if history == "as_arrived" and seen is None:
+        past, row = _as_arrived(features, past, row)
+        on = past.events[features.on.name]
     own = int(on.position[row])
     at = _Moment(entry.time, own if seen is None else seen, own)
     value = _value(features, feature, past, at)
@@ -393,11 +403,11 @@ def explain(
     shown = _text(value, [*features.sources, *features.outcomes], platform) if about.kind == "category" else value
     made = {"feature": feature, "meaning": about.words, "event": id, "time": iso(at.time), "value": shown}
     if not origin.label:
-        return _explain_present(features, origin, made, platform, on, row, at, history)
+        return _explain_present(features, origin, made, on, row, at, how)
     group, aggregate = origin.what, origin.what.aggregates[origin.label]
     if aggregate.inner:
-        return _explain_inner(features, origin, made, platform, at, history)
-    if history == "as_recorded":
+        return _explain_inner(features, origin, made, how)
+    if history == "as_logged":
         warn_of_late(_alone(features, origin), past, np.array([row]), np.array([at.position]))
     late = group.delay + duration(aggregate.delay)
     found = _candidates(group, past, on, row, origin.window, late, at)
@@ -432,13 +442,16 @@ def _given(aggregate: Any, feature: str, rows: pd.DataFrame) -> str:
     return f"{what}, of {_joined(values if len(counted.columns) == 1 else [f'({v})' for v in values], ', ')}"
 
 
-def _as_known(features: FeatureSet, past: History, row: int) -> tuple[History, int]:
+def _as_arrived(features: FeatureSet, past: History, row: int) -> tuple[History, int]:
     """The history as if everything had been appended when it arrived, with its ids, and the place of an event there."""
-    known, places = as_known(past, features.outcomes)
-    for name, events in known.events.items():
-        ids: Any = past.events[name].ids
+    arrived = as_arrived(past, {f.stream: f.base.name for f in features.outcomes})
+    if arrived is None:
+        return past, row
+    moved, places = arrived
+    for name, events in moved.events.items():
+        ids = past.events[name].ids
         events.ids = [ids[i] for i in np.argsort(places[name]).tolist()]
-    return known, int(places[features.on.name][row])
+    return moved, int(places[features.on.name][row])
 
 
 def _value(features: FeatureSet, feature: str, history: History, at: _Moment) -> Any:
@@ -528,11 +541,10 @@ def _explain_present(
     features: FeatureSet,
     origin: Origin,
     made: dict[str, Any],
-    platform: Platform,
     on: Events,
     row: int,
     at: _Moment,
-    history: Order,
+    how: Mapping[str, Any],
 ) -> Explanation:
     """A feature of the event's own fields, or an expression over other features."""
     what, seen = origin.what, features.on.seen
@@ -550,9 +562,7 @@ def _explain_present(
     else:
         parts = _parts_of(features, origin.member, made["feature"])
         explained = {
-            name: explain(features, name, made["event"], seen=at.position, history=history, platform=platform)
-            if name in features.names
-            else field(name)
+            name: explain(features, name, made["event"], **how) if name in features.names else field(name)
             for name in parts
         }
         words = f"{made['meaning']} = {_shown(made['value'])}"
@@ -560,15 +570,13 @@ def _explain_present(
     return Explanation(**made, words=words, rows=pd.DataFrame([asked]), parts={})
 
 
-def _explain_inner(
-    features: FeatureSet, origin: Origin, made: dict[str, Any], platform: Platform, at: _Moment, history: Order
-) -> Explanation:
+def _explain_inner(features: FeatureSet, origin: Origin, made: dict[str, Any], how: Mapping[str, Any]) -> Explanation:
     """An aggregate of aggregates, each of which has rows of its own."""
     whole, parts = replace(origin.what.aggregates[origin.label], over=origin.window), {}
     for inner in whole.inner:
         group = replace(origin.what, aggregates={origin.label: replace(inner, delay=whole.delay)})
         alone = FeatureSet(features.name, on=features.on, **{origin.member: group})
-        of = explain(alone, alone.names[0], made["event"], seen=at.position, history=history, platform=platform)
+        of = explain(alone, alone.names[0], made["event"], **how)
         parts[of.meaning] = of
     return Explanation(**made, words=f"{whole.words()} = {_shown(made['value'])}", rows=pd.DataFrame(), parts=parts)
 
@@ -608,7 +616,7 @@ def plot_timeline(
     start: str | int | None = None,
     end: str | int | None = None,
     ax: Any = None,
-    history: Order = "as_recorded",
+    history: Order = "as_arrived",
     platform: Platform | None = None,
     **entity: Any,
 ) -> Any:

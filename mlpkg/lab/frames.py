@@ -19,7 +19,7 @@ import pandas as pd
 from ..columns import NULL, Column
 from ..decisions import UseCase, use_case
 from ..events import Outcome, Source
-from ..features import FeatureSet, compute
+from ..features import FeatureSet
 from ..history import Events, History
 from .archive import Archive
 from ..platform import Platform, decisions_of, texts_of
@@ -30,7 +30,7 @@ from ..timeline import Array
 from ..times import LATEST, instant
 
 When = str | int
-Order = Literal["as_recorded", "as_known"]
+Order = Literal["as_arrived", "as_logged"]
 
 # %% ../../nbs/lab/frames.ipynb #platform
 _platforms: dict[str, Platform] = {}
@@ -245,22 +245,26 @@ def check_order(history: str) -> None:
         raise MlpkgError(f"there is no history={history!r}", f"it is one of: {', '.join(get_args(Order))}")
 
 
-def warn_of_late(features: FeatureSet, history: History, rows: Array, seen: Array | None = None) -> None:
+def warn_of_late(features: FeatureSet, history: History, rows: Array, seen: Array) -> None:
     """Warn where these events see nothing of a source or of reports only because all of it was loaded after them."""
     if not len(rows):
         return
-    on = history.events[features.on.name]
-    last, arrived = (on.position[rows] if seen is None else seen).max(), on.arrived[rows].max()
+    last, arrived = seen.max(), history.events[features.on.name].arrived[rows].max()
     past = {s.name: (e.position, e.arrived) for s in features.sources[1:] for e in [history.events[s.name]]}
     past |= {o.stream: (r.known, r.arrived) for o in features.outcomes for r in [history.reports[o.stream]]}
     late = [name for name, (at, came) in past.items() if len(at) and at.min() > last and came.min() < arrived]
     if late:
         text = f"all of {' and '.join(late)} stands behind these events in the log, though some arrived before: no feature sees it"
-        warn(f"{text}; history='as_known' goes by arrival", stacklevel=3)
+        warn(f"{text}; history='as_arrived' goes by arrival", stacklevel=3)
 
 
 def preview(
-    features: FeatureSet, rows: pd.DataFrame, *, history: Order = "as_recorded", platform: Platform | None = None
+    features: FeatureSet,
+    rows: pd.DataFrame,
+    *,
+    history: Order = "as_arrived",
+    use_case: UseCase | str | None = None,
+    platform: Platform | None = None,
 ) -> pd.DataFrame:
     """The features of the given rows of `events`, next to them, as they would have been served at each row's moment.
 
@@ -268,8 +272,8 @@ def preview(
 
     Parameters
     ----------
-    history
-        ``"as_recorded"``, or ``"as_known"`` for a history that was loaded after the fact; see `training_set`.
+    history, use_case
+        As for `training_set`.
 
     Raises
     ------
@@ -292,14 +296,13 @@ def preview(
     strange = ~np.isin(asked, found.position)
     if strange.any():
         raise MlpkgError(f"preview: there is no event of {features.on.name!r} at position {asked[strange][0]}", hint)
-    order = np.argsort(at, kind="stable")
-    if history == "as_known":
-        from mlpkg.lab.training import compute_as_known  # which builds on this module
+    from mlpkg.lab.training import UNDECIDED, compute_past, name_of_use_case, seen_of  # which builds on this module
 
-        values = compute_as_known(features, past, features.outcomes, at[order])
-    else:
-        warn_of_late(features, past, at)
-        values = compute(features, past, at[order])
+    order = np.argsort(at, kind="stable")
+    seen = seen_of(asked[order], *platform.decided(name_of_use_case(features, use_case)))
+    if history == "as_logged":
+        warn_of_late(features, past, at, np.where(seen == UNDECIDED, asked[order], seen))
+    values = compute_past(features, past, at[order], seen, history)
     back = np.argsort(order, kind="stable")
     shown = {f.name: values[f.name][back] for f in features.features}
     shown |= {name: nullable(shown[name]) for name in features.categories}

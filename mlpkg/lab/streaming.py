@@ -9,6 +9,7 @@ __all__ = ['Spill', 'stream_training_set', 'simulate_archive']
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..columns import NULL, Column
 from ..decisions import UseCase
 from ..events import Fact, Group, Outcome, Source
 from ..features import FeatureSet, complete
-from ..history import Events, History, Reports
+from ..history import Events, History, Reports, order_of
 from ..keys import Key
 from .archive import Archive, corrects_of, events_of, facts_of, int64_of, reports_of, table_of, told_in
 from .frames import Order, texts_of_outcome, the_platform
@@ -79,17 +81,61 @@ def _bucket_of(codes: Array, position: Array, buckets: int) -> Array:
     return ((mixed >> np.uint64(32)) % np.uint64(buckets)).astype(np.int64)
 
 
+class _Ids:
+    """The ids of one source in a file, to be had by their places in it."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("w+b")
+        self._size = 0
+
+    def write(self, ids: Sequence[str]) -> Array:
+        """Add ids; the place of each."""
+        texts = [id.encode() for id in ids]
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        ends = self._size + np.cumsum(lengths)
+        self._file.seek(0, 2)
+        self._file.write(b"".join(texts))
+        self._size = int(ends[-1]) if len(ends) else self._size
+        return (ends - lengths) << _LENGTH | lengths
+
+    def __getitem__(self, place: int) -> str:
+        self._file.seek(place >> _LENGTH)
+        return self._file.read(place & ((1 << _LENGTH) - 1)).decode()
+
+    def close(self) -> None:
+        """Let go of the file and of what it held."""
+        self._file.close()
+        Path(self._file.name).unlink()
+
+
+_LENGTH = 10  # bits of a place that say how many bytes the id has, at most 800
+
+
+class _IdsAt(Sequence[Any]):
+    """The ids of some rows, read when they are asked for."""
+
+    def __init__(self, ids: _Ids, places: Array):
+        self._ids, self._places = ids, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._ids[int(self._places[row])]
+
+
 class _Route:
     """The groups by one key: their features, and where what they need is dealt out to."""
 
-    def __init__(self, features: FeatureSet, key: Key, folder: Path, buckets: int):
+    def __init__(self, features: FeatureSet, key: Key, folder: Path, buckets: int, ids: Mapping[str, _Ids]):
         mine: Any = {n: g for n, g in features.members.items() if isinstance(g, Group) and g.key.name == key.name}
         self.key, self.features, self.buckets = key, FeatureSet(features.name, on=features.on, **mine), buckets
         self.bases = {g.source.base.name for g in mine.values()}
+        self.ids = ids
         used = {c for stream in self.features.streams for c in stream.columns} | {*key.fields}
         self.columns = {s.name: [c.name for c in s.columns if c.name in used] for s in self.features.sources}
         self.events = {
-            name: Spill(folder / f"{key.name}.{name}", buckets, 3 + len(columns) + 2 * (name == features.on.name))
+            name: Spill(folder / f"{key.name}.{name}", buckets, 4 + len(columns) + 2 * (name == features.on.name))
             for name, columns in self.columns.items()
         }
         self.reports = {
@@ -97,10 +143,12 @@ class _Route:
             for o in self.features.outcomes
         }
 
-    def deal(self, source: Source, events: Events, reports: Mapping[str, Reports], asked: Sequence[Array]) -> None:
-        """Take a page of events, of `on` with its rows among those asked for (-1: not) and what each could see."""
+    def deal(
+        self, source: Source, events: Events, ids: Array, reports: Mapping[str, Reports], asked: Sequence[Array]
+    ) -> None:
+        """Take a page of events with the places of their ids, of `on` with its rows among those asked for (-1: not) and what each saw."""
         bucket = _bucket_of(self.key.of_many(events.columns, events.time), events.position, self.buckets)
-        table = [events.position, events.time, events.arrived, *asked]
+        table = [events.position, events.time, events.arrived, ids, *asked]
         table += [events.columns[name] for name in self.columns[source.name]]
         if source.name not in self.bases:  # only asked about
             keep = np.flatnonzero(asked[0] >= 0)
@@ -117,10 +165,11 @@ class _Route:
         """The past of the entities of a bucket, and of each of its events of `on` its row and what it could see."""
         found, row, seen = {}, np.zeros(0, np.int64), np.zeros(0, np.int64)
         for name, spill in self.events.items():
-            position, time, arrived, *columns = spill.read(bucket)
+            position, time, arrived, ids, *columns = spill.read(bucket)
             if name == self.features.on.name:
                 row, seen, *columns = columns
-            found[name] = Events(position, time, arrived, dict(zip(self.columns[name], columns, strict=True)))
+            values = dict(zip(self.columns[name], columns, strict=True))
+            found[name] = Events(position, time, arrived, values, _IdsAt(self.ids[name], ids))
         reports = {}
         for outcome in self.features.outcomes:
             about, known, arrived, corrects, *said = self.reports[outcome.stream].read(bucket)
@@ -221,7 +270,7 @@ def stream_training_set(
     outcome: str | None = None,
     use_case: UseCase | str | None = None,
     source: str | Archive = "archive",
-    history: Order = "as_recorded",
+    history: Order = "as_arrived",
     buckets: int | None = None,
     platform: Platform | None = None,
     progress: bool = True,
@@ -242,7 +291,7 @@ def stream_training_set(
 
     Returns
     -------
-    The dataset: ``dataset.to_batches()``, ``pandas.read_parquet(into)``; its files are in the order of the log.
+    The dataset: ``dataset.to_batches()``, ``pandas.read_parquet(into)``; its files are in the order of the rows.
     """
     into = Path(into)
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
@@ -270,6 +319,35 @@ def _store(source: str | Archive, platform: Platform | None) -> Any:
     return Archive(platform.settings.state) if source == "archive" else _Log(platform)
 
 
+def _sort(folder: Path, parts: Path) -> None:
+    """Put the rows of Parquet files in their order: by stretches of time, each about as long as a file."""
+    files = sorted(folder.iterdir())
+    sample = np.sort(
+        np.concatenate([np.sort(int64_of(pq.read_table(f, columns=["time"])["time"]))[::100] for f in files])
+    )
+    stretches = min(len(files), _OPEN)
+    cuts = np.unique(sample[len(sample) * np.arange(1, stretches) // stretches])
+    parts.mkdir()
+    with ExitStack() as open_ones:
+        writers: dict[int, pq.ParquetWriter] = {}
+        for file in files:
+            table = pq.read_table(file)
+            which = np.searchsorted(cuts, int64_of(table["time"]), "right")
+            for k in np.unique(which).tolist():
+                if k not in writers:
+                    writers[k] = open_ones.enter_context(pq.ParquetWriter(parts / f"{k:06}.parquet", table.schema))
+                writers[k].write_table(table.take(pa.array(np.flatnonzero(which == k))))
+            file.unlink()
+    for part in sorted(parts.iterdir()):
+        table = pq.read_table(part)
+        order = order_of([int64_of(table["time"])], table["id"].to_pylist().__getitem__)
+        pq.write_table(table.take(pa.array(order)), folder / part.name)
+        part.unlink()
+
+
+_OPEN = 500  # files that may be open at once
+
+
 class _Stream:
     """One streamed training set under way."""
 
@@ -282,7 +360,12 @@ class _Stream:
         self.events = sum(store.rows(s.stream, **span) for s in features.sources)
         self.buckets = buckets or max(1, min(2**14, self.events >> 19))
         keys = {g.key.name: g.key for g in features.members.values() if isinstance(g, Group)}
-        self.routes = [_Route(features, key, work, self.buckets) for key in keys.values()]
+        self.ids = {s.name: _Ids(work / f"ids.{s.name}") for s in features.sources}
+        self.routes = [_Route(features, key, work, self.buckets, self.ids) for key in keys.values()]
+        self.in_order, self.last = (
+            True,
+            (0, 0, ""),
+        )  # whether the rows come in their order, and the place of the last one in it
         self.present = any(not isinstance(m, Group) for m in features.members.values())
         self.kept = work / "kept"  # of the rows, what comes along: ids, times, codes, labels
         self.starts = [0]  # the first row of each page, and how many there are
@@ -306,9 +389,10 @@ class _Stream:
                     if source is self.features.on:
                         asked = self._rows(events, decided)
                         self._keep(events, reports, asked[0], kept)
+                    ids = self.ids[source.name].write(events.ids) if self.routes else np.zeros(0, np.int64)
                     for route in self.routes:
                         if source.name in route.columns:
-                            route.deal(source, events, reports, asked)
+                            route.deal(source, events, ids, reports, asked)
                     bar.update(len(events))
         for found in (*said.values(), decided):
             found.close()
@@ -363,8 +447,12 @@ class _Stream:
         self.starts.append(self.starts[-1] + len(rows))
         label = self.plan.label_of(History({self.features.on.name: events}, dict(reports)), rows, self.texts)
         codes = {name: codes[rows] for name, codes in events.columns.items()}
-        ids = [events.ids[i] for i in rows.tolist()]
-        pickle.dump((ids, events.time[rows], codes, label), kept, pickle.HIGHEST_PROTOCOL)
+        ids, time = [events.ids[i] for i in rows.tolist()], events.time[rows]
+        if self.plan.history == "as_arrived":
+            ends = [(int(time[i]), len(ids[i]), ids[i]) for i in (0, -1)]
+            self.in_order &= self.last <= ends[0] and bool((np.diff(self.plan.order_of(time, ids)) == 1).all())
+            self.last = ends[1]
+        pickle.dump((ids, time, codes, label), kept, pickle.HIGHEST_PROTOCOL)
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
@@ -398,6 +486,8 @@ class _Stream:
                 frame.attrs.update(attrs)
                 frame.to_parquet(self.work / "rows" / f"{page:06}.parquet", index=False)
                 bar.update(len(ids))
+        if not self.in_order:
+            _sort(self.work / "rows", self.work / "parts")
 
     def _values(self, page: int, time: Array, codes: dict[str, Array]) -> dict[str, Array]:
         here, found = np.arange(len(time)), {}
