@@ -402,6 +402,8 @@ def replay(use_case: str, start: int, end: int, into: Path, model: str | None, a
         f"warmed with {done.warmed} entries; {done.events} events, {done.outcomes} outcomes, {done.decisions} decisions, "
         f"{done.refused} refused"
     )
+    if done.decided:
+        show(f"{done.equal} of {done.decided} equal to what was decided")
     show(f"see them: MLPKG_STATE={into} mlpkg decisions {use_case}")
 
 

@@ -10,7 +10,7 @@ __all__ = ['Policy', 'Fallback', 'Finder', 'Decision', 'UseCase', 'use_case', 'D
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -593,7 +593,10 @@ def _same(recorded: float | int | None, value: float | int) -> bool:
 # %% ../nbs/decisions.ipynb #replay
 @dataclass
 class Replayed:
-    """What a replay did: how much it was warmed with, what went through the decision path, and outcomes that came later."""
+    """What a replay did: how much it was warmed with, what went through the decision path, and outcomes that came later.
+
+    Of the decisions, `decided` are there in the store that is replayed, and `equal` of these have the same features, score and action.
+    """
 
     warmed: int = 0
     decisions: int = 0
@@ -601,6 +604,8 @@ class Replayed:
     outcomes: int = 0
     refused: int = 0
     later: int = 0
+    decided: int = 0
+    equal: int = 0
 
 
 def replay(
@@ -615,7 +620,8 @@ def replay(
 ) -> Replayed:
     """Send what arrived from `start` to just before `end` through the decision path of a fresh store in the folder `into`.
 
-    It is decided by the version `model`, by default the one that is live.
+    It is decided by the version `model`, by default the one that is live. Between two decisions of the log, entries come in the order of
+    their arrival; so a decision sees what it saw then, and an event that was not decided sees what had arrived before it.
 
     Raises
     ------
@@ -645,63 +651,134 @@ def _send(
     done = Replayed()
     streams: dict[str, Source | Outcome] = dict(use_case.sources)
     streams |= {o.stream: o for s in use_case.sources.values() for o in s.outcomes.values()}
-    entries = platform.read(streams=list(streams))
-    first: list[Entry] = []
-    for page in pages(_until(entries, start, first), 200_000):
-        fresh.load(as_batch(page, streams), trusted=True)
-        done.warmed += len(page)
-        progress(len(page))
+    entries, last = _by_arrival(use_case, platform, list(streams), lambda arrived: start <= arrived < end)
     decider = Decider(use_case, fresh)
     decider.deadline_us = None  # of another machine and another day
-    after: list[Entry] = []
-    for entry in _until(_chain(first, entries), end, after):
-        try:
-            done.decisions += _step(use_case, platform, decider, entry, streams[entry.source], done)
-        except Rejected:
-            done.refused += 1
+    page: list[Entry] = []
+    for n, entry in enumerate(entries):
         progress(1)
-    for entry in _chain(after, entries):  # what became of it later, so that it can be judged
-        stream = streams[entry.source]
-        if isinstance(stream, Outcome) and fresh.entry(stream.source.stream, entry.id):
-            fresh.report(stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, clock=entry.arrived)
-            done.later += 1
+        if n > last:  # what became of it later, so that it can be judged
+            done.later += _judge(fresh, entry, streams)
+        elif start <= entry.arrived < end:
+            _warm(fresh, page, streams, done)
+            try:
+                _step(use_case, platform, decider, entry, streams, done)
+            except Rejected:
+                done.refused += 1
+        elif entry.source in streams:  # or it was decided at another time than this
+            page.append(entry)
+            if len(page) == _WARM:
+                _warm(fresh, page, streams, done)
     return done
 
 
-def _until(entries: Iterator[Entry], arrived: int, rest: list[Entry]) -> Iterator[Entry]:
-    for entry in entries:
-        if entry.arrived >= arrived:
-            rest.append(entry)
-            return
-        yield entry
+_WARM = 200_000  # entries that are loaded at once
+
+# %% ../nbs/decisions.ipynb #replay-order
+def _by_arrival(
+    use_case: UseCase, platform: Platform, streams: list[str], asked: Callable[[int], bool]
+) -> tuple[Iterable[Entry], int]:
+    """What is to be replayed in its order, and the place of the last entry whose arrival is `asked` for.
+
+    A log that is in this order already is read an entry at a time, another one is sorted in memory.
+    """
+    until = platform.last_position()
+    wanted = [*streams, decisions_of(use_case.name)]
+
+    def read() -> Iterator[tuple[Any, Entry]]:
+        return _placed(platform.read(streams=wanted, until=until), platform, use_case)
+
+    last, before, sorted_already = -1, None, True
+    for n, (place, entry) in enumerate(read()):
+        sorted_already = sorted_already and (before is None or before <= place)
+        before, last = place, n if asked(entry.arrived) else last
+    if sorted_already:
+        return (entry for _, entry in read()), last
+    entries = [entry for _, entry in sorted(read(), key=lambda pair: pair[0])]
+    return entries, max((n for n, entry in enumerate(entries) if asked(entry.arrived)), default=-1)
 
 
-def _chain(first: list[Entry], entries: Iterator[Entry]) -> Iterator[Entry]:
-    yield from first
-    yield from entries
+def _placed(entries: Iterator[Entry], platform: Platform, use_case: UseCase) -> Iterator[tuple[Any, Entry]]:
+    """Each entry with its place: decisions stay where they are in the log, and what lies between them goes by arrival.
+
+    An event and its decision are one, unless something was appended between them.
+    """
+    until = dict(zip(*(a.tolist() for a in platform.decided(use_case.name)), strict=True))
+    events, stretch = {s.stream for s in use_case.sources.values()}, 0
+    for e in entries:
+        about = e.about if e.source == decisions_of(use_case.name) else e.position
+        at_once = until.get(about) == about
+        if e.source == decisions_of(use_case.name) and at_once:
+            continue
+        fixed = e.source == use_case.on.stream and at_once or e.source == decisions_of(use_case.name)
+        stretch += fixed
+        yield (stretch, not fixed, e.arrived, e.source in events, e.time, len(e.id), e.id), e
+
+# %% ../nbs/decisions.ipynb #replay-step
+def _warm(fresh: Platform, page: list[Entry], streams: Mapping[str, Source | Outcome], done: Replayed) -> None:
+    if page:
+        fresh.load(as_batch(page, streams))
+        done.warmed += len(page)
+        page.clear()
+
+
+def _judge(fresh: Platform, entry: Entry, streams: Mapping[str, Source | Outcome]) -> bool:
+    stream = streams.get(entry.source)
+    if not isinstance(stream, Outcome) or not fresh.entry(stream.source.stream, entry.id):
+        return False
+    fresh.report(stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, arrived=entry.arrived)
+    return True
 
 
 def _step(
-    use_case: UseCase, platform: Platform, decider: Decider, entry: Entry, stream: Source | Outcome, done: Replayed
-) -> int:
-    body, fresh = {"id": entry.id, **msgspec.json.decode(entry.body)}, decider.platform
+    use_case: UseCase,
+    platform: Platform,
+    decider: Decider,
+    entry: Entry,
+    streams: Mapping[str, Source | Outcome],
+    done: Replayed,
+) -> None:
+    """Send one entry the way that it came."""
+    fresh, stream = decider.platform, streams.get(entry.source)
+    body = {"id": entry.id, **msgspec.json.decode(entry.body)}
     if isinstance(stream, Outcome):
-        fresh.report(stream, body, clock=entry.arrived)
+        fresh.report(stream, body, arrived=entry.arrived)
         done.outcomes += 1
-        return 0
-    done.events += 1
-    body["time"] = iso(entry.time)
-    if stream is use_case.on:
-        ranked = use_case.ranking and platform.entry(decisions_of(use_case.name), entry.id)
-        if use_case.ranking and ranked and (among := _decoder.decode(ranked.body).alternatives):
-            decider.rank(body | {"candidates": use_case.ranking.body(among)}, clock=entry.arrived)
-        else:
-            decider.decide(body, clock=entry.arrived)
-        return 1
-    fresh.accept(stream, body, clock=entry.arrived)
-    return 0
+        return
+    recorded = platform.entry(decisions_of(use_case.name), entry.id) if stream in (None, use_case.on) else None
+    if stream is not None:
+        done.events += 1
+        if stream is not use_case.on or recorded and recorded.position > entry.position + 1:  # it was decided later
+            fresh.accept(stream, body | {"time": iso(entry.time)}, arrived=entry.arrived)
+            return
+        event: Entry | None = entry
+    else:
+        event = platform.entry(use_case.on.stream, entry.id)
+    assert event is not None
+    _decide_again(use_case, decider, event, entry.arrived, recorded, done)
 
 
+def _decide_again(
+    use_case: UseCase, decider: Decider, event: Entry, arrived: int, recorded: Entry | None, done: Replayed
+) -> None:
+    """Decide an event, and compare what comes out with what was recorded, if anything was."""
+    body = {"id": event.id, **msgspec.json.decode(event.body), "time": iso(event.time)}
+    before = recorded and _decoder.decode(recorded.body)
+    if use_case.ranking and before and before.alternatives:
+        made = decider.rank(body | {"candidates": use_case.ranking.body(before.alternatives)}, arrived=arrived)
+    else:
+        made = decider.decide(body, arrived=arrived)
+    done.decisions += 1
+    if before:
+        done.decided += 1
+        done.equal += _said(made) == _said(before)
+
+
+def _said(decision: Decision) -> bytes:
+    """What a decision says, to the bit."""
+    return _encoder.encode([decision.features, decision.score, decision.action, decision.alternatives or None])
+
+# %% ../nbs/decisions.ipynb #as-batch
 def as_batch(entries: list[Entry], streams: Mapping[str, Source | Outcome]) -> Batch:
     """Entries of a log as a batch for another one."""
     known = list(streams.values())
@@ -720,7 +797,9 @@ def as_batch(entries: list[Entry], streams: Mapping[str, Source | Outcome]) -> B
         stream=np.array([number[e.source] for e in entries], np.int64),
         ids=[e.id for e in entries],
         time=np.array([e.time for e in entries], np.int64),
-        arrived=np.array([e.arrived for e in entries], np.int64),
+        arrived=np.array(
+            [e.arrived if e.time else NULL for e in entries], np.int64
+        ),  # a report that waits may not say when
         bodies=[e.body for e in entries],
         codes={name: np.array(rows, np.int64).reshape(-1, widths[name]) for name, rows in codes.items()},
         rows=np.arange(len(entries)),

@@ -4,6 +4,7 @@ import sqlite3
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import handbook
 import numpy as np
@@ -178,3 +179,71 @@ def test_decisions_in_another_process_are_the_same(stocked: Project):
     with closing(ml.open(Settings(state=stocked.state))) as platform:
         here = ml.decisions.Decider(handbook.fraud, platform).decide(payment, arrived=instant("2018-06-09T12:00:00Z"))
     assert there.json["score"] == here.score and there.json["features"] == here.features
+
+
+def replayed(bank: Bank, into: Path, first: float, last: float) -> Any:
+    """A replay of what arrived between two days, and the store that it made."""
+    done = ml.decisions.replay(bank.case, bank.platform, START + int(first * DAY), START + int(last * DAY), into)
+    again: Any = ml.open(Settings(state=into))
+    with closing(again):
+        assert ml.decisions.verify(bank.case, again).mismatches == 0
+        records = [e.id for e in again.read(streams=["decisions.fraud"])]
+    return done, records
+
+
+def test_a_replay_goes_by_arrival_and_finds_what_was_decided(bank: Bank, tmp_path: Path):
+    """What was loaded later and arrived before is history; it is seen by those decisions that saw it, and is not decided itself."""
+    bank.pays("before", 4)
+    for k in range(4):
+        bank.pays(f"tx-{k}", 10 + k)
+    bank.platform.accept(handbook.transactions, bank.payment("old", 5), arrived=START + 5 * DAY)
+    bank.hears("old", True, 6)
+    for k in range(4, 10):
+        assert bank.pays(f"tx-{k}", 10 + k).features["customer_n_tx_30d"] == k + 3
+    bank.platform.accept(handbook.transactions, bank.payment("older", 3), arrived=START + 3 * DAY)
+    bank.pays("after", 30)
+    bank.hears("tx-9", True, 31)
+    done, records = replayed(bank, tmp_path / "again", 10, 20)
+    assert (done.equal, done.decided, done.decisions, done.events) == (10, 10, 10, 10)
+    assert records == [f"tx-{k}" for k in range(10)] and (done.refused, done.later) == (0, 1)
+    assert done.warmed == 3, "what stands behind the last that is replayed is not seen"
+
+
+def test_a_replay_says_what_came_out_differently(bank: Bank, tmp_path: Path, cli: Command):
+    for k in range(10):
+        bank.pays(f"tx-{k}", 10 + k)
+    change_a_record(bank.platform.settings.store, "tx-3", "customer_avg_amount_7d", 11.0)
+    span = ("--from", "2018-04-11", "--to", "2018-04-21")
+    told = cli("replay", "fraud", *span, "--into", tmp_path / "again", state=bank.platform.settings.state)
+    assert told.status == 0 and "9 of 10 equal to what was decided" in told.out, told.err
+
+
+def test_an_event_that_was_decided_later_is_replayed_like_that(bank: Bank, tmp_path: Path):
+    body = bank.payment("it", 10)
+    bank.platform.accept(handbook.transactions, body, arrived=START + 10 * DAY)
+    bank.pays("other", 9.5)
+    first = bank.decider.decide(body, arrived=START + 11 * DAY)
+    assert first.features["customer_n_tx_30d"] == 2
+    done, records = replayed(bank, tmp_path / "again", 9, 12)
+    assert (done.equal, done.decided, done.decisions, records) == (2, 2, 2, ["other", "it"])
+
+
+@pytest.mark.parametrize("backwards", [True, False])
+def test_history_in_any_order_is_replayed_as_a_training_set_has_it(bank: Bank, tmp_path: Path, backwards: bool):
+    """Newest first, or all reports before their events."""
+    said: list[Any] = []
+    for k in range(60):
+        at = START + k * DAY // 4
+        payment = bank.payment(f"p{k}", 0, time=ml.times.iso(at), customer_id=k % 3, terminal_id=k % 4)
+        said.append((at, handbook.transactions, payment))
+        if k % 5 == 0:
+            said.append((at + DAY, handbook.frauds, {"id": f"p{k}", "fraud": True}))
+    said.sort(key=lambda s: (s[1] is handbook.transactions, s[0]))
+    for at, stream, body in said[::-1] if backwards else said:
+        (bank.platform.report if stream is handbook.frauds else bank.platform.accept)(stream, body, arrived=at)
+    done, records = replayed(bank, tmp_path / "again", 8, 20)
+    rows = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", platform=bank.platform)
+    assert records == rows["id"].tolist() and len(rows) == 28 and done.decided == 0
+    with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
+        served = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", platform=again)
+    assert (bits(served) == bits(rows)).all() and rows["terminal_risk_7d"].max() > 0

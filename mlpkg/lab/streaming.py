@@ -80,7 +80,7 @@ def _bucket_of(codes: Array, position: Array, buckets: int) -> Array:
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     return ((mixed >> np.uint64(32)) % np.uint64(buckets)).astype(np.int64)
 
-
+# %% ../../nbs/lab/streaming.ipynb #ids
 class _Ids:
     """The ids of one source in a file, to be had by their places in it."""
 
@@ -123,7 +123,7 @@ class _IdsAt(Sequence[Any]):
     def __getitem__(self, row: Any) -> Any:
         return self._ids[int(self._places[row])]
 
-
+# %% ../../nbs/lab/streaming.ipynb #route-key
 class _Route:
     """The groups by one key: their features, and where what they need is dealt out to."""
 
@@ -318,7 +318,7 @@ def _store(source: str | Archive, platform: Platform | None) -> Any:
     platform = platform or the_platform()
     return Archive(platform.settings.state) if source == "archive" else _Log(platform)
 
-
+# %% ../../nbs/lab/streaming.ipynb #sort
 def _sort(folder: Path, parts: Path) -> None:
     """Put the rows of Parquet files in their order: by stretches of time, each about as long as a file."""
     files = sorted(folder.iterdir())
@@ -347,7 +347,7 @@ def _sort(folder: Path, parts: Path) -> None:
 
 _OPEN = 500  # files that may be open at once
 
-
+# %% ../../nbs/lab/streaming.ipynb #stream
 class _Stream:
     """One streamed training set under way."""
 
