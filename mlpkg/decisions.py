@@ -710,7 +710,7 @@ def _placed(entries: Iterator[Entry], platform: Platform, use_case: UseCase) -> 
         at_once = until.get(about) == about
         if e.source == decisions_of(use_case.name) and at_once:
             continue
-        fixed = e.source == use_case.on.stream and at_once or e.source == decisions_of(use_case.name)
+        fixed = (e.source == use_case.on.stream and at_once) or e.source == decisions_of(use_case.name)
         stretch += fixed
         yield (stretch, not fixed, e.arrived, e.source in events, e.time, len(e.id), e.id), e
 
@@ -748,7 +748,7 @@ def _step(
     recorded = platform.entry(decisions_of(use_case.name), entry.id) if stream in (None, use_case.on) else None
     if stream is not None:
         done.events += 1
-        if stream is not use_case.on or recorded and recorded.position > entry.position + 1:  # it was decided later
+        if stream is not use_case.on or (recorded and recorded.position > entry.position + 1):  # it was decided later
             fresh.accept(stream, body | {"time": iso(entry.time)}, arrived=entry.arrived)
             return
         event: Entry | None = entry
