@@ -79,7 +79,7 @@ _README = """# {name}
 Decides `{name}` over HTTP, starting with model {version}.
 
     pip install -r env/python/requirements.txt
-    MLPKG_STATE=/where/state/lies BENTOML_DO_NOT_TRACK=True bentoml serve .
+    MLPKG_STATE=/where/state/lies MLPKG_TRUST_LOOPBACK=false BENTOML_DO_NOT_TRACK=True bentoml serve .
 """
 
 
