@@ -34,7 +34,7 @@ from shopping import features, shopping
 from mlpkg import lab
 
 rows = lab.training_set(features, *days)
-categories = lab.categories_of(features, rows, most)
+categories = lab.categories_of(rows, features, most)
 matrix = lab.matrix(rows[features.names], categories)
 names = {"feature_name": features.names, "categorical_feature": features.categories}
 choices = {"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 15, "min_data_per_group": 5}
@@ -203,7 +203,7 @@ def test_a_model_without_its_table_is_refused(shop: Any):
             "was not trained on the categories of 'kind'",
         ),
         (
-            "fewer = lab.categories_of(features, rows, 2)\n"
+            "fewer = lab.categories_of(rows, features, 2)\n"
             "lab.save_model(shopping, model, rows, metrics={}, categories=fewer)",
             "was not trained on the categories of 'kind'",
         ),
@@ -248,7 +248,7 @@ def test_training_sets_have_nullable_codes_and_people_read_texts(shop: Any, tmp_
 
     events: Any = lab.events(purchases, *DAYS, platform=shop)
     said = events["kind"].fillna("?").tolist()
-    assert lab.readable(features, rows, platform=shop)["kind"].fillna("?").tolist() == said
+    assert lab.readable(rows, features, platform=shop)["kind"].fillna("?").tolist() == said
     shown = lab.preview(features, events.drop(columns="kind"), platform=shop)
     assert shown["kind"].fillna("?").tolist() == said and set(shown["buyer_usual_7d"].dropna()) <= set(KINDS)
     assert lab.decisions(use_case=shopping, platform=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]

@@ -66,7 +66,7 @@ class Shop:
         self.decider = Decider(offers, self.platform)
 
     def learn(self, rows: Any, labels: Any) -> lgb.Booster:
-        categories = lab.categories_of(features, rows)
+        categories = lab.categories_of(rows, features)
         kinds: Any = {"feature_name": features.names, "categorical_feature": list(features.categories)}
         data = lgb.Dataset(lab.matrix(rows, categories), np.asarray(labels, np.int64), **kinds)
         return lgb.train({"objective": "binary", "verbose": -1, "num_leaves": 7, "min_data_in_leaf": 5}, data, 20)

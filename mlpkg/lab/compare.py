@@ -8,6 +8,7 @@ __all__ = ['Table', 'LESS_IS_BETTER', 'MORE_IS_BETTER', 'Costs', 'MOST', 'By', '
 
 # %% ../../nbs/lab/compare.ipynb #imports
 import html
+import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,34 +210,34 @@ class Comparison:
             lines.append(f"b is {verdict} where {by} {segment}: {told}")
         return lines
 
-    def plot(self, measures: Sequence[str] | None = None) -> Any:
+    def plot(self, measures: Sequence[str] | str | None = None, *, axes: Any = None) -> Any:
         """The differences by segment with their intervals: the right is better, red is worse, grey cannot be told from zero.
 
         Parameters
         ----------
         measures
             A panel each; by default the cost, or else the log loss, and the average precision, as far as there are such.
+        axes
+            What to draw on, one for each measure; by default those of a new figure.
 
         Returns
         -------
-        The figure.
+        The figure, which is the current one of pyplot: ``plt.savefig(...)`` writes it.
         """
-        import matplotlib.pyplot as plt
-
-        names = list(measures or self._to_be_shown())
+        names = [measures] if isinstance(measures, str) else list(measures or self._to_be_shown())
         if wrong := next((n for n in names if n not in self.metrics.index), None):
             raise MlpkgError(f"there is no measure {wrong!r}", f"there is {', '.join(self.metrics.index)}")
         drawn = _with_all(self.metrics, self.segments)
         labels = drawn.drop_duplicates("place")
-        size = (2.2 + 3.4 * len(names), 1.3 + 0.42 * len(labels))
-        figure, panels = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
-        for ax, name in zip(panels[0], names, strict=True):
+        panels = _panels(names, len(labels), f"{self.b} against {self.a}", axes)
+        for ax, name in zip(panels, names, strict=True):
             _draw(ax, drawn[drawn["measure"] == name], name)
-        panels[0][0].set_yticks(labels["place"], [*map(_label, labels.itertuples())])
-        panels[0][0].set_ylim(labels["place"].max() + 0.6, -0.6)
-        figure.suptitle(f"{self.b} against {self.a}", fontsize="medium")
-        plt.close(figure)  # a notebook shows what is returned, once
-        return figure
+        panels[0].set_yticks(labels["place"], [*map(_label, labels.itertuples())])
+        for ax in panels:
+            ax.set_ylim(labels["place"].max() + 0.6, -0.6)
+            if axes is not None and ax is not panels[0]:
+                ax.set_yticks([])
+        return panels[0].figure
 
     def _to_be_shown(self) -> Sequence[str]:
         known = self.metrics["difference"]
@@ -258,6 +259,38 @@ def _with_all(metrics: Table, segments: Table) -> Table:
 def _label(row: Any) -> str:
     name = f"{row.by} {row.segment}" if row.by else row.segment
     return f"{name}\n{row.rows:,} rows"
+
+
+def _panels(names: Sequence[str], rows: int, title: str, axes: Any) -> list[Any]:
+    """The axes to draw on: those that are given, or those of a new figure."""
+    import matplotlib.pyplot as plt
+
+    if axes is None:
+        size = (2.2 + 3.4 * len(names), 1.3 + 0.42 * rows)
+        figure, panels = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        figure.suptitle(title, fontsize="medium")
+        _show_once(figure)
+        return list(panels[0])
+    given = list(np.ravel(np.asarray(axes, object)))
+    if len(given) != len(names):
+        raise MlpkgError(f"{len(given)} axes for {len(names)} measures", f"give one for each of {', '.join(names)}")
+    plt.sca(given[0])
+    return given
+
+
+def _show_once(figure: Any) -> None:
+    """Let a notebook that shows the figure as a result not show it again at the end of the cell, where it shows what is open."""
+
+    def show() -> None:
+        import matplotlib.pyplot as plt
+        from IPython.display import Image, display
+
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        plt.close(figure)
+        display(Image(picture.getvalue()))
+
+    figure._ipython_display_ = show  # what IPython asks an object for
 
 
 _COLOURS = {"better": "tab:blue", "worse": "tab:red", "differs": "black", "": "0.6"}
@@ -367,7 +400,7 @@ def score_rows(model: Model, rows: Rows) -> tuple[Table, Array]:
     past = compute_past(model.features, rows.history, rows.places, rows.seen)
     scores = model.predictor.score_many(past) if len(rows.places) else np.empty(0)
     shown = pd.DataFrame(past).assign(**{name: nullable(past[name]) for name in model.features.categories})
-    return readable(model.features, shown, platform=rows.platform), scores
+    return readable(shown, model.features, platform=rows.platform), scores
 
 
 def _served(rows: Rows) -> dict[int, _Served]:

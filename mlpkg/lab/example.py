@@ -87,7 +87,7 @@ def _train(case: UseCase, platform: Platform, until: int) -> None:
     features = case.features
     rows: Any = training_set(features, 0, until, as_of=until, platform=platform)
     rows = rows.dropna(subset="label")
-    categories = categories_of(features, rows)
+    categories = categories_of(rows, features)
     data = lgb.Dataset(
         matrix(rows[features.names], categories),
         rows["label"].to_numpy(int),

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from ..aggregates import from_spec
+from ..aggregates import OfNumber, from_spec
 from ..columns import NULL, Column, did_you_mean
 from ..conditions import Condition, either_way
 from ..decisions import UseCase
@@ -630,9 +630,11 @@ def plot_timeline(
     feature
         A feature, or several of one unit.
     column
-        The field that the events are drawn at; by default that of the feature's aggregate, or the first that is a number.
+        The field that the events are drawn at; by default that of the feature's aggregate, or the first that is a number. A whole
+        number counts as one if its contract bounds it, else it may be an id. Where there is none, events are ticks on the axis of time.
     outcome
-        Which outcome is marked, if the source has several: events that were reported to be so are red.
+        Which outcome is marked, if the source has several: events that were reported to be so are red. One that is a text has a colour for
+        each of its texts.
     start, end
         Only what lies between these times.
     history
@@ -652,7 +654,8 @@ def plot_timeline(
     drawn = drawn.sort_values(["time", "position"])
     new = ax is None
     ax = plt.subplots(figsize=(8, 3))[1] if new else ax
-    line = ax if all(_same_unit(features, name, column) for name in names) else ax.twinx()
+    together = column is None or all(_same_unit(features, name, column) for name in names)
+    line = ax if together else ax.twinx()
     _draw_events(ax, drawn, column, outcome or _yes_or_no(features.on))
     for name, colour in zip(names, itertools.cycle(_COLOURS)):
         values = drawn[name].fillna("") if name in features.categories else drawn[name]
@@ -719,7 +722,7 @@ def _yes_or_no(source: Source) -> str | None:
     return next((name for name, outcome in source.outcomes.items() if outcome.column.kind == "bool"), None)
 
 
-def _dress(ax: Any, line: Any, column: str, names: Sequence[str]) -> None:
+def _dress(ax: Any, line: Any, column: str | None, names: Sequence[str]) -> None:
     """Axes, ticks and legend."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
@@ -727,7 +730,7 @@ def _dress(ax: Any, line: Any, column: str, names: Sequence[str]) -> None:
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_ylabel(column)
+    ax.set_ylabel(column or ", ".join(names))
     if line is not ax:
         ax.set_zorder(line.get_zorder() + 1)  # the events in front of the line
         ax.patch.set_visible(False)
@@ -735,7 +738,7 @@ def _dress(ax: Any, line: Any, column: str, names: Sequence[str]) -> None:
         line.spines["right"].set_visible(True)
         line.tick_params(axis="y", colors=_COLOURS[0] if len(names) == 1 else "black")
     for one in dict.fromkeys((ax, line)):
-        low, high = one.dataLim.intervaly
+        low, high = one.dataLim.intervaly if np.isfinite(one.dataLim.intervaly).all() else (0.0, 1.0)
         room = 0.05 * (high - min(low, 0) or 1)
         one.set_ylim(min(low, 0) - (room if low < 0 else room / 2), high + room)
     handles = [h for a in dict.fromkeys((ax, line)) for h in a.get_legend_handles_labels()[0]]
@@ -743,30 +746,51 @@ def _dress(ax: Any, line: Any, column: str, names: Sequence[str]) -> None:
     ax.legend(handles, names, ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 1), frameon=False, handlelength=1.2)
 
 
-def _draw_events(ax: Any, rows: Any, column: str, told: str | None) -> None:
-    so = rows[told].fillna(False).astype(bool) if told else pd.Series(False, index=rows.index)
-    for mine, colour, label in ((~so, "tab:blue", "event"), (so, "tab:red", told)):
-        some = rows[mine]
-        if len(some):
-            ax.scatter(some["time"], some[column], s=14, color=colour, label=label, zorder=3, linewidths=0)
+def _draw_events(ax: Any, rows: Any, column: str | None, told: str | None) -> None:
+    for label, colour, some in _marked(rows, told):
+        how: Any = {"color": colour, "label": label, "zorder": 3}
+        if column is None:  # ticks at the foot, beside which no number stands
+            at = np.full(len(some), 0.03)
+            ax.plot(some["time"], at, "|", transform=ax.get_xaxis_transform(), markersize=9, **how)
+        else:
+            ax.scatter(some["time"], some[column], s=14, linewidths=0, **how)
 
 
-def _column_of(features: FeatureSet, feature: str) -> str:
-    """The field that goes with a feature: that of its aggregate, or the first that is a number."""
+def _marked(rows: Any, told: str | None) -> list[tuple[str, str, Any]]:
+    """The rows by what was reported of them, those that are there: a name, a colour, and the rows."""
+    if told and rows[told].dtype == "str":
+        texts = rows[told].value_counts().index.tolist()
+        known = [(str(text), colour, rows[rows[told] == text]) for text, colour in zip(texts, itertools.cycle(_TEXTS))]
+        parts = [("event", "tab:blue", rows[rows[told].isna()]), *known]
+    else:
+        so = rows[told].fillna(False).astype(bool) if told else pd.Series(False, index=rows.index)
+        parts = [("event", "tab:blue", rows[~so]), (str(told), "tab:red", rows[so])]
+    return [part for part in parts if len(part[2])]
+
+
+_TEXTS = ("tab:red", "tab:pink", "tab:olive", "tab:cyan", "tab:gray")
+
+
+def _column_of(features: FeatureSet, feature: str) -> str | None:
+    """The field that goes with a feature: that of its aggregate, if it is one of numbers, or the first that measures something."""
     origin, seen = origin_of(features, feature), features.on.seen
-    asked = (
-        getattr(origin.what.aggregates[origin.label], "column", None)
-        if origin.label
-        else getattr(origin.what, "name", None)
-    )
-    if asked in seen and seen[asked].kind == "number":
+    if origin.label:
+        aggregate = origin.what.aggregates[origin.label]
+        asked = aggregate.names[0] if isinstance(aggregate, OfNumber) else None
+    else:
+        asked = getattr(origin.what, "name", None)
+    if asked in seen and (origin.label or _measures(seen[asked])) and seen[asked].kind in ("number", "int"):
         return asked
     keys = {f for what in features.members.values() if isinstance(what, Group) for f in what.key.fields}
-    numbers = [n for n, c in seen.items() if c.kind == "number"] or [n for n in seen if n not in keys] or [*seen]
-    return numbers[0]
+    return next((n for n, c in seen.items() if _measures(c) and n not in {*keys, features.on.subject}), None)
 
 
-def _same_unit(features: FeatureSet, feature: str, column: str) -> bool:
+def _measures(column: Column) -> bool:
+    """Whether a field measures something: a whole number without bounds may be an id."""
+    return column.kind == "number" or (column.kind == "int" and column.summable and column.bits < 42)
+
+
+def _same_unit(features: FeatureSet, feature: str, column: str | None) -> bool:
     origin = origin_of(features, feature)
     if not origin.label:
         return getattr(origin.what, "name", None) == column

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['When', 'Order', 'the_platform', 'find_source', 'find_use_case', 'times', 'series', 'frame_of', 'events',
-           'texts_of_events', 'truths', 'texts_of_outcome', 'nullable', 'readable', 'decisions', 'shadows',
-           'check_order', 'warn_of_late', 'preview']
+           'texts_of_events', 'truths', 'texts_of_outcome', 'nullable', 'rows_first', 'readable', 'decisions',
+           'shadows', 'check_order', 'warn_of_late', 'preview']
 
 # %% ../../nbs/lab/frames.ipynb #imports
 from collections.abc import Mapping
@@ -163,8 +163,14 @@ def nullable(codes: Array) -> Any:
     return pd.arrays.IntegerArray(np.where(unknown, 0, codes), unknown)
 
 
-def readable(features: FeatureSet, rows: pd.DataFrame, *, platform: Platform | None = None) -> pd.DataFrame:
+def rows_first(rows: Any, features: Any) -> tuple[pd.DataFrame, FeatureSet]:
+    """A frame and a feature set in this order, in which functions of a frame take them; the other order is understood."""
+    return (features, rows) if isinstance(rows, FeatureSet) else (rows, features)
+
+
+def readable(rows: pd.DataFrame, features: FeatureSet, *, platform: Platform | None = None) -> pd.DataFrame:
     """The rows of a training set with the texts of their categories and keys instead of the codes, as far as the log has them."""
+    rows, features = rows_first(rows, features)
     texts = {*features.categories, *(key for key in features.keys if features.on.seen[key].kind == "text")}
     columns = {n: rows[n] for n in rows.columns if n in texts and isinstance(rows[n].dtype, pd.Int64Dtype)}
     codes = {code for column in columns.values() for code in column.dropna().unique().tolist()}
@@ -207,7 +213,7 @@ def decisions(
         frame[outcome.name] = labels.reindex(frame["position"]).array
     for name in set(case.features.categories) & set(frame.columns):
         frame[name] = nullable(np.array([NULL if (c := row.get(name)) is None else c for row in rows], np.int64))
-    return readable(case.features, frame.drop(columns="position"), platform=platform)
+    return readable(frame.drop(columns="position"), case.features, platform=platform)
 
 # %% ../../nbs/lab/frames.ipynb #shadows
 def shadows(
@@ -306,7 +312,7 @@ def preview(
     back = np.argsort(order, kind="stable")
     shown = {f.name: values[f.name][back] for f in features.features}
     shown |= {name: nullable(shown[name]) for name in features.categories}
-    return readable(features, rows.assign(**shown), platform=platform)
+    return readable(rows.assign(**shown), features, platform=platform)
 
 
 FeatureSet.preview = preview  # type: ignore[attr-defined]  # so that a notebook reads features.preview(rows)

@@ -27,6 +27,7 @@ from mlpkg.lab.frames import (
     Order,
     check_order,
     nullable,
+    rows_first,
     texts_of_outcome,
     the_platform,
     times,
@@ -279,8 +280,9 @@ def _parts(rows: ds.Dataset, name: str) -> Iterator[pd.Series]:
     return (batch.to_pandas()[name] for batch in rows.to_batches(columns=[name]) if len(batch))
 
 # %% ../../nbs/lab/training.ipynb #categories
-def categories_of(features: FeatureSet, rows: pd.DataFrame, most: int = MOST) -> Categories:
+def categories_of(rows: pd.DataFrame, features: FeatureSet, most: int = MOST) -> Categories:
     """The categories of a training set, frozen: of each category feature the `most` frequent ones, in that order."""
+    rows, features = rows_first(rows, features)
     return Categories.of({name: _codes(rows[name]) for name in features.categories}, most)
 
 
@@ -295,7 +297,7 @@ def matrix(rows: pd.DataFrame, categories: Categories | None = None) -> Array:
     frozen = categories or Categories({})
     for name in rows.columns:
         if isinstance(rows[name].dtype, pd.Int64Dtype) and name not in frozen.tables:
-            raise MlpkgError(f"{name!r} is a category", "freeze the categories: lab.categories_of(features, rows)")
+            raise MlpkgError(f"{name!r} is a category", "freeze the categories: lab.categories_of(rows, features)")
     return frozen.matrix({n: _codes(rows[n]) if n in frozen.tables else rows[n].to_numpy() for n in rows.columns})
 
 
