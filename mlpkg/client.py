@@ -9,17 +9,19 @@ __all__ = ['Refused', 'Unavailable', 'Client', 'AsyncClient']
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
+import numpy as np
 
 from .decisions import Decision
+from .json_values import NoJson, json_body, json_value
 from .platform import Receipt
 from .settings import Missing, MlpkgError
-from .times import iso, micros, now
+from .times import iso, now
 
 try:
     import httpx
@@ -43,9 +45,48 @@ class Unavailable(MlpkgError):
 _T = TypeVar("_T")
 _AGAIN = {408, 425, 429, 502, 503, 504}
 _LINES = "application/x-ndjson"
-_encode = msgspec.json.Encoder(
-    enc_hook=lambda value: iso(micros(value)) if isinstance(value, datetime) else str(value)
-).encode
+_SLICE, _SLICE_BYTES = 1_000, 524_288  # lines that are sent at once, and bytes, before their answers are read
+
+
+def _body(event: Mapping[str, Any]) -> bytes:
+    """What is sent of an event, with values of Python, NumPy or pandas; NaN, NaT and NA are null.
+
+    Raises
+    ------
+    NoJson
+        Where a value cannot be sent, with the name of its field.
+    """
+    return json_body({name: _value(name, value) for name, value in event.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    naive = isinstance(value, np.datetime64) or (isinstance(value, datetime) and value.tzinfo is None)
+    if naive and value == value:  # and not NaT
+        raise NoJson(name, value, "has no time zone; give it the one that it is of, as in datetime.now(UTC)")
+    try:
+        return _without_nan(json_value(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NoJson(name, value, str(error)) from None
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    return value if value == value else None
+
+
+def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    some, size = [], 0
+    for line in lines:
+        if some and (len(some) == _SLICE or size + len(line) > _SLICE_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(line)
+        size += len(line)
+    if some:
+        yield some
 
 
 class _Talks:
@@ -93,14 +134,30 @@ class _Talks:
         raise Unavailable(f"{self.url} did not answer in {self.attempts} attempts ({why})", "is the service running?")
 
     async def _one(self, path: str, event: Mapping[str, Any], of: type[_T]) -> _T:
-        if not event.get("id"):
+        if _value("id", event.get("id")) in (None, ""):
             raise ValueError("an event needs an id of the caller's own: it makes a repeated request harmless")
-        return msgspec.json.decode(await self._ask("POST", path, _encode(event)), type=of)
+        return msgspec.json.decode(await self._ask("POST", path, _body(event)), type=of)
 
     async def _many(self, path: str, events: Iterable[Mapping[str, Any]], of: type[_T]) -> list[_T | Refused]:
-        """An answer for each, in order; those that could not be taken just now are sent again."""
-        lines = [_encode(event) for event in events]
-        found: dict[int, Any] = {}
+        """An answer for each, in order; they are sent in slices, and those that could not be taken just now are sent again."""
+        lines: Iterable[bytes] = map(_body, events)
+        if isinstance(events, Sequence):  # nothing is sent if one of them cannot be
+            lines = list(lines)
+        found: list[_T | Refused] = []
+        for some in _slices(lines):
+            answers, clocks = await self._slice(path, some, of)
+            found += answers.values()
+            if len(answers) < len(some):
+                what = f"{self.url} took {len(found)} events, and then not all of {len(some)}"
+                again = "send the rest again, with the same ids"
+                raise Unavailable(
+                    f"{what}: {clocks}" if clocks else what, f"{_SET_CLOCKS}; {again}" if clocks else again
+                )
+        return found
+
+    async def _slice(self, path: str, lines: list[bytes], of: type[_T]) -> tuple[dict[int, _T | Refused], str]:
+        """The answers by line, as far as there are any, and what was said of clocks that differ."""
+        found: dict[int, _T | Refused] = {}
         clocks = ""
         for attempt in range(self.attempts):
             open = [i for i in range(len(lines)) if i not in found]
@@ -115,13 +172,7 @@ class _Talks:
                     found[i] = Refused(answer) if "status" in answer else msgspec.convert(answer, of)
                 else:
                     clocks = _clocks(answer) or clocks
-        if len(found) < len(lines):
-            some, again = (
-                f"{self.url} took {len(found)} of {len(lines)} events",
-                "send the rest again, with the same ids",
-            )
-            raise Unavailable(f"{some}: {clocks}" if clocks else some, f"{_SET_CLOCKS}; {again}" if clocks else again)
-        return [found[i] for i in range(len(lines))]
+        return dict(sorted(found.items())), clocks
 
     async def _get(self, path: str, of: type[_T]) -> _T | None:
         try:
@@ -201,6 +252,8 @@ class Client(_Talks):
 
         Raises
         ------
+        TypeError
+            When a value cannot be sent; nothing is sent then.
         Refused
             When the event breaks its contract (422), or its id was used for other content (409).
         Unavailable
@@ -224,7 +277,7 @@ class Client(_Talks):
         return _finished(self._one("/v1/rank", _with(event, candidates), Decision))
 
     def decide_many(self, events: Iterable[Mapping[str, Any]]) -> list[Decision | Refused]:
-        """A decision for each event in order, or why it was refused."""
+        """A decision for each event in order, or why it was refused; `events` may be an iterator, which is sent in slices."""
         return _finished(self._many("/v1/decide", events, Decision))
 
     def send(self, source: str, event: Mapping[str, Any]) -> Receipt:

@@ -7,12 +7,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from serving import Packaged, made_once, payment, serving
 from test_hostile import BATCH, GROWTH, HEAD, connect, memory
 from test_service import EVENTS, Bank, problem
+
+from mlpkg.serve.metrics import Metrics
+from mlpkg.settings import MlpkgError, Settings
 
 SLOWED = 1.0  # seconds within which others are answered meanwhile, on a machine that may be busy otherwise
 DECIDE = b"POST /v1/decide HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
@@ -239,6 +243,28 @@ def test_one_batch_too_many_is_told_when_to_come_again(made: Packaged, tmp_path:
             assert (told.status_code, told.headers["retry-after"]) == (503, "1")
             assert "at most 2 batches" in told.json()["reason"]
             assert goes_on(bank, 10) < SLOWED
+
+
+# Metrics
+
+
+def test_thousands_of_actions_leave_room_for_statuses(tmp_path: Path):
+    """Also those of one model after the other, those of the longest names, and after the worker has begun again."""
+    for begin in (0, 5_000):
+        metrics = Metrics(Settings(state=tmp_path))
+        for k in range(begin, begin + 5_000):
+            model = {"version": f"v{k // 100}"}
+            action = f"action {k}" if k % 2 else "long " * k
+            metrics.decided(SimpleNamespace(use_case="fraud", action=action, model=model, fallback=None))
+        metrics.answered("/v1/decide", 429, 0.1)
+        text = metrics.text(MlpkgError("no store"))
+        metrics.close()
+    assert 'mlpkg_requests_total{route="/v1/decide",status="429"} 2' in text
+    samples = [line.rpartition(" ") for line in text.splitlines() if line.startswith("mlpkg_decisions_total{")]
+    assert sum(float(n) for _, _, n in samples) == 10_000 and len(samples) <= 1_000
+    assert any('action="other"' in name for name, _, _ in samples)
+    (uncounted,) = [line for line in text.splitlines() if line.startswith("mlpkg_uncounted_total")]
+    assert float(uncounted.split()[-1]) > 8_000
 
 
 # Other protocols

@@ -4,15 +4,25 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import numpy as np
+import pandas as pd
 import pytest
 from serving import Packaged, Server, free_port, made_once, payment, serving
 
 import mlpkg as ml
 from mlpkg.client import AsyncClient, Client, Refused, Unavailable
+from mlpkg.fraud.policy import fraud
 from mlpkg.settings import Settings
+from mlpkg.times import iso, now
+
+STARTED = iso(now())
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +58,86 @@ def test_what_is_refused_says_field_value_and_reason(server: Server):
         assert (told.value.status, told.value.value) == (422, "-3.2") and "amount" in str(told.value.field)
         good, bad = client.decide_many([payment("c-6"), payment("c-7", terminal_id="x")])
         assert isinstance(good, ml.Decision) and isinstance(bad, Refused) and bad.status == 422
+
+
+class Terminal(Enum):
+    OURS = 23
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sent"),
+    [
+        ("amount", Decimal("57.16"), 57.16),
+        ("amount", Decimal(57), 57.0),
+        ("amount", np.float64(57.16), 57.16),
+        ("amount", np.float32(0.5), 0.5),
+        ("amount", np.int64(57), 57.0),
+        ("amount", np.array(57.16), 57.16),
+        ("customer_id", np.int64(17), 17),
+        ("customer_id", np.uint8(17), 17),
+        ("customer_id", Decimal(17), 17),
+        ("terminal_id", Terminal.OURS, 23),
+        ("id", UUID(int=17), str(UUID(int=17))),
+        ("id", np.str_("c-numpy"), "c-numpy"),
+        ("time", pd.Timestamp("now", tz="Europe/Berlin"), None),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", ["one", "many", "in process"])
+def test_values_of_numpy_and_pandas_are_sent_as_what_they_are(
+    server: Server, tmp_path: Path, field: str, value: Any, sent: Any, kind: str
+):
+    event = payment(f"c-{field}-{value!r}-{kind}"[:99], time=STARTED) | {field: value}
+    if kind == "in process":
+        with closing(ml.open(Settings(state=tmp_path))) as platform:
+            row = fraud.on.parse(event)
+            assert sent is None or {**row.values, "id": row.id}[field] == sent
+            assert platform.accept(fraud.on, event).new
+        return
+    with Client(server.address) as client:
+        decision = client.decide(event) if kind == "one" else client.decide_many([event])[0]
+        assert isinstance(decision, ml.Decision), decision
+        entry: Any = client.event("transactions", decision.event)
+        assert sent is None or entry["event"][field] == sent
+
+
+@pytest.mark.parametrize(
+    "value", [None, np.nan, float("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), Decimal("NaN")], ids=repr
+)
+def test_what_is_missing_is_sent_as_null(server: Server, value: Any):
+    """So that a field that may be null is null, and of any other the service says that it is missing."""
+    with Client(server.address) as client:
+        for field in ("amount", "customer_id", "time"):
+            with pytest.raises(Refused, match=f"{field}: is null, but required") as told:
+                client.decide(payment("c-null") | {field: value})
+            assert told.value.status == 422
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(datetime(2018, 7, 25), np.datetime64("2018-07-25"), pd.Timestamp("2018-07-25"), object(), 1j, b"\xff", {1}),
+        *(np.timedelta64(1, "s"), pd.Timedelta("1s"), pd.Period("2018"), "\ud800", Path()),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_sent_is_refused_by_its_field_before_it_is_sent(value: Any):
+    """Nobody listens there."""
+    event = payment("c-never") | {"amount": value}
+    client, other = Client("http://127.0.0.1:9", attempts=1), AsyncClient("http://127.0.0.1:9", attempts=1)
+    for ask in (client.decide, lambda e: client.decide_many([payment("c-first"), e]), lambda e: client.send("x", e)):
+        with pytest.raises(TypeError, match="amount"):
+            ask(event)
+    with pytest.raises(TypeError, match="fraud"):
+        client.report("x.fraud", "c-1", value)
+    with pytest.raises(TypeError, match="amount"):
+        asyncio.run(other.decide(event))
+
+
+def test_a_generator_of_events_is_sent_in_slices(server: Server):
+    with Client(server.address) as client:
+        receipts = client.send_many("transactions", (payment(f"c-slice-{k}", customer_id=k % 40) for k in range(2_500)))
+        assert [r.id for r in receipts] == [f"c-slice-{k}" for k in range(2_500)]  # type: ignore[union-attr]
 
 
 def test_many_await_their_answers_at_once(server: Server):

@@ -11,7 +11,7 @@ import mmap
 import os
 import shutil
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from ..settings import MlpkgError, Settings
 from ..times import SECOND
 
 # %% ../../nbs/serve/metrics.ipynb #counts
-_SLOTS, _SLOT = 1024, 256  # a file is a quarter of a megabyte
+_SLOTS, _SLOT = 2048, 256  # a file is half a megabyte
+_NAMES = {"decisions": 600, "requests": 400, "took": 400}  # how many names a kind of count may have
+_OTHERS = 200  # how many names any other kind may have, and how many more there may be with one more `other` in them
 _Key = tuple[str | int, ...]
 _OF_NOW = ("in flight", "clock difference")  # what a worker begins anew, and what ends with it
 
@@ -34,6 +36,7 @@ class Counts:
         self._bytes = memoryview(memory or bytearray(_SLOTS * _SLOT))
         self._values = self._bytes.cast("d")
         self._at = {key: i for i, (key, _) in enumerate(_slots(self._bytes))}
+        self._names = Counter(key[0] for key in self._at)
         for key in (("in flight",), ("other",)):
             if key not in self._at:
                 self._new(key)
@@ -58,11 +61,24 @@ class Counts:
         self._values[0] = n
 
     def _new(self, key: _Key) -> int:
+        most = _NAMES.get(str(key[0]), _OTHERS)
+        if (at := self._make(key, most)) is not None:
+            return at
+        other = self._at["other",]
+        for wider in _wider(key):
+            most += _OTHERS
+            if (at := self._at.get(wider)) is not None or (at := self._make(wider, most)) is not None:
+                self._values[other * (_SLOT // 8)] += 1
+                return at
+        return other
+
+    def _make(self, key: _Key, most: int) -> int | None:
         name, at = json.dumps(key).encode(), len(self._at)
-        if at >= _SLOTS or len(name) > _SLOT - 8:
-            return self._at["other",]
+        if at >= _SLOTS or len(name) > _SLOT - 8 or self._names[key[0]] >= most:
+            return None
         self._bytes[at * _SLOT + 8 : at * _SLOT + 8 + len(name)] = name
         self._at[key] = at
+        self._names[key[0]] += 1
         return at
 
     def close(self) -> None:
@@ -73,6 +89,16 @@ class Counts:
             flock(self._file, LOCK_UN)  # what is mapped keeps the file open
             os.close(self._file)
             self._file = None
+
+
+def _wider(key: _Key) -> Iterator[_Key]:
+    """What a count that has no slot is counted as: with fewer and fewer of its own labels."""
+    if key[0] == "decisions":
+        kind, use_case, _, model, fallback = key
+        yield (kind, use_case, "other", model, fallback)
+        yield (kind, use_case, "other", "other", fallback)
+    else:
+        yield (key[0], "other", *key[2:])
 
 
 def _slots(data: Any) -> Iterator[tuple[_Key, float]]:
@@ -198,7 +224,7 @@ class Metrics:
         tell(
             "uncounted_total",
             "counter",
-            "What was counted under no name, because there were too many.",
+            "What was counted as `other`, because there were too many names.",
             {"": counted["other",]},
         )
         tell("up", "gauge", "Whether the store can be read.", {"": float(not isinstance(store, MlpkgError))})
