@@ -71,7 +71,7 @@ _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.
 
 def _of_text(value: str, kind: Kind) -> Any:
     """What a cell of a text file says; one that says no number, truth or time stays a text."""
-    bare = value.strip()
+    bare = value.strip(" ")
     if kind == "text":
         return value
     if kind == "bool":
@@ -102,7 +102,7 @@ def _of_other(value: Any, kind: Kind) -> Any:
         return str(value)
     if isinstance(value, bytes | bytearray | memoryview):
         try:
-            return bytes(value).decode() if kind == "text" else Unsayable(repr(value), f"is bytes, not {_KINDS[kind]}")
+            return bytes(value).decode()
         except UnicodeDecodeError:
             return Unsayable(repr(value), "is bytes that are no text in UTF-8")
     if isinstance(value, list | tuple | dict | np.ndarray):
@@ -127,13 +127,25 @@ def _simple(cells: pa.Array) -> pa.Array | list[Any]:
         return _simple(cells.dictionary_decode())
     if pa.types.is_run_end_encoded(kind):
         return _simple(pc.run_end_decode(cells))
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_string(kind):
+    if pa.types.is_fixed_size_binary(kind):
+        return _simple(cells.cast(pa.binary()))
+    if any(is_such(kind) for is_such in _TEXTS):
         try:
             cells.validate(full=True)
             return cells.cast(pa.string())
-        except pa.ArrowInvalid:
-            return cells.cast(pa.binary_view() if pa.types.is_string_view(kind) else pa.large_binary())
+        except pa.ArrowInvalid:  # not all of it is text
+            return cells.cast(pa.binary_view() if "view" in str(kind) else pa.large_binary())
     return cells
+
+
+_TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
 
 
 def _places(mask: pa.Array) -> np.ndarray:
@@ -235,13 +247,6 @@ def _moment(text: str, utc: bool) -> int | None:
 def _as_text(cells: pa.Array) -> _Found | None:
     if pa.types.is_string(cells.type):
         return cells, _places(cells.is_valid())
-    if pa.types.is_fixed_size_binary(cells.type):
-        cells = cells.cast(pa.binary())
-    if pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type) or pa.types.is_binary_view(cells.type):
-        try:
-            return _as_text(cells.cast(pa.string()))
-        except pa.ArrowInvalid:  # not all are text
-            return None
     found = _whole_numbers(cells)
     return found and (pa.array(found[0]).cast(pa.string()), found[1])
 
@@ -251,7 +256,7 @@ def _as_number(cells: pa.Array, kind: Kind, text: bool) -> _Found | None:
     if not (text and pa.types.is_string(cells.type)):
         return numbers(cells)
     pattern = _PLAIN_WHOLE if kind == "int" else _PLAIN_NUMBER
-    found = _matching(pc.utf8_trim_whitespace(cells), pattern, pa.int64() if kind == "int" else pa.float64())
+    found = _matching(pc.utf8_trim(cells, characters=" "), pattern, pa.int64() if kind == "int" else pa.float64())
     return found and (_numpy(found[0]), found[1])
 
 
@@ -259,7 +264,7 @@ def _as_truth(cells: pa.Array, text: bool) -> _Found | None:
     if pa.types.is_boolean(cells.type):
         return _places(cells), _places(cells.is_valid())
     if text and pa.types.is_string(cells.type):
-        bare = pc.utf8_lower(pc.utf8_trim_whitespace(cells))
+        bare = pc.utf8_lower(pc.utf8_trim(cells, characters=" "))
         yes = _places(pc.is_in(bare, pa.array([word for word, truth in _TRUTHS.items() if truth])))
         return yes, yes | _places(pc.is_in(bare, pa.array([word for word, truth in _TRUTHS.items() if not truth])))
     found = _whole_numbers(cells)
@@ -275,7 +280,7 @@ def _as_time(cells: pa.Array, text: bool, utc: bool) -> _Found | None:
             cells.is_valid()
         )
     if pa.types.is_string(cells.type):
-        return _times(pc.utf8_trim_whitespace(cells) if text else cells, utc)
+        return _times(pc.utf8_trim(cells, characters=" ") if text else cells, utc)
     return None
 
 # %% ../../nbs/lab/said.ipynb #said
