@@ -70,12 +70,13 @@ _TOKEN = re.compile(rf"(mlpkg{_UNDER})(?:([0-9a-f]{{12}})(?![0-9a-f])[\w.~%-]*|[
 _SECRET = "(?:access|auth|id|refresh|api|client|session|bearer|x)?[_-]?(?:token|secret|password|passwd|api[_-]?key|jwt)|authorization"
 _NAMED = re.compile(rf"(?<![\w-])({_SECRET})(=|%3d)([^&;\s\"'#]+)", re.I | re.A)
 _BEARER = re.compile(r"\b(bearer(?:\s|\+|%20)+)[\w.~+/=%-]{20,}", re.I | re.A)
-_WORTH = re.compile("mlpkg|token|secret|passw|key|jwt|auth|bearer", re.I | re.A)
+_WORTH = ("mlpkg", "token", "secret", "passw", "key", "jwt", "auth", "bearer")
 
 
 def redacted(text: str) -> str:
     """A text without the tokens that it may name: mlpkg's own, what follows ``token=`` and its like, and what follows ``Bearer``."""
-    if not _WORTH.search(text):
+    lower = text.lower()
+    if not any(word in lower for word in _WORTH):
         return text
     text = _TOKEN.sub(lambda found: f"{found[1]}{found[2]}_{_GONE}" if found[2] else f"{found[1]}{_GONE}", text)
     text = _NAMED.sub(lambda found: found[0] if _GONE in found[3] else f"{found[1]}{found[2]}{_GONE}", text)

@@ -1021,8 +1021,11 @@ def _letter(at: int, source: str, body: Any, why: Rejected, row: int | None) -> 
             body = repr(body)
     text = (body.decode("utf-8", "replace") if isinstance(body, bytes | bytearray) else str(body))[:20_000]
     event = why.event or event_id(text.encode())
-    told = (redacted(said) for said in (why.field, why.value, why.reason, text))
-    return (source, at, row, event and redacted(event), *told)
+    told = (event, why.field, why.value, why.reason, text)
+    joined = "\n".join(map(str, told))
+    if redacted(joined) != joined:
+        told = tuple(said and redacted(said) for said in told)
+    return (source, at, row, *told)
 
 
 def _check_texts(batch: Batch) -> None:

@@ -41,6 +41,8 @@ def plain(value: Any, kind: Kind, text: bool = False) -> Any:
     """
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | Decimal) and value != value):
         return None
+    if value.__class__ is float and kind == "number":
+        return value
     if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64):
         return plain(value.item(), kind, text)
     if isinstance(value, bool | Unsayable):
@@ -311,6 +313,8 @@ class Said:
     def take(self, places: np.ndarray) -> list[Any]:
         """The JSON values of some cells, or `Unsayable`; None where a cell says nothing."""
         cells = self.cells
+        if isinstance(cells, pa.Array) and _AS_IS[self.kind](cells.type):
+            return cells.take(pa.array(places)).to_pylist()
         chosen = (
             _listed(cells.take(pa.array(places)))
             if isinstance(cells, pa.Array)
@@ -322,6 +326,15 @@ class Said:
     def _zoned(self, value: Any) -> Any:
         at = _moment(value, True) if isinstance(value, str) else None
         return value if at is None else iso(at)
+
+
+_AS_IS: dict[str, Callable[[pa.DataType], bool]] = {  # where a cell as Python has it is what it says
+    "text": pa.types.is_string,
+    "int": pa.types.is_integer,
+    "number": pa.types.is_integer,
+    "bool": pa.types.is_boolean,
+    "time": pa.types.is_null,
+}
 
 
 def _listed(cells: pa.Array) -> list[Any]:
@@ -375,7 +388,7 @@ def say(cells: pa.Array | Sequence[Any], kind: Kind, *, text: bool = False, utc:
 _EXACTLY: dict[str, Callable[[Any], bool]] = {
     "text": lambda v: type(v) is str and v.isprintable(),
     "int": lambda v: type(v) is int and abs(v) < 2**62,
-    "number": lambda v: type(v) is float or (type(v) is int and abs(v) < 2**62),
+    "number": lambda v: type(v) is float or (type(v) is int and abs(v) <= _EXACT),
     "bool": lambda v: type(v) is bool,
 }
 
