@@ -501,7 +501,8 @@ def _of_fewer_digits(name: str, source: str, body: bytes | str, error: Validatio
         return int(text[:_DIGITS])
 
     try:
-        whole = json.loads(body, parse_int=cut) if error.errors()[0]["type"] == "json_invalid" else None
+        text = body if isinstance(body, str) else body.decode()  # `json` would take other encodings too
+        whole = json.loads(text, parse_int=cut) if error.errors()[0]["type"] == "json_invalid" else None
     except (ValueError, RecursionError):
         return None
     if not numbers:
