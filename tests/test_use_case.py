@@ -1,69 +1,16 @@
 """The page `docs/use-case.md`: what it lists is written and run, in an empty folder, and does what it says."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
-
-PAGE = (ROOT / "docs" / "use-case.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-RUN = """
-import os, runpy, shlex, sys
-from mlpkg.cli import main
-
-for line in sys.stdin:
-    print(f"$ {line}", end="", flush=True)
-    if "VERSION" in line:
-        line = line.replace("VERSION", os.listdir("state/models/shop")[0])  # the only one there is
-    command, *arguments = shlex.split(line)
-    sys.argv = [command, *arguments] if command == "mlpkg" else arguments
-    try:
-        main() if command == "mlpkg" else runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
+from pages import after, run_page
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the commands of the page print, in its order, each after `$` and itself; one process runs them all, to save the imports."""
-    folder = tmp_path_factory.mktemp("shop")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MLPKG_")} | {
-        "BENTOML_HOME": str(folder / "bentoml")
-    }
-    commands = []
-    for kind, text in BLOCKS:
-        if kind != "sh":
-            (folder / text.partition("\n")[0].removeprefix("# ")).write_text(text, "utf-8")
-            continue
-        for line in text.splitlines():
-            if line.startswith("export "):
-                name, _, value = line.removeprefix("export ").partition("=")
-                env[name] = os.pathsep.join(filter(None, [value, env.get(name)]))
-            else:
-                commands.append(line)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        cwd=folder,
-        env=env,
-        input="\n".join(commands),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def after(said: str, command: str) -> str:
-    """What the first command that begins so printed."""
-    return said.partition(f"$ {command}")[2].partition("\n")[2].partition("\n$ ")[0]
+    """What the commands of the page print."""
+    return run_page(ROOT / "docs" / "use-case.md", tmp_path_factory.mktemp("shop"))
 
 
 def test_every_file_of_the_page_is_loaded_without_a_refusal(said: str):

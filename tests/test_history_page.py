@@ -1,0 +1,25 @@
+"""The page `docs/history.md`: what it lists is written and run, in an empty folder, and does what it says."""
+
+import pytest
+from conftest import ROOT
+from pages import after, run_page
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the commands of the page print."""
+    return run_page(ROOT / "docs" / "history.md", tmp_path_factory.mktemp("history"))
+
+
+def test_the_files_of_the_page_are_loaded_in_any_order(said: str):
+    assert "47 orders.returned" in after(said, "mlpkg ingest shop returns")
+    assert after(said, "mlpkg ingest shop february").startswith("109 orders")
+    assert after(said, "mlpkg ingest shop january").startswith("124 orders")
+    assert after(said, "mlpkg ingest shop profiles").startswith("2 profiles")
+
+
+def test_the_order_of_loading_does_not_matter_as_the_page_says(said: str):
+    same, returns, profile = after(said, "python compare.py").splitlines()
+    assert same == "the same rows: True"
+    assert "0 by the log" not in returns and " 0 by arrival" not in returns
+    assert profile.endswith("by arrival, 0 by the log") and " 0 by arrival" not in profile
