@@ -9,6 +9,7 @@ __all__ = ['as_json', 'use_case_argument', 'mlpkg', 'main', 'Instant', 'show', '
            'list_tokens', 'revoke_token', 'access_log']
 
 # %% ../nbs/cli.ipynb #imports
+import io
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -80,8 +81,9 @@ def main() -> None:
     try:
         mlpkg(standalone_mode=False)
     except click.ClickException as error:
-        error.message = "\n".join(map(printable, error.message.split("\n")))
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        show(*said.getvalue().rstrip("\n").split("\n"), err=True)
         sys.exit(error.exit_code)
     except (MlpkgError, Rejected) as error:
         show(f"mlpkg: {error}", err=True)

@@ -260,7 +260,7 @@ def function_of(wanted: Mapping[str, str], needed_by: str = "a stored definition
     if module.partition(".")[0] in _STANDARD:
         raise MlpkgError(f"{needed_by} needs {module}.{name}, which is Python's own and no feature", "train again")
     if module in sys.modules:
-        found = getattr(sys.modules[module], name, None)
+        found: Any = getattr(sys.modules[module], name, None)
         here = code_hash(found) if isinstance(inspect.unwrap(found), FunctionType) else None
     else:
         source = find_source(module)

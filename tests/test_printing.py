@@ -33,7 +33,7 @@ def is_plain(text: str) -> bool:
     return all(c.isprintable() or c in "\n\u00a0" for c in text)
 
 
-@pytest.fixture(params=CONTROLS.values(), ids=CONTROLS)
+@pytest.fixture(params=CONTROLS.values(), ids=list(CONTROLS))
 def evil(request: pytest.FixtureRequest) -> str:
     return request.param
 
