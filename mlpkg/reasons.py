@@ -7,6 +7,7 @@ __all__ = ['what_is', 'short', 'reason_of']
 
 # %% ../nbs/reasons.ipynb #imports
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -61,7 +62,7 @@ def reason_of(contract: type[BaseModel], error: ErrorDetails, of: str = "source"
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
-        return f"is not a field of this {of}; {did_you_mean(str(where[-1]), contract.model_fields)}"
+        return f"is not a field of this {of}; {_meant(short(str(where[-1])), tuple(contract.model_fields))}"
     if value is None and kind in (*_WANTED, "literal_error"):
         return (
             "is null; leave it out, or give it a value" if info and not info.is_required() else "is null, but required"
@@ -79,6 +80,11 @@ def reason_of(contract: type[BaseModel], error: ErrorDetails, of: str = "source"
     if kind == "string_too_short" and context["min_length"] == "1":
         return "is empty"
     return _BOUNDS[kind].format(**context) if kind in _BOUNDS else f"is refused: {error['msg'].lower()}"
+
+
+@lru_cache(256)
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    return did_you_mean(name, known)  # a tenth of a millisecond, and a file may have the key in every row
 
 
 def _plain(said: Any) -> str:
