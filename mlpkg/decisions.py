@@ -717,7 +717,7 @@ def _placed(entries: Iterator[Entry], platform: Platform, use_case: UseCase) -> 
 # %% ../nbs/decisions.ipynb #replay-step
 def _warm(fresh: Platform, page: list[Entry], streams: Mapping[str, Source | Outcome], done: Replayed) -> None:
     if page:
-        fresh.load(as_batch(page, streams))
+        fresh.load(as_batch(page, streams), trusted=True)
         done.warmed += len(page)
         page.clear()
 
@@ -726,7 +726,9 @@ def _judge(fresh: Platform, entry: Entry, streams: Mapping[str, Source | Outcome
     stream = streams.get(entry.source)
     if not isinstance(stream, Outcome) or not fresh.entry(stream.source.stream, entry.id):
         return False
-    fresh.report(stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, arrived=entry.arrived)
+    fresh.report(
+        stream, {"id": entry.id, **msgspec.json.decode(entry.body)}, arrived=entry.arrived, clock=entry.arrived
+    )
     return True
 
 
@@ -742,14 +744,14 @@ def _step(
     fresh, stream = decider.platform, streams.get(entry.source)
     body = {"id": entry.id, **msgspec.json.decode(entry.body)}
     if isinstance(stream, Outcome):
-        fresh.report(stream, body, arrived=entry.arrived)
+        fresh.report(stream, body, arrived=entry.arrived, clock=entry.arrived)
         done.outcomes += 1
         return
     recorded = platform.entry(decisions_of(use_case.name), entry.id) if stream in (None, use_case.on) else None
     if stream is not None:
         done.events += 1
         if stream is not use_case.on or (recorded and recorded.position > entry.position + 1):  # it was decided later
-            fresh.accept(stream, body | {"time": iso(entry.time)}, arrived=entry.arrived)
+            fresh.accept(stream, body | {"time": iso(entry.time)}, clock=entry.arrived)
             return
         event: Entry | None = entry
     else:
@@ -761,13 +763,13 @@ def _step(
 def _decide_again(
     use_case: UseCase, decider: Decider, event: Entry, arrived: int, recorded: Entry | None, done: Replayed
 ) -> None:
-    """Decide an event, and compare what comes out with what was recorded, if anything was."""
+    """Decide an event by the clock of then, and compare what comes out with what was recorded, if anything was."""
     body = {"id": event.id, **msgspec.json.decode(event.body), "time": iso(event.time)}
     before = recorded and _decoder.decode(recorded.body)
     if use_case.ranking and before and before.alternatives:
-        made = decider.rank(body | {"candidates": use_case.ranking.body(before.alternatives)}, arrived=arrived)
+        made = decider.rank(body | {"candidates": use_case.ranking.body(before.alternatives)}, clock=arrived)
     else:
-        made = decider.decide(body, arrived=arrived)
+        made = decider.decide(body, clock=arrived)
     done.decisions += 1
     if before:
         done.decided += 1

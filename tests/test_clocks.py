@@ -161,7 +161,7 @@ def test_a_store_whose_clock_jumped_is_replayed_as_it_was_decided(bank: Bank, tm
         body = {**bank.payment(f"p{k}", 0), "time": iso(clock)}
         bank.decider.decide(body, clock=clock)
     done = replay(handbook.fraud, bank.platform, 0, ahead + DAY, tmp_path / "again")
-    assert (done.decisions, done.refused) == (4, 0)
+    assert (done.decisions, done.equal, done.refused) == (4, 4, 0)
     with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
         assert checked(handbook.fraud, again) == 4
 
