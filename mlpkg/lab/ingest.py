@@ -296,8 +296,8 @@ class Ingested:
                 body = {"id": batch.ids[i], **msgspec.json.decode(batch.bodies[i])}
                 refused.append(Refused(row, body, why, str(why.source)))
                 gone.add(row)
-        for stream, new in loaded.new.items():
-            self.new[stream] = self.new.get(stream, 0) + new
+        for stream in [batch.streams[s].stream for s in np.unique(batch.stream).tolist()]:
+            self.new[stream] = self.new.get(stream, 0) + loaded.new.get(stream, 0)
         self.known += loaded.known
         self.waiting += loaded.waiting
 
