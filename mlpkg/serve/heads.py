@@ -83,15 +83,16 @@ class _Parser(HttpRequestParser):
         self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
 
     def feed_data(self, data: bytes) -> None:
-        try:
-            super().feed_data(data)
-        except HttpParserUpgrade as offered:
-            protocol = self._protocol
-            if protocol.scope["method"] == "CONNECT":
-                raise HttpParserError("no proxy") from None
-            plain = _plain_head(protocol)
-            protocol.parser = _Parser(protocol)
-            protocol.parser.feed_data(plain + data[offered.args[0] :])
+        protocol, rest, parser = self._protocol, memoryview(data), self
+        while True:  # for each of the requests in it, of which thousands may come at once
+            try:
+                return HttpRequestParser.feed_data(parser, rest)
+            except HttpParserUpgrade as offered:
+                if protocol.scope["method"] == "CONNECT":
+                    raise HttpParserError("no proxy") from None
+                plain, rest = _plain_head(protocol), rest[offered.args[0] :]
+                parser = protocol.parser = _Parser(protocol)
+                HttpRequestParser.feed_data(parser, plain)
 
 
 def _plain_head(self: Any) -> bytes:
