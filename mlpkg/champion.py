@@ -8,10 +8,12 @@ __all__ = ['KEPT', 'Standing', 'stand', 'Champion']
 # %% ../nbs/champion.ipynb #imports
 import math
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import models
+from .code import MissingCode
 from .columns import NULL
 from .events import Source
 from .models import Model, ready
@@ -50,6 +52,21 @@ def stand(model: Model, on: Source) -> Standing:
 # %% ../nbs/champion.ipynb #champion
 KEPT = 4  # models that stay loaded
 _EVERY = 0.2  # seconds between two looks at what is live
+_AGAIN, _ANYWAY = (
+    1.0,
+    30.0,
+)  # seconds after which a refused model is looked at again, and loaded again though its files are the same
+
+
+@dataclass
+class _Refused:
+    """A model that could not be used, why, and how its files looked then."""
+
+    version: str
+    why: MlpkgError
+    files: dict[str, tuple[int, int, int]]
+    since: float
+    looked: float
 
 
 class Champion:
@@ -59,7 +76,7 @@ class Champion:
         self._platform, self._use_case, self._on = platform, use_case, on
         self.now: Standing | None = None
         self._kept: dict[str, Standing] = {}
-        self._refused: tuple[str, MlpkgError] | None = None
+        self._refused: _Refused | None = None
         self._thread: threading.Thread | None = None
         self._wake, self._ended = threading.Event(), threading.Event()
 
@@ -79,27 +96,40 @@ class Champion:
 
     def missing(self) -> MlpkgError:
         """Why there is no model."""
-        if self._refused:
-            version, why = self._refused
-            return MlpkgError(f"the live model of {self._use_case!r}, {version}, is refused: {why.what}", why.hint)
+        if refused := self._refused:
+            what = f"the live model of {self._use_case!r}, {refused.version}, is refused: {refused.why.what}"
+            return MlpkgError(what, refused.why.hint)
         return MlpkgError(f"no model is live for {self._use_case!r}", f"train one: mlpkg train {self._use_case}")
 
     def load(self, version: str) -> None:
         """Load a model, so that it can be taken; where it is refused, the reason is kept and said."""
-        if self._refused and self._refused[0] == version:
+        if not self._is_to_be_loaded(version):
             return
-        now = self.now
+        now, state = self.now, self._platform.settings.state
+        files = models.stamps(state, self._use_case, version)
         try:
-            found = stand(models.find(self._platform.settings.state, self._use_case, version), self._on)
+            found = stand(models.find(state, self._use_case, version), self._on)
         except Exception as error:  # whatever it is, it would happen to a decision
             why = error if isinstance(error, MlpkgError) else MlpkgError(f"{type(error).__name__}: {error}")
-            self._refused = version, why
-            if now is not None:
+            before, at = self._refused, time.monotonic()
+            self._refused = _Refused(version, why, files, at, at)
+            if now is not None and (before is None or str(before.why) != str(why)):
                 _log.warning("model %s is refused, %s goes on: %s", version, now.model.version, why)
             return
         before = [s for s in self._kept.values() if s is not now][-KEPT + 2 :] + ([now] if now else [])
         self._kept = {s.model.version: s for s in [*before, found]}
         self._refused = None
+
+    def _is_to_be_loaded(self, version: str) -> bool:
+        """Whether a model was not refused before, or may have been mended since; code that is missing stays missing."""
+        refused, at = self._refused, time.monotonic()
+        if refused is None or refused.version != version:
+            return True
+        if isinstance(refused.why, MissingCode) or at - refused.looked < _AGAIN:
+            return False
+        refused.looked = at
+        mended = models.stamps(self._platform.settings.state, self._use_case, version) != refused.files
+        return mended or at - refused.since > _ANYWAY
 
     def watch(self) -> None:
         """Load from now on in a thread of its own what becomes live, until `close`."""

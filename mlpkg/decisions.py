@@ -29,7 +29,7 @@ from .columns import NULL
 from .events import Event, Outcome, Rejected, Row, Source, validated
 from .features import FeatureSet, evaluate
 from .models import Model, ready
-from .platform import Batch, Entry, Platform, decisions_of
+from .platform import Batch, Entry, Platform, decisions_of, reopened
 from .platform import open as open_platform
 from .ranking import Alternative, Candidates, Ranking, compute_alternatives, evaluate_candidates
 from .rollout import promote
@@ -176,6 +176,9 @@ class UseCase:
         if getattr(self._deciders, "store", None) != settings.store:
             self._deciders.decider = Decider(self, open_platform(settings))
             self._deciders.store = settings.store
+        platform = self._deciders.decider.platform
+        if (current := reopened(platform)) is not platform:
+            self._deciders.decider = Decider(self, current)
         return self._deciders.decider
 
 
@@ -243,6 +246,10 @@ class Decider:
     def check(self) -> None:
         """Raise `MlpkgError` unless a decision could be made now: the store can be written and a model is live."""
         self.platform.check()
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raise `MlpkgError` unless there is a model to decide with."""
         live = self.platform.live(self.use_case.name)
         if self.champion.take(live) is None and live is not None:
             self.champion.load(live)  # nothing could be decided meanwhile
@@ -256,6 +263,7 @@ class Decider:
         arrived: int | None = None,
         clock: int | None = None,
         caller: str | None = None,
+        waited: float = 0.0,
     ) -> Decision:
         """Decide one event; the same event again gives the recorded decision.
 
@@ -267,8 +275,10 @@ class Decider:
             When it arrived, in microseconds; by default now.
         clock
             What the clock says, in microseconds; by default this machine's is asked.
+        waited
+            Seconds that it had to wait before; they count against the deadline.
         """
-        began = time.perf_counter_ns()
+        began = time.perf_counter_ns() - int(waited * 1e9)
         source = self.use_case.on
         clock = now() if clock is None else clock
         arrived = clock if arrived is None else arrived
@@ -286,13 +296,14 @@ class Decider:
         arrived: int | None = None,
         clock: int | None = None,
         caller: str | None = None,
+        waited: float = 0.0,
     ) -> Decision:
         """Rank the candidates of one event, which it brings as its `candidates`, or which the use case finds.
 
-        The same event again, with the same candidates or without any, gives the recorded decision. `arrived` and `clock` are as in
-        `decide`.
+        The same event again, with the same candidates or without any, gives the recorded decision. `arrived`, `clock` and
+        `waited` are as in `decide`.
         """
-        began = time.perf_counter_ns()
+        began = time.perf_counter_ns() - int(waited * 1e9)
         source, ranking = self.use_case.on, self.use_case.ranking
         clock = now() if clock is None else clock
         arrived = clock if arrived is None else arrived

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'Categories', 'check_one_score', 'Predictor', 'LightGBM', 'check_trained', 'models_dir', 'save', 'Model',
-           'load', 'ready', 'find', 'versions', 'adopt', 'copy_files']
+           'load', 'ready', 'find', 'stamps', 'versions', 'adopt', 'copy_files']
 
 # %% ../nbs/models.ipynb #imports
 import ctypes
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -269,7 +269,7 @@ def save(
     )
     with _whole(models_dir(state, use_case) / version) as part:
         for name, data in files.items():
-            (part / name).write_bytes(data)
+            _write(part / name, data)
     return version
 
 
@@ -277,7 +277,8 @@ def save(
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when it is whole, unless the same model is there already."""
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    part.mkdir(parents=True)
+    for parent in reversed([part, *part.parents[:3]]):  # for their owner alone, from the state on
+        parent.mkdir(mode=0o700, parents=True, exist_ok=parent != part)
     try:
         yield part
         part.rename(folder)
@@ -286,6 +287,12 @@ def _whole(folder: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
 
 
 def _json(value: Any) -> bytes:
@@ -394,6 +401,16 @@ def find(state: Path, use_case: str, version: str) -> Model:
     return found
 
 
+def stamps(state: Path, use_case: str, version: str) -> dict[str, tuple[int, int, int]]:
+    """What a change of the files of a model would change; cheap, and empty where there is no such model."""
+    found = {}
+    with suppress(OSError):
+        for entry in os.scandir(models_dir(state, use_case) / Path(version).name):
+            at = entry.stat()
+            found[entry.name] = at.st_ino, at.st_ctime_ns, at.st_size
+    return found
+
+
 def versions(state: Path, use_case: str) -> list[str]:
     """The versions that are there, oldest first."""
     folder = models_dir(state, use_case)
@@ -407,6 +424,8 @@ def adopt(state: Path, folder: Path) -> Model:
     if not target.exists():
         with _whole(target) as part:
             copy_files(model, part)
+            for path in part.iterdir():
+                path.chmod(0o600)
     return find(state, model.use_case, model.version)
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from . import models
 from .champion import Standing, stand
-from .code import code_hash
+from .code import MissingCode, code_hash
 from .decisions import Difference, UseCase, Verification, pages
 from .features import FeatureSet
 from .history import History
-from .platform import Entry, Platform, decisions_of, scores_of
+from .platform import Entry, Platform, StoreMoved, decisions_of, scores_of
 from .ranking import Alternative, compute_alternatives, evaluate_alternatives
 from .rollout import shadowing
 from .settings import MlpkgError, Settings
@@ -126,6 +126,7 @@ def _computed(
 
 # %% ../nbs/shadow.ipynb #follower
 _PAGE = 2**22  # characters of records looked at together: some 4000 decisions, or 100 rankings of a thousand
+_AGAIN = 1.0  # seconds after which a model that was refused is looked for again
 _PIECE = 2**14  # characters of records whose scores are appended in one transaction
 
 
@@ -136,7 +137,7 @@ class Follower:
         self.use_case, self.platform = use_case, platform
         self._reader = scores_of(use_case.name)
         self._standing: dict[str, Standing | MlpkgError] = {}
-        self._policy = code_hash(use_case.policy)
+        self._policy, self._refused_at = code_hash(use_case.policy), 0.0
         self.behind = False  # whether more was decided than the last step could look at
 
     def step(self) -> int:
@@ -190,12 +191,14 @@ class Follower:
         return [self._judged(version, a, some) for a, some in zip(asked, found, strict=True)]
 
     def _stand(self, version: str) -> Standing | MlpkgError:
-        if version not in self._standing:
+        before = self._standing.get(version)
+        again = isinstance(before, MlpkgError) and not isinstance(before, MissingCode)  # its folder may be back
+        if before is None or (again and time.monotonic() - self._refused_at > _AGAIN):
             try:
                 model = models.find(self.platform.settings.state, self.use_case.name, version)
                 found = stand(model, self.use_case.on)
             except MlpkgError as error:
-                self._standing[version] = error
+                self._standing[version], self._refused_at = error, time.monotonic()
             else:
                 self.platform.register(self.use_case.name, model.features)
                 self._standing[version] = found
@@ -318,10 +321,14 @@ def follow(use_case: UseCase, platform: Platform, go_on: Callable[[], bool] = la
     follower = Follower(use_case, platform)
     while go_on():
         try:
+            platform.stay_in_place()
             if not is_needed(use_case.name, platform):
                 return
             follower.step()
             behind = follower.behind
+        except StoreMoved as error:  # who is started again opens what is in its place
+            _log.warning("the shadows of %s end: %s", use_case.name, error)
+            return
         except MlpkgError as error:  # the store is locked or full, and may be well again
             _log.warning("the shadows of %s wait: %s", use_case.name, error)
             behind = False

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlpkg.lab.report import in_words, report
 from mlpkg.platform import Platform
 from mlpkg.platform import open as open_platform
 from mlpkg.settings import MlpkgError, Settings
-from mlpkg.times import iso
+from mlpkg.times import instant, iso
 
 
 def saved(platform: Platform, **metrics: float) -> str:
@@ -231,3 +232,32 @@ def test_a_record_of_before_there_were_fallbacks_is_read(careful_bank: Bank):
     assert "fallback" not in json.loads(careful_bank.platform.entry("decisions.fraud", "tx-1").body)
     assert careful_bank.pays("tx-1", 0) == made
     assert verify(careful, careful_bank.platform).mismatches == 0
+
+
+def test_a_model_whose_folder_is_put_back_ends_the_fallback(bank: Bank, tmp_path: Path):
+    """Missing at the start, it is looked for again; and so is one that lost a file and gets it back."""
+    folder = models.models_dir(bank.platform.settings.state, "fraud") / bank.version
+    folder.rename(tmp_path / "aside")
+    careful = UseCase("fraud", features, policy=handbook.policy, fallback="review")
+    decider = Decider(careful, bank.platform)
+
+    def decides(id: str, within: float = 10.0) -> bool:
+        """Whether the model is asked again before long."""
+        until, number = time.monotonic() + within, 0
+        while time.monotonic() < until:
+            number += 1
+            body = bank.payment(f"{id}-{number}", 1)
+            if decider.decide(body, arrived=instant(body["time"])).fallback is None:
+                return True
+            time.sleep(0.1)
+        return False
+
+    assert not decides("missing", 0.5)
+    (tmp_path / "aside").rename(folder)
+    assert decides("back")
+    (folder / "model.txt").rename(tmp_path / "model.txt")
+    decider = Decider(careful, bank.platform)
+    assert not decides("damaged", 0.5)
+    (tmp_path / "model.txt").rename(folder / "model.txt")
+    assert decides("mended")
+    assert verify(careful, bank.platform).mismatches == 0

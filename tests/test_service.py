@@ -556,7 +556,11 @@ def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: P
         assert (made["action"], made["score"], made["model"]) == ("review", None, {})
         assert made["fallback"]["why"] == "model" and "no model is live" in made["fallback"]["detail"]
         version = put_live(fraud, bank.platform)
-        assert bank.http.get("/v1/ready").json()["model"] == version
+        until = time.monotonic() + 10
+        while (ready := bank.http.get("/v1/ready")).status_code != 200:
+            assert time.monotonic() < until, ready.text
+            time.sleep(0.05)
+        assert ready.json()["model"] == version
         assert bank.decide(payment("tx-1")).json()["features"]["customer_n_tx_1d"] == 2
         assert "Traceback" not in server.said, server.said
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import apsw
 
-from .file import connect
+from .file import Patience, connect
 from ..settings import Settings
 
 # %% ../../nbs/backends/checkpoint.ipynb #checkpoints
 _NICE = 10  # not starved where everything is busy
 _TURNS = 3  # how often the thread copies what was written meanwhile
 _PARTS = 4  # in how many parts it copies the log before that begins again
-_FAR = 10  # times the length at which it should have begun again: the thread does not keep up, and who commits copies
+_PATIENCE = 0.02  # seconds that it waits for who reads or writes, while others cannot write
 
 
 class Checkpoints:
@@ -37,8 +37,9 @@ class Checkpoints:
     """
 
     def __init__(self, settings: Settings, db: Any, pages: int = 6_000):
-        self._own, self._pages = connect(settings, create=False), pages
-        self._wanted, self._asked, self._near, self._ended = threading.Event(), 0, False, False
+        self._own, self._pages = connect(settings, create=False, patience=Patience(_PATIENCE)), pages
+        self._wanted, self._asked, self._ended = threading.Event(), 0, False
+        self.busy = False  # whether it keeps others from writing
         self._thread = threading.Thread(target=self._work, name="mlpkg-checkpoint", daemon=True)
         self._thread.start()
         db.set_wal_hook(self._committed)
@@ -46,16 +47,14 @@ class Checkpoints:
     def _committed(self, db: Any, name: str, pages: int) -> int:
         if pages < self._asked:  # it has begun again
             self._asked = 0
-        if self._near:  # the thread has just copied all but a few
-            self._near = False
-            _copy(db)
-        elif pages - self._asked >= self._pages // _PARTS:
+        if pages - self._asked >= self._pages // _PARTS:
             self._asked = pages
-            if pages < _FAR * self._pages:
-                self._wanted.set()
-            else:
-                _copy(db)
+            self._wanted.set()
         return apsw.SQLITE_OK
+
+    def ask(self) -> None:
+        """Have the thread copy what there is."""
+        self._wanted.set()
 
     def _work(self) -> None:
         _step_back()
@@ -65,8 +64,20 @@ class Checkpoints:
                 break
             for _ in range(_TURNS):
                 _copy(self._own)
-            self._near = self._asked >= self._pages
+            if self._asked >= self._pages:
+                self._begin_again()
         self._own.close()
+
+    def _begin_again(self) -> None:
+        self.busy = True
+        try:
+            _copy(self._own, apsw.SQLITE_CHECKPOINT_RESTART)
+            self._own.execute("begin immediate; update control set generation=generation; commit")
+        except apsw.Error:  # somebody reads on in the old log, or writes: the next time
+            if self._own.in_transaction:
+                self._own.execute("rollback")
+        finally:
+            self.busy = False
 
     def close(self) -> None:
         """End the thread."""
@@ -81,9 +92,9 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-def _copy(db: Any) -> None:
+def _copy(db: Any, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
     try:
         db.execute("select count(*) from control").fetchall()  # a connection that has read nothing copies nothing
-        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        db.wal_checkpoint(mode=mode)
     except apsw.Error:  # another process is at it, or the disk is full, which the next commit tells
         return

@@ -22,20 +22,25 @@ class Courtesy:
     path
         The file that is locked; it is made if it is not there, and stays empty.
     patience
-        Seconds to wait for another process, which may have stopped for good.
+        Seconds to wait for another process. It may have stopped for good, so who waited in vain does not wait again until the lock was had once.
     """
 
     def __init__(self, path: Path, patience: float = 0.01):
         self._path, self._patience = path, patience
         self._file: int | None = None
+        self._in_vain = False  # whether it was waited for the last time, and not had
 
     def __enter__(self) -> None:
         try:
             if self._file is None:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             until = 0.0
-            while not _lock(self._file) and time.monotonic() < (until := until or time.monotonic() + self._patience):
+            while not (had := _lock(self._file)) and not self._in_vain:
+                until = until or time.monotonic() + self._patience
+                if time.monotonic() >= until:
+                    break
                 time.sleep(_PAUSE)
+            self._in_vain = not had
         except OSError:  # the disk is full, or cannot be written; the store itself tells
             return
 

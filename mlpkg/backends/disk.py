@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..settings import MlpkgError
+from ..platform import StoreError
 
 # %% ../../nbs/backends/disk.ipynb #flush
 def flush(descriptor: int) -> None:
@@ -84,10 +84,10 @@ class Disk:
                     raise self.error()
                 self.failed = None
 
-    def error(self) -> MlpkgError:
+    def error(self) -> StoreError:
         """What is wrong, to a person."""
         why = self.failed and self.failed.strerror
-        return MlpkgError(
+        return StoreError(
             f"the disk of {self._store} did not take what was written: {why}",
             "nothing is acknowledged until it does; see what the kernel says of it",
         )

@@ -23,7 +23,7 @@ from .building import Building, Wanted, in_order, key_json
 from .checkpoint import Checkpoints
 from .courtesy import Courtesy
 from .disk import Disk
-from .file import Patience, connect, store_error
+from .file import Patience, Place, connect, store_error
 from .timelines import Bulk, Head, Timelines
 from ..cells import Cells
 from mlpkg.events import (
@@ -166,6 +166,49 @@ _ROOM = 1 << 20  # bytes that are free on a disk that is not full; a decision ne
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+# %% ../../nbs/backends/sqlite.ipynb #checker
+_CHECK = 0.8  # seconds that a check waits for another process
+
+
+class _Checker:
+    """Says whether a store can be used; for one thread."""
+
+    def __init__(self, platform: "SqlitePlatform"):
+        self._platform = platform
+        self._db = connect(platform.settings, create=False, patience=Patience(_CHECK))
+
+    def check(self, thorough: bool = True) -> None:
+        """Raise `MlpkgError` unless the store can be written; thorough, by writing to it and waiting for the disk."""
+        platform, disk = self._platform, self._platform._disk
+        if platform._damaged:
+            raise platform._damaged
+        platform.stay_in_place()
+        if disk_usage(platform.settings.state).free < _ROOM:
+            raise store_error(platform.settings.store, apsw.FullError())
+        if disk and disk.failed:
+            disk.recover(self._write_afresh)
+        try:
+            self._db.execute(_WRITE if thorough else "begin immediate; rollback")
+        except apsw.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("rollback")
+            raise platform._told(error) from error
+        if disk and thorough:
+            disk.sync()
+
+    def _write_afresh(self) -> bool:
+        try:
+            return not self._db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+        except apsw.Error:
+            return False
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._db.close()
+
+
+_WRITE = "begin immediate; update control set generation=generation; commit"
+
 # %% ../../nbs/backends/sqlite.ipynb #sqlite-platform
 def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
     """A method of the platform for any thread, whose errors of SQLite become what a person can read."""
@@ -175,9 +218,11 @@ def _readable(method: Callable[_P, _T]) -> Callable[_P, _T]:
         platform: Any = args[0]
         try:
             with platform._lock:  # a connection is used by one thread at a time
-                return method(*args, **kwargs)
+                found = method(*args, **kwargs)
+                platform.stay_in_place()
+                return found
         except apsw.Error as error:
-            if platform.db.in_transaction:  # which will say so itself
+            if not platform._closed and platform.db.in_transaction:  # which will say so itself
                 raise
             raise platform._told(error) from error
 
@@ -191,6 +236,8 @@ class SqlitePlatform:
         self.settings = settings
         self._busy = Patience()
         self.db: Any = connect(settings, create, self._busy)
+        self._place = Place(settings.store, self.db)
+        self._moved = self._checked = False  # whether it was found elsewhere, and whether a thread looks after it
         self._damaged: MlpkgError | None = None
         self._lock = threading.RLock()
         self._run = self.db.cursor().execute  # for all of a transaction; each call ends the one before it
@@ -205,13 +252,15 @@ class SqlitePlatform:
         self._checkpoints: Checkpoints | None = None
         self._courtesy: Courtesy | None = None
         self._disk: Disk | None = None
-        self._deferred = False  # whether others wait for the disk
+        self._deferred = self._closed = False  # whether others wait for the disk
         if settings.durability == "disk":
             self._checkpoint("passive")  # what one before us may have left unsynced, now that nothing builds on it
             self._disk = Disk(settings.store)
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._closed:
+            return
         if self._checkpoints:
             self._checkpoints.close()
         if self._courtesy:
@@ -220,6 +269,7 @@ class SqlitePlatform:
             if self._disk:
                 self._disk.close()
             self.db.close()
+            self._closed = True
 
     @property
     def patience(self) -> float:
@@ -236,6 +286,29 @@ class SqlitePlatform:
             self._damaged = told  # a page that is well by itself does not make up for it
         return told
 
+    def stay_in_place(self) -> None:
+        """Raise `StoreMoved` unless what is open is still what lies behind the path."""
+        if self._place.holds():
+            return
+        if not self._moved:
+            self._moved = True
+            with self._lock:
+                if not self._closed and not self.db.in_transaction:
+                    self._copy_now()  # where only the log is gone, what it held is in the database then
+        raise self._place.error()
+
+    def _copy_now(self) -> None:
+        """Copy what the write-ahead log holds; where a thread does that, by the thread."""
+        if self._checkpoints:
+            self._checkpoints.ask()
+        else:
+            self._checkpoint("passive")
+
+    def checker(self) -> "_Checker":
+        """What a thread asks whether the store can be used, while others use it."""
+        self._checked = True
+        return _Checker(self)
+
     def check(self) -> None:
         """Raise `MlpkgError` unless the store can be written, and no damage was met in it."""
         if self._damaged:
@@ -250,7 +323,13 @@ class SqlitePlatform:
     def defer(self) -> Callable[[], None] | None:
         """Leave it to the caller to wait for the disk, with the function that this gives; `None` where nothing waits for it."""
         self._deferred = self._disk is not None
-        return self._disk and self._disk.sync
+        return self._synced if self._deferred else None
+
+    def _synced(self) -> None:
+        assert self._disk is not None
+        self._disk.sync()
+        if not self._place.holds():  # it may have gone meanwhile
+            raise self._place.error()
 
     def copy_aside(self) -> None:
         """Let a thread copy what was committed into the database, so that nobody who writes waits for it."""
@@ -284,8 +363,16 @@ class SqlitePlatform:
         """Take the lock and begin a transaction that knows what other processes changed."""
         self._lock.acquire()
         try:
+            if self._moved:
+                if not self._place.holds():
+                    raise self._place.error()
+                self._moved = False  # it is back
             if self._disk and self._disk.failed:
+                if self._checked:
+                    raise self._disk.error()
                 self._disk.recover(lambda: self._checkpoint("truncate"))
+            if self._checkpoints and self._checkpoints.busy:
+                raise apsw.BusyError("the log begins again")
             self._run("begin immediate")
             self._notice()
         except BaseException as error:
@@ -302,16 +389,18 @@ class SqlitePlatform:
         try:
             if error is not None:
                 self._generation = -1  # what was learned in this transaction may not hold
-                if self.db.in_transaction:
+                if not self._closed and self.db.in_transaction:
                     self._run("rollback")
         finally:
             self._lock.release()
         if isinstance(error, apsw.Error):
             if isinstance(error, apsw.FullError):
-                self._checkpoint("passive")  # what it holds twice may be the room that is missing
+                self._copy_now()  # what the log holds twice may be the room that is missing
             raise self._told(error) from error
-        if error is None and self._disk and not self._deferred:
-            self._disk.sync()
+        if error is None:
+            if self._disk and not self._deferred:
+                self._disk.sync()
+            self.stay_in_place()  # last: nothing is acknowledged that stands in a file that nobody will find
 
     def _refresh(self, generation: int) -> None:
         self._sources = dict(self.db.execute("select name, id from source"))
@@ -879,6 +968,7 @@ class SqlitePlatform:
         while True:
             with self._lock:
                 page = next(found, None)
+                self.stay_in_place()
             if page is None:
                 return
             yield page

@@ -22,7 +22,7 @@ from ..events import Outcome, Source
 from ..features import FeatureSet
 from ..history import Events, History
 from .archive import Archive
-from ..platform import Platform, decisions_of, texts_of
+from ..platform import Platform, decisions_of, reopened, texts_of
 from ..platform import open as open_platform
 from ..settings import MlpkgError, Settings
 from ..shadow import scores
@@ -42,6 +42,7 @@ def the_platform() -> Platform:
     key = str(settings.store)
     if key not in _platforms:
         _platforms[key] = open_platform(settings, create=False)
+    _platforms[key] = reopened(_platforms[key])
     return _platforms[key]
 
 

@@ -9,8 +9,10 @@ __all__ = ['Application']
 import asyncio
 import gc
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property, partial
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +21,7 @@ import msgspec
 
 from ..access import LOOPBACK, Caller
 from ..events import ClockDiffers, Outcome, Source
-from ..platform import Entry, Platform, decisions_of
+from ..platform import Checker, Entry, Platform, StoreError, StoreLocked, StoreMoved, decisions_of, reopened
 from ..platform import counts as counts_of
 from ..platform import open as open_platform
 from .batches import BATCH, Ahead, Incoming
@@ -31,6 +33,7 @@ from .openapi import openapi
 from .places import Places
 from .problem import Problem, problem
 from .turn import Turn
+from .watch import Watch
 from ..settings import MlpkgError, Settings
 from ..times import iso
 from ..untrusted import logger
@@ -49,7 +52,8 @@ _JSON, _LINES, _PROBLEM = b"application/json", b"application/x-ndjson", b"applic
 
 # %% ../../nbs/serve/app.ipynb #body
 _DROP = 64  # how many times `limit` is read and dropped before the connection is closed
-_PATIENCE = 0.8  # seconds for a body to arrive, or for another process to unlock the store
+_PATIENCE = 0.8  # seconds for a body to arrive, or, in all, for a lock and a disk
+_HASTE, _BRIEF = 0.002, 0.05  # seconds that the loop, and a thread, wait for a lock before they do something else
 
 
 class _Gone(Exception):
@@ -138,8 +142,9 @@ async def _take(
     kind = head.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
     if kind == _JSON:
         body = await _read(receive, app.settings.max_body, app.places)
+        began = time.monotonic()
         answer = _encode(await app.turn.take(partial(accept, body)))
-        await app.durable()
+        await app.durable(_PATIENCE - (time.monotonic() - began))
         return 200, _JSON, answer
     if kind != _LINES or not batches:
         wrong = "is neither application/json nor application/x-ndjson" if batches else "is not application/json"
@@ -164,13 +169,15 @@ async def _take_lines(app: "Application", accept: _Accept, receive: _Receive, se
 
 async def _answers(app: "Application", accept: _Accept, incoming: Incoming) -> AsyncIterator[Iterable[bytes]]:
     """The answers to the lines of a batch, each when it may be told."""
-    work = partial(_take_group, accept, incoming)
     told: dict[int, bytes] = {}  # by line
     while incoming.more:
         lines = await incoming.group()
         if lines:
             async with app.batches:  # one of them at a time, so that others have their turn
-                told |= await app.turn.take(partial(work, lines))
+                try:
+                    await app.turn.take(partial(_take_group, accept, incoming, lines, told))
+                except StoreLocked as error:  # it has waited long enough, and would for all others
+                    _refuse_rest(incoming, lines, told, error)
                 await asyncio.sleep(0)
             if sum(map(len, told.values())) < _TOGETHER:
                 continue
@@ -185,12 +192,16 @@ async def _answers(app: "Application", accept: _Accept, incoming: Incoming) -> A
         yield [_encode(problem(incoming.wrong) | {"line": incoming.number + 1})]
 
 
-def _take_group(accept: _Accept, incoming: Incoming, lines: list[tuple[int, bytes]]) -> dict[int, bytes]:
-    told = {}
+def _take_group(accept: _Accept, incoming: Incoming, lines: list[tuple[int, bytes]], told: dict[int, bytes]) -> None:
+    """Take some lines; where the store is locked in the middle of them, the next call goes on there."""
     for number, line in lines:
+        if number in told:
+            continue
         status = 200
         try:
             told[number] = _encode(accept(line))
+        except StoreLocked:
+            raise
         except Exception as error:
             wrong = problem(error) | {"line": number}
             status, told[number] = wrong["status"], _encode(wrong)
@@ -204,7 +215,15 @@ def _take_group(accept: _Accept, incoming: Incoming, lines: list[tuple[int, byte
         if incoming.ended:
             incoming.number = number
             break
-    return told
+
+
+def _refuse_rest(
+    incoming: Incoming, lines: list[tuple[int, bytes]], told: dict[int, bytes], error: StoreLocked
+) -> None:
+    number = next(number for number, _ in lines if number not in told)
+    told[number] = _encode(problem(error) | {"line": number})
+    incoming.number = number
+    incoming.end()
 
 
 async def _durable(app: "Application", incoming: Incoming, told: dict[int, bytes]) -> Iterable[bytes]:
@@ -233,6 +252,10 @@ class Application:
         self.guard = Guard(self.settings, lambda: self.platform)
         self._use_case = use_case
         self._serves = False
+        self.watch = Watch(self._look)
+        self._checker: tuple[Platform, Checker] | None = None
+        self._aside: Platform | None = None
+        self._opening = threading.Lock()
         self._following: Following | None = None
         self._alone: Callable[[], bool] = lambda: False  # not every server tells
         self.in_flight = 0
@@ -246,20 +269,89 @@ class Application:
 
     @cached_property
     def platform(self) -> Platform:
-        """The store, opened on first use."""
+        """The store, opened on first use; while serving, by the thread that looks after it."""
+        self._check_opened()
         return open_platform(self.settings)
 
     @cached_property
     def decider(self) -> "Decider":
-        """The decider of this process, made on first use."""
+        """The decider of this process, made on first use; while serving, by the thread that looks after the store."""
+        self._check_opened()
+        return self._decider_on(self.platform)
+
+    def _check_opened(self) -> None:
+        if self._serves and (trouble := self.watch.trouble):
+            raise trouble
+
+    def _decider_on(self, platform: Platform) -> "Decider":
         from mlpkg.decisions import Decider
 
-        made = Decider(self.use_case, self.platform)
-        self.platform.patience = min(self.platform.patience, _PATIENCE)  # while it waits, nobody is answered
+        made = Decider(self.use_case, platform)
+        platform.patience = _HASTE
         if self._serves:
             made.champion.watch()
-            self.platform.copy_aside()
+            platform.copy_aside()
         return made
+
+    def _open(self, platform: Platform) -> None:
+        """Decide on this store from now on; who serves goes on with the one before until all is there."""
+        before = dict(self.__dict__)
+        try:
+            decider = self._decider_on(platform)
+        except BaseException:
+            if platform is not before.get("platform"):
+                platform.close()
+            raise
+        self.__dict__.update(platform=platform, decider=decider)
+        self.__dict__.pop("gate", None)
+        if (old := before.get("platform")) is None or old is platform:
+            return
+        if "metrics" in before:
+            self.__dict__["metrics"] = Metrics(self.settings)
+            before["metrics"].close()
+        if gate := before.get("gate"):
+            gate.close()
+        if "decider" in before:
+            before["decider"].champion.close()
+        old.close()
+
+    def _look(self, closely: bool) -> None:
+        """Find out whether a decision could be made now, and open the store, or what has taken its place, where that is needed."""
+        platform: Platform | None = self.__dict__.get("platform")
+        if platform is None:
+            self._open(self._patient(open_platform(self.settings)))
+        elif "decider" not in self.__dict__:
+            platform.stay_in_place()
+            self._open(self._patient(platform))
+        else:
+            try:
+                platform.stay_in_place()
+            except StoreMoved as moved:
+                if not moved.replaced:
+                    raise
+                self._open(open_platform(self.settings, create=False))
+        platform = self.platform
+        if self._checker is None or self._checker[0] is not platform:
+            if self._checker is not None:
+                self._checker[1].close()
+            self._checker = platform, platform.checker()
+        self._checker[1].check(closely)
+        self.decider.check_model()
+
+    @staticmethod
+    def _patient(platform: Platform) -> Platform:
+        """The store as it is opened at the start, which nobody can wait for long."""
+        platform.patience = min(platform.patience, _PATIENCE)
+        return platform
+
+    def aside(self) -> Platform:
+        """The store for threads, so that the loop does not wait while one of them reads."""
+        with self._opening:
+            if self._aside is None:
+                self._aside = open_platform(self.settings, create=False)
+            self._aside = reopened(self._aside)
+            self._aside.patience = _BRIEF
+            return self._aside
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -269,7 +361,11 @@ class Application:
     @cached_property
     def turn(self) -> Turn:
         """Where requests that came together are worked on."""
-        return Turn(self.platform.together, self._alone)
+        return Turn(self._together, self._alone)
+
+    def _together(self) -> AbstractContextManager[object]:
+        platform: Platform | None = self.__dict__.get("platform")
+        return platform.together() if platform is not None else nullcontext()
 
     @cached_property
     def gate(self) -> Gate | None:
@@ -302,10 +398,10 @@ class Application:
         """What the service says of itself."""
         return msgspec.Raw(_encode(openapi(self.use_case)))
 
-    async def durable(self) -> None:
+    async def durable(self, patience: float = _PATIENCE) -> None:
         """Wait until all that was committed may be acknowledged."""
         if self.gate is not None:
-            await self.gate.durable()
+            await self.gate.durable(patience)
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -329,7 +425,10 @@ class Application:
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], self.settings.state)
         name = self._use_case if isinstance(self._use_case, str) else self._use_case.name
         if name in self.settings.use_cases:  # where another process can find it
-            self._following = Following(self.settings, name, lambda: self.__dict__.get("platform"))
+            self._following = Following(
+                self.settings, name, lambda: self.aside() if "platform" in self.__dict__ else None
+            )
+        self.watch.start()
         if "uvicorn" in sys.modules:
             from mlpkg.serve.heads import bound_heads, only_one_begun
 
@@ -341,45 +440,53 @@ class Application:
 
     def close(self) -> None:
         """Close the store."""
+        self.watch.close()
         if self._following is not None:
             self._following.close()
+        if self._checker is not None:
+            self._checker[1].close()
+        if self._aside is not None:
+            self._aside.close()
         if "decider" in self.__dict__:
             self.__dict__.pop("decider").champion.close()
-        self.__dict__.pop("gate", None)
+        if gate := self.__dict__.pop("gate", None):
+            gate.close()
         if "platform" in self.__dict__:
             self.__dict__.pop("platform").close()
         if "metrics" in self.__dict__:
             self.__dict__.pop("metrics").close()
 
     def ready(self) -> dict[str, Any]:
-        """Which model is live.
+        """Which model is live, once it was looked whether a decision could be made now; for who may wait for that.
 
         Raises
         ------
         MlpkgError
             When the store cannot be written or no model can be loaded.
         """
-        self.decider.check()
+        self.watch.look()
+        return self.readiness()
+
+    def readiness(self) -> dict[str, Any]:
+        """Which model is live."""
         model = self.decider.model
         return {"status": "ready", "use_case": self.use_case.name, "model": model and model.version}
 
     def is_ready(self) -> bool:
-        """Whether it can decide; for probes."""
-        try:
-            return bool(self.ready())
-        except Exception:
-            return False
+        """Whether it can decide, as far as is known; for probes."""
+        self.watch.start()
+        return self.watch.trouble is None
 
     def decide(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
         """Decide one event of a live caller; a decision that another caller asked for is not told to everyone."""
-        decision = self.decider.decide(body, caller=caller.name)
+        decision = self.decider.decide(body, caller=caller.name, waited=self.turn.waited)
         self.guard.check_own(caller, decision.caller, "/v1/decide", decision.event)
         self.metrics.decided(decision)
         return decision
 
     def rank(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
         """Rank the candidates of one event of a live caller; a ranking that another caller asked for is not told to everyone."""
-        decision = self.decider.rank(body, caller=caller.name)
+        decision = self.decider.rank(body, caller=caller.name, waited=self.turn.waited)
         self.guard.check_own(caller, decision.caller, "/v1/rank", decision.event)
         self.metrics.decided(decision)
         return decision
@@ -420,6 +527,8 @@ class Application:
         except _Gone:
             return 0
         except Exception as error:
+            if isinstance(error, StoreError):
+                self.watch.note(error)
             told = problem(error)
             status, kind, body = told["status"], _PROBLEM, _encode(told)
             more = [*_MORE, *getattr(error, "headers", [(b"retry-after", b"1")] if status == 503 else [])]
@@ -449,14 +558,23 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     name, _, id = (asked.name or "").partition("/")
     source = _named(app.sources, "source", name)
     if id:
-        return _get(asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
-    accept = partial(app.platform.accept, source)
-    return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
+        find = partial(_get, asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
+        return await app.turn.read(find)
+    return await _take(
+        app,
+        lambda body: app.platform.accept(source, body),
+        asked.scope,
+        asked.head,
+        asked.receive,
+        asked.send,
+    )
 
 
 async def _outcomes(app: Application, asked: _Asked) -> _Answer | None:
-    accept = partial(app.platform.report, _named(app.outcomes, "outcome", asked.name or ""))
-    return await _take(app, accept, asked.scope, asked.head, asked.receive, asked.send)
+    outcome = _named(app.outcomes, "outcome", asked.name or "")
+    return await _take(
+        app, lambda body: app.platform.report(outcome, body), asked.scope, asked.head, asked.receive, asked.send
+    )
 
 
 async def _rank(app: Application, asked: _Asked) -> _Answer | None:
@@ -473,39 +591,40 @@ async def _decisions(app: Application, asked: _Asked) -> _Answer:
 
     case, query = app.use_case, asked.scope["query_string"]
     if asked.name is None:
-        return _get(asked, lambda: decisions(case, app.platform, query))
+        return await asyncio.to_thread(_get, asked, lambda: decisions(case, app.aside(), query))
     id = asked.name.removeprefix(f"{case.name}/{case.on.name}/")  # the id of the event, or that of the record
-    found = partial(app.platform.entry, decisions_of(case.name), id)
-    return _get(asked, lambda: _record(found()), f"{case.name} has no decision", id)
+    stream = decisions_of(case.name)
+    find = partial(_get, asked, lambda: _record(app.platform.entry(stream, id)), f"{case.name} has no decision", id)
+    return await app.turn.read(find)
 
 
 async def _features(app: Application, asked: _Asked) -> _Answer:
     from mlpkg.serve.reading import features
 
     def present() -> dict[str, Any]:
-        app.decider.check()
+        app.decider.check_model()
         assert app.decider.model is not None
         return features(app.decider.model, app.platform, asked.scope["query_string"])
 
-    return _get(asked, present)
+    return await app.turn.read(partial(_get, asked, present))
 
 
 async def _accesses(app: Application, asked: _Asked) -> _Answer:
     from mlpkg.serve.reading import accesses
 
-    return _get(asked, lambda: accesses(app.platform, asked.scope["query_string"]))
+    return await asyncio.to_thread(_get, asked, lambda: accesses(app.aside(), asked.scope["query_string"]))
 
 
 async def _models(app: Application, asked: _Asked) -> _Answer:
     from mlpkg.catalog import list_models
 
-    return await asyncio.to_thread(_get, asked, lambda: {"models": list_models(app.use_case, app.platform)})
+    return await asyncio.to_thread(_get, asked, lambda: {"models": list_models(app.use_case, app.aside())})
 
 
 async def _catalog(app: Application, asked: _Asked) -> _Answer:
     from mlpkg.catalog import describe
 
-    return await asyncio.to_thread(_get, asked, lambda: [describe(app.use_case, app.settings.state, app.platform)])
+    return await asyncio.to_thread(_get, asked, lambda: [describe(app.use_case, app.settings.state, app.aside())])
 
 
 async def _metrics(app: Application, asked: _Asked) -> _Answer:
@@ -518,7 +637,7 @@ def _store(app: Application) -> Mapping[str, float] | MlpkgError:
     from mlpkg.shadow import lag
 
     try:
-        shadows, seconds = lag(app.use_case.name, app.platform)
+        shadows, seconds = lag(app.use_case.name, app.aside())
         return counts_of(app.settings) | {"shadows": shadows, "shadow_lag_seconds": seconds}
     except MlpkgError as error:
         return error
@@ -561,25 +680,29 @@ async def _route(app: Application, scope: _Message, receive: _Receive, send: _Se
     if path not in _PROBES:
         app.places.check(scope["method"] != "POST")
     if path == "/v1/decide":  # first, and past all else, because it has to be quick
-        caller = app.guard.check(app.guard.admit(scope, head), "decide", scope)
+        caller = await _let_in(app, scope, head, "decide")
         return await _take(app, partial(app.decide, caller=caller), scope, head, receive, send)
     if path in _ALIVE:
         return _get(_Asked(scope, head, None, None, receive, send), lambda: {"status": "alive"})
-    asked = _Asked(scope, head, app.guard.admit(scope, head), None, receive, send)
     if path in _READY:
-        return _get(asked, lambda: _ready(app, asked.caller))
+        return await _ready(app, scope, head, receive, send)
     room, slash, name = path.removeprefix("/v1").removeprefix("/").partition("/")
     found = _ROOMS.get(room) if path.startswith("/v1/") or path in ("/openapi.json", "/metrics") else None
     if found is None or (slash and not found.deep):
-        app.guard.check(asked.caller, None, scope)
+        await _let_in(app, scope, head, None)
         raise Problem(404, "nothing is here; GET /openapi.json lists what there is", "path", path)
-    app.guard.check(asked.caller, found.write if scope["method"] == "POST" else found.read, scope)
-    asked = asked._replace(name=name) if slash else asked
+    caller = await _let_in(app, scope, head, found.write if scope["method"] == "POST" else found.read)
+    asked = _Asked(scope, head, caller, name if slash else None, receive, send)
     if scope["method"] == "POST" or path in _PROBES:
         return await found.answer(app, asked)
     async with app.reads:
         await asyncio.sleep(0)
         return await found.answer(app, asked)
+
+
+async def _let_in(app: Application, scope: _Message, head: Head, need: str | None) -> Caller:
+    """Who asks, once it is clear that they may; where the store is locked, that waits like any other request."""
+    return await app.turn.read(lambda: app.guard.check(app.guard.admit(scope, head), need, scope))
 
 
 def _route_of(path: str) -> str:
@@ -590,12 +713,22 @@ def _route_of(path: str) -> str:
     return f"/v1/{room}" if room in _ROOMS else "other"
 
 
-def _ready(app: Application, caller: Caller | None) -> dict[str, Any]:
-    if caller is not None and caller.may("ready"):
-        return app.ready()
-    if not app.is_ready():
-        raise Problem(503, "not ready; an operator is told why", retry_after="1")
-    return {"status": "ready"}
+async def _ready(app: Application, scope: _Message, head: Head, receive: _Receive, send: _Send) -> _Answer:
+    caller = None
+    with suppress(StoreError):  # then nobody can say who asks, and a stranger is told little
+        caller = app.guard.admit(scope, head)
+    trouble, may = await app.watch.probe(), caller is not None and caller.may("ready")
+
+    def told() -> dict[str, Any]:
+        if trouble is not None:
+            raise (
+                trouble.with_traceback(None)
+                if may
+                else Problem(503, "not ready; an operator is told why", retry_after="1")
+            )
+        return app.readiness() if may else {"status": "ready"}
+
+    return _get(_Asked(scope, head, caller, None, receive, send), told)
 
 
 def _named(known: Mapping[str, Any], what: str, name: str) -> Any:

@@ -7,76 +7,83 @@ __all__ = ['Gate']
 
 # %% ../../nbs/serve/gate.ipynb #imports
 import asyncio
-import time
+import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 
-from ..settings import MlpkgError
+from ..platform import StoreError
 
 # %% ../../nbs/serve/gate.ipynb #gate
-_FAST = 0.001  # seconds; an fsync that took longer is not waited for in the loop
 _PATIENCE = 0.8  # seconds that a request waits for the disk
+_Group = list[asyncio.Future[None]]
 
 
 class Gate:
-    """Lets those through who have committed, once `sync` has returned; belongs to one event loop."""
+    """Lets those through who have committed, once `sync` has returned in a thread; of one event loop at a time."""
 
     def __init__(self, sync: Callable[[], None]):
-        self._sync, self._took = sync, 0.0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._sync = sync
+        self._waiting: _Group = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._busy = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._groups: SimpleQueue[tuple[asyncio.AbstractEventLoop, _Group] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
-    async def durable(self) -> None:
-        """Wait until what was committed before is on the disk; raises what `sync` raises, and `MlpkgError` where that takes too long."""
+    async def durable(self, patience: float = _PATIENCE) -> None:
+        """Wait until what was committed before is on the disk; raises what `sync` raises, and `StoreError` where that takes too long."""
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._waiting, self._busy = loop, [], False
         own = loop.create_future()
         self._waiting.append(own)
         if not self._busy:
             self._busy = True
             loop.call_soon(self._begin, loop)
-        await own
+        late = loop.call_later(max(patience, 0.0), _late, own)
+        try:
+            await own
+        finally:
+            late.cancel()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         group, self._waiting = self._waiting, []
-        if len(group) == 1 and self._took < _FAST:
-            self._release(loop, group, self._attempt())
-            return
-        self._timer = loop.call_later(_PATIENCE, self._late, loop, group)
-        thread = loop.run_in_executor(None, self._attempt)
-        thread.add_done_callback(lambda done: self._release(loop, group, done.exception() or done.result()))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mlpkg-gate", daemon=True)
+            self._thread.start()
+        self._groups.put((loop, group))
 
-    def _attempt(self) -> BaseException | None:
-        began = time.perf_counter()
-        try:
-            self._sync()
-        except Exception as error:
-            return error
-        finally:
-            self._took = time.perf_counter() - began
-        return None
+    def _work(self) -> None:
+        while found := self._groups.get():
+            loop, group = found
+            error: Exception | None = None
+            try:
+                self._sync()
+            except Exception as failed:
+                error = failed
+            try:
+                loop.call_soon_threadsafe(self._release, loop, group, error)
+            except RuntimeError:  # that loop has ended, and with it those who waited
+                continue
 
-    def _late(self, loop: asyncio.AbstractEventLoop, group: list[asyncio.Future[None]]) -> None:
-        """Let go of all who wait for a disk that does not answer, with an error; those who come later have as much time."""
-        told = MlpkgError(
-            f"the disk has not taken what was written in {_PATIENCE} s", "see what the kernel says of its disk"
-        )
-        group, self._waiting = [*group, *self._waiting], []
-        for one in group:
-            if not one.done():
-                one.set_exception(told)
-        self._timer = loop.call_later(_PATIENCE, self._late, loop, [])
-
-    def _release(
-        self, loop: asyncio.AbstractEventLoop, group: list[asyncio.Future[None]], error: BaseException | None
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _release(self, loop: asyncio.AbstractEventLoop, group: _Group, error: Exception | None) -> None:
         for one in group:
             if one.done():  # its client hung up, or it has waited too long
                 continue
             one.set_exception(error) if error else one.set_result(None)
+        if loop is not self._loop:
+            return
+        self._waiting = [one for one in self._waiting if not one.done()]
         if self._waiting:
             loop.call_soon(self._begin, loop)
         else:
             self._busy = False
+
+    def close(self) -> None:
+        """End the thread, once its last fsync has returned."""
+        self._groups.put(None)
+
+
+def _late(one: asyncio.Future[None]) -> None:
+    if not one.done():
+        what = "the disk has not taken in time what was written"
+        one.set_exception(StoreError(what, "see what the kernel says of its disk"))

@@ -143,7 +143,7 @@ def total(folder: Path | None, own: Counts) -> dict[_Key, float]:
             for key, value in _slots(data):
                 if held or key[0] not in _OF_NOW:
                     found[key] = max(found[key], value) if key[0] == "clock difference" else found[key] + value
-    return dict(found)
+    return dict(found) or dict(_slots(own._bytes))  # the folder may be gone
 
 
 def _is_held(path: Path) -> bool:

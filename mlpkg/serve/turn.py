@@ -7,13 +7,26 @@ __all__ = ['Turn']
 
 # %% ../../nbs/serve/turn.ipynb #imports
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from ..platform import StoreLocked
 
 # %% ../../nbs/serve/turn.ipynb #turn
 _MOST = 16  # are worked on before the first of them is answered
+_PATIENCE = 0.8  # seconds that a request waits, in all, for another process to unlock the store
+_PAUSE = 0.005  # seconds between two looks whether it is unlocked
 _T = TypeVar("_T")
+
+
+class _Waits(NamedTuple):
+    """Work that found the store locked, who waits for it, and since when."""
+
+    work: Callable[[], Any]
+    own: asyncio.Future[Any]
+    since: float
 
 
 class Turn:
@@ -34,12 +47,21 @@ class Turn:
     ) -> None:
         self._around, self._alone = around, alone
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._line: deque[_Waits] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.waited = 0.0  # seconds that the work at hand had to wait because the store was locked
 
     async def take(self, work: Callable[[], _T]) -> _T:
         """Do the work, and give what it gives or raise what it raises."""
+        if self._line:
+            return await self.wait(work)
         if not self._waiting and self._alone():
-            with self._around():
-                return work()
+            try:
+                with self._around():
+                    return work()
+            except StoreLocked:
+                pass
+            return await self.wait(work)
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._go, loop)
@@ -56,11 +78,74 @@ class Turn:
             for work, own in group:
                 if own.done():  # nobody waits for it any more
                     continue
+                if self._line:
+                    self._join(loop, work, own)
+                    continue
                 given, error = _attempt(work)
+                if isinstance(error, StoreLocked):
+                    self._join(loop, work, own)
+                    continue
                 own.set_result(given) if error is None else own.set_exception(error)
         group = work = own = given = error = None  # so that it does not keep itself, and the body of a request
         if self._waiting:  # after those who now have what they waited for
             loop.call_soon(self._go, loop)
+
+    async def read(self, work: Callable[[], _T]) -> _T:
+        """Do at once what needs no turn; where the store is locked, wait as `take` does."""
+        try:
+            return work()
+        except StoreLocked:
+            pass
+        return await self.wait(work)
+
+    async def wait(self, work: Callable[[], _T], patience: float = _PATIENCE) -> _T:
+        """Do the work as soon as the store is not locked any more; raises `StoreLocked` where that takes too long."""
+        loop = asyncio.get_running_loop()
+        own: asyncio.Future[_T] = loop.create_future()
+        self._join(loop, work, own, patience)
+        try:
+            return await own
+        finally:
+            del own, work
+
+    def _join(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Callable[[], Any],
+        own: asyncio.Future[Any],
+        patience: float = _PATIENCE,
+    ) -> None:
+        if self._loop is not loop:  # those who waited in another one are gone with it
+            self._line, self._loop = deque(), loop
+        if not self._line:
+            loop.call_later(_PAUSE, self._look, loop)
+        self._line.append(_Waits(work, own, loop.time() - _PATIENCE + patience))
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One tries for all who wait; those who have waited long enough are told."""
+        if self._loop is not loop:
+            return
+        locked = None
+        with self._around():
+            for _ in range(min(_MOST, len(self._line))):
+                work, own, since = self._line[0]
+                if not own.done():
+                    self.waited = loop.time() - since
+                    given, error = _attempt(work)
+                    self.waited = 0.0
+                    if isinstance(error, StoreLocked):
+                        locked = error
+                        break
+                    own.set_result(given) if error is None else own.set_exception(error)
+                self._line.popleft()
+        work = own = given = error = None
+        if locked is not None:
+            late = loop.time() - _PATIENCE
+            for one in [w for w in self._line if w.since < late and not w.own.done()]:
+                one.own.set_exception(StoreLocked(locked.what, locked.hint))
+            self._line = deque(w for w in self._line if not w.own.done())
+        if self._line:
+            loop.call_later(0 if locked is None else _PAUSE, self._look, loop)
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
