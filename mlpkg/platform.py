@@ -312,7 +312,7 @@ class Platform(Protocol):
         ...
 
     def stay_in_place(self) -> None:
-        """Raise `StoreMoved` unless what is open is still what lies behind the path in the settings; else nothing is acknowledged either."""
+        """Raise `StoreMoved` unless what is open is still what lies behind the path; else nothing is acknowledged either."""
         ...
 
     def checker(self) -> "Checker":

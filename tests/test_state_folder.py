@@ -282,7 +282,9 @@ def test_a_state_is_for_its_owner_alone(tmp_path: Path):
             found = modes(tmp_path / "deep" / "state")
     finally:
         os.umask(before)
-    assert {found[name] for name in ("mlpkg.db", "mlpkg.db-wal", "mlpkg.db-shm", "model.txt", "manifest.json")} == {"0o600"}
+    assert {found[name] for name in ("mlpkg.db", "mlpkg.db-wal", "mlpkg.db-shm", "model.txt", "manifest.json")} == {
+        "0o600"
+    }
     assert {found[name] for name in ("state", "models", "fraud", made.version)} == {"0o700"}
 
 

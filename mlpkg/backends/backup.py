@@ -19,6 +19,7 @@ import apsw
 import msgspec
 
 from .disk import flush, flush_folder
+from .exchange import exchange, finish, is_under_way
 from .file import Patience, connect, store_error
 from ..settings import MlpkgError, Settings
 from ..times import iso, now
@@ -79,7 +80,8 @@ def _meanwhile(part: Path, what: str, hint: str) -> Iterator[None]:
     except OSError as error:
         raise MlpkgError(f"the backup cannot be {what}: {error.strerror}: {error.filename}", hint) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not is_under_way(part.parent):  # else it is needed to finish what was begun
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _flush_all(folder: Path) -> None:
@@ -154,6 +156,10 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
     """
     found = _manifest(folder)
     state = settings.state
+    finish(state)
+    for left in state.glob(".restore.*.part"):  # of one that was killed while it copied
+        if not _is_running(left.name.split(".")[2]):
+            shutil.rmtree(left, ignore_errors=True)
     there = [n for n in (_STORE, f"{_STORE}-wal", f"{_STORE}-shm", *_BESIDE) if (state / n).exists()]
     if there and not replace:
         raise MlpkgError(f"{state} holds {', '.join(there)} already", "say --replace to move that aside")
@@ -166,17 +172,19 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
                 )
         _check_integrity(part / _STORE, folder)
         _flush_all(part)
-        if there:
-            _check_unused(settings.store)
-            aside.mkdir(mode=0o700)
-        for name in reversed(there):  # the store goes last and comes last
-            if (state / name).exists():
-                (state / name).rename(aside / name)
-        for name in (*_BESIDE, _STORE):
-            if (part / name).exists():
-                (part / name).rename(state / name)
-        flush_folder(state)
+        new = [name for name in (*_BESIDE, _STORE) if (part / name).exists()]
+        exchange(state, part, aside, there[::-1], new, lambda: _check_unused(settings.store))
     return found
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _manifest(folder: Path) -> Backup:

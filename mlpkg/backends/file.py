@@ -15,6 +15,7 @@ from typing import Any
 
 import apsw
 
+from .exchange import finish, is_under_way
 from .timelines import SCHEMA as TIMELINES
 from ..platform import StoreError, StoreLocked, StoreMoved
 from ..settings import MlpkgError, Settings
@@ -112,6 +113,7 @@ def connect(settings: Settings, create: bool = True, patience: Patience | None =
         When there is no store and none is to be made, or it is damaged, cannot be written, or was made by a newer version.
     """
     path, patience = settings.store, patience or Patience()
+    finish(settings.state)  # what a restore that was killed has begun
     if not create and not path.exists():
         raise MlpkgError(
             f"there is no store in {settings.state}", "check MLPKG_STATE and MLPKG_ENV, or bring events in first"
@@ -128,6 +130,9 @@ def connect(settings: Settings, create: bool = True, patience: Patience | None =
         _update(db, path)
     except apsw.Error as error:
         raise store_error(path, error) from None
+    if is_under_way(settings.state):
+        db.close()
+        raise MlpkgError(f"a restore of {settings.state} is under way", "try again when it has finished")
     return db
 
 
