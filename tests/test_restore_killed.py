@@ -1,4 +1,4 @@
-"""A restore is killed at whatever step: what is there afterwards is the store from before or the one that was restored, never an empty one."""
+"""A restore is killed at whatever step: afterwards there is the store from before or the one that was restored, and never an empty one."""
 
 import shutil
 import subprocess

@@ -22,7 +22,7 @@ class Courtesy:
     path
         The file that is locked; it is made if it is not there, and stays empty.
     patience
-        Seconds to wait for another process. It may have stopped for good, so who waited in vain waits again only after it had the lock once.
+        Seconds to wait for another process. It may have stopped for good, so who waited in vain waits again only when it had the lock once.
     """
 
     def __init__(self, path: Path, patience: float = 0.01):

@@ -33,7 +33,7 @@ class _Plan(msgspec.Struct, frozen=True):
 def exchange(
     state: Path, part: Path, aside: Path, old: Sequence[str], new: Sequence[str], check: Callable[[], None]
 ) -> None:
-    """Move what is there by the names `old` aside, and what lies in `part` by the names `new` into its place; the store is the last of each.
+    """Move what is there by the names `old` aside, and what lies in `part` by the names `new` into its place, the store last.
 
     Nothing is moved if `check` raises, which is called when nobody can open the store any more.
     """
