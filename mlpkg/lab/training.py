@@ -214,8 +214,9 @@ def training_set(
     values = plan.compute(features, found, rows, seen)
     label = plan.label_of(found, rows, texts_of_outcome(plan.label, store))
     codes = {name: events.columns[name][rows] for name in key_fields(features)}
-    frame = as_frame(features, [events.ids[i] for i in rows.tolist()], events.time[rows], codes, values, label)
-    order = plan.order_of(events.time[rows], frame["id"].array)
+    ids = [events.ids[i] for i in rows.tolist()]
+    frame = as_frame(features, ids, events.time[rows], codes, values, label)
+    order = plan.order_of(events.time[rows], ids)
     if (np.diff(order) != 1).any():
         frame = frame.take(order).reset_index(drop=True)
     frame.attrs.update(plan.attrs, source=source)
