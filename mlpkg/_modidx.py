@@ -551,6 +551,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'mlpkg.cli._as_table': ('cli.html#_as_table', 'mlpkg/cli.py'),
                            'mlpkg.cli._body': ('cli.html#_body', 'mlpkg/cli.py'),
                            'mlpkg.cli._columns_of': ('cli.html#_columns_of', 'mlpkg/cli.py'),
+                           'mlpkg.cli._decide_hint': ('cli.html#_decide_hint', 'mlpkg/cli.py'),
                            'mlpkg.cli._decided_by': ('cli.html#_decided_by', 'mlpkg/cli.py'),
                            'mlpkg.cli._given': ('cli.html#_given', 'mlpkg/cli.py'),
                            'mlpkg.cli._moment': ('cli.html#_moment', 'mlpkg/cli.py'),

@@ -147,12 +147,26 @@ def _body(text: str) -> bytes:
 def decide(use_case: str, event: str, arrived: int | None, as_json: bool) -> None:
     """Decide EVENT, a JSON object ('-' reads it from standard input), in this process."""
     case, platform = opened(use_case, create=True)
-    decision = _decisions.Decider(case, platform).decide(_body(event), arrived=arrived)
+    try:
+        decision = _decisions.Decider(case, platform).decide(_body(event), arrived=arrived)
+    except Rejected as error:
+        if hint := _decide_hint(error, arrived):
+            raise MlpkgError(str(error), hint) from None
+        raise
     if as_json:
         say(decision)
     else:
         by, score = _decided_by(msgspec.to_builtins(decision)), decision.score
         show(f"{decision.event}: {decision.action} ({'' if score is None else f'score {score:.4f}, '}{by})")
+
+
+def _decide_hint(error: Rejected, arrived: int | None) -> str:
+    """What to write instead, where the command line can say it."""
+    if error.reason == "is not JSON":
+        return "give EVENT as a JSON object in quotes, or - to read it from standard input"
+    if "before the event arrived" in error.reason and arrived is None:
+        return "say --arrived TIME if it arrived then"
+    return ""
 
 
 def _decided_by(decision: dict[str, Any]) -> str:

@@ -786,7 +786,8 @@ class Outcome(Fact):
 
     def spec(self) -> dict[str, object]:
         """The outcome as plain data."""
-        told = {"name": self.name, "column": self.column.spec(), "presumed": self.presumed, "after": self.after}
+        told: dict[str, object] = {"name": self.name, "column": self.column.spec(), "presumed": self.presumed}
+        told["after"] = self.after
         return told if not isinstance(self.presume, str) else told | {"presumed_text": self.presume}
 
 # %% ../nbs/events.ipynb #decisions

@@ -52,7 +52,7 @@ def shown(value: Any) -> str:
     """A feature as the page shows it."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "null"
-    names = {text_code(text): f"'{text}'" for text in ("a", "b", "Rome")}
+    names: dict[Any, str] = {text_code(text): f"'{text}'" for text in ("a", "b", "Rome")}
     return names.get(value) or f"{float(value):.6g}"
 
 

@@ -204,3 +204,20 @@ def test_the_command_line_reports_and_lists_what_waits(stocked: Project, cli: Co
     assert cli("outcome", "fraud", "not-yet", "true", "--json").json["waiting"]
     assert [w["id"] for w in cli("outcome", "fraud", "--waiting", "--json").json] == ["not-yet"]
     assert cli("outcome", "fraud", "tx-9").status == 2
+
+
+def test_the_command_line_says_how_to_write_what_it_decides(stocked: Project, cli: Command):
+    for text in ("", "tx-1", '{"id": "n1"', "payments.parquet"):
+        cli("decide", "fraud", text).said_one_line("is not JSON", "a JSON object in quotes, or - to read it")
+    cli("decide", "fraud", "[]").said_one_line("is a list, not an object")
+    payment = '{"id": "n1", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'
+    cli("decide", "fraud", payment).said_one_line("before the event arrived", "say --arrived TIME")
+    cli("training-set", "fraud", "--from", "2018-05-02", "--to", "2018-05-01", "-o", "rows.csv").said_one_line(
+        "there is nothing from 2018-05-02T00:00:00Z to 2018-05-01T00:00:00Z"
+    )
+
+
+def test_the_command_line_corrects_what_was_reported(stocked: Project, cli: Command):
+    assert cli("outcome", "fraud", "tx-9", "True").out == "tx-9: noted\n"
+    cli("outcome", "fraud", "tx-9", "false").said_one_line("was used before for other content", "say --corrects")
+    assert cli("outcome", "fraud", "tx-9", "false", "--corrects").out == "tx-9: noted\n"

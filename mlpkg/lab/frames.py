@@ -179,7 +179,7 @@ def readable(rows: pd.DataFrame, features: FeatureSet, *, platform: Platform | N
     return rows.assign(**{name: _as_text(column, known) for name, column in columns.items()})
 
 
-def _as_text(column: Any, known: dict[int, str]) -> Any:
+def _as_text(column: Any, known: Mapping[int, str]) -> Any:
     return pd.array([None if c is pd.NA else known.get(c, f"#{c % 2**64:016x}") for c in column.tolist()], dtype="str")
 
 # %% ../../nbs/lab/frames.ipynb #decisions

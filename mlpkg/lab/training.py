@@ -38,7 +38,7 @@ from ..models import MOST, Categories
 from ..platform import Platform
 from ..settings import MlpkgError
 from ..timeline import Array
-from ..times import instant, now
+from ..times import instant, iso, now
 
 # %% ../../nbs/lab/training.ipynb #label
 def label_of(outcome: Outcome, history: History, as_of: int | None, texts: Mapping[int, str] | None = None) -> Any:
@@ -123,7 +123,7 @@ class Plan:
         first, last = instant(start), instant(end)
         if last <= first:
             raise MlpkgError(
-                f"there is nothing from {start} to {end}", "the end is exclusive and comes after the start"
+                f"there is nothing from {iso(first)} to {iso(last)}", "the end is exclusive and comes after the start"
             )
         label = find_outcome(features.on, outcome)
         outcomes = list({o.stream: o for o in [*features.outcomes, *([label] if label else [])]}.values())
