@@ -25,6 +25,7 @@ import numpy as np
 from .columns import NULL
 from .features import FeatureSet, from_json, to_json
 from .settings import MlpkgError
+from .smoke_test import smoke_test
 from .timeline import Array
 from .untrusted import path_name
 
@@ -323,8 +324,10 @@ class Model:
 
     @cached_property
     def predictor(self) -> Predictor:
-        """What turns the features into a score."""
-        return LightGBM((self.folder / "model.txt").read_text("utf-8"), self.categories)
+        """What turns the features into a score; a file that is met for the first time is loaded by another process first."""
+        data, around = (self.folder / "model.txt").read_bytes(), self.folder.parent.parent
+        smoke_test(data, around.parent if around.name == "models" else None)
+        return LightGBM(data.decode(), self.categories)
 
     @cached_property
     def categories(self) -> Categories:

@@ -1,8 +1,13 @@
 """A store, a model, an archive that is missing or damaged: one line that says what it is and what to do."""
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import sqlite3
+import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +16,7 @@ import pytest
 from conftest import Bank, Command, Project, put_live
 
 import mlpkg as ml
-from mlpkg import models
+from mlpkg import decisions, models, smoke_test
 from mlpkg.settings import Settings
 
 PAYMENT = '{"id": "new", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'
@@ -114,6 +119,98 @@ def test_a_damaged_model_does_not_take_the_place_of_one_that_serves(bank: Bank):
 def test_a_model_saved_twice_is_there_once(bank: Bank):
     """Two training runs with one result in one second."""
     assert put_live(handbook.fraud, bank.platform, auc=0.7) and put_live(handbook.fraud, bank.platform, auc=0.7)
+
+
+def changed(pattern: str, by: str) -> Callable[[bytes], bytes]:
+    """The text with the first match replaced, and the sizes of its trees put right, so that only this is wrong."""
+
+    def change(data: bytes) -> bytes:
+        text = re.sub(pattern, by, data.decode(), count=1, flags=re.DOTALL)
+        assert text != data.decode()
+        trees = re.findall(r"Tree=\d+\n.*?\n\n\n", text, re.DOTALL)
+        sizes = " ".join(str(len(tree)) for tree in trees)
+        return re.sub(r"tree_sizes=[^\n]*", f"tree_sizes={sizes}", text).encode()
+
+    return change
+
+
+ALTERED: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "cut in its head": lambda data: data[:300],
+    "zeros": lambda data: data[:900] + bytes(200) + data[1_100:],
+    "a child that is negative": changed(r"left_child=\S+", "left_child=-2000000"),
+    "a child beyond the end": changed(r"right_child=\S+", "right_child=2000000"),
+    "a child that is its parent": changed(r"left_child=\S+", "left_child=0"),
+    "a feature that is not there": changed(r"split_feature=\S+", "split_feature=70000"),
+    "a negative feature": changed(r"split_feature=\S+", "split_feature=-7"),
+    "many leaves": changed(r"num_leaves=\d+", "num_leaves=2000000000"),
+    "negative leaves": changed(r"num_leaves=\d+", "num_leaves=-1"),
+    "fewer thresholds": changed(r"threshold=\S+ ", "threshold="),
+    "a category that is not there": changed(r"decision_type=\S+", "decision_type=1"),
+    "many categories": changed(r"num_cat=0", "num_cat=1000000000"),
+    "other sizes": lambda data: re.sub(rb"tree_sizes=\d", b"tree_sizes=9", data),
+    "negative sizes": lambda data: re.sub(rb"tree_sizes=", b"tree_sizes=-", data),
+    "many features": changed(r"max_feature_idx=\d+", "max_feature_idx=2147483646"),
+    "many classes": changed(r"num_tree_per_iteration=1", "num_tree_per_iteration=1000000"),
+    "no objective that there is": changed(r"objective=[^\n]*", "objective=nonsense"),
+}
+
+
+@pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
+def test_an_altered_model_is_refused_and_ends_no_process(bank: Bank, alter: Callable[[bytes], bytes]):
+    """Whoever altered it wrote its manifest anew; the model that was live goes on."""
+    first = bank.version
+    version = altered(bank.platform.settings.state, first, alter)
+    model = models.find(bank.platform.settings.state, "fraud", version)
+    with pytest.raises(ml.MlpkgError, match=r"cannot be loaded|not a LightGBM model|one score") as told:
+        decisions.promote(bank.platform, model, by="a test", why="to see")
+    assert "\n" not in str(told.value)
+    assert bank.pays("tx-altered", 1).model["version"] == first
+
+
+def altered(state: Path, version: str, alter: Callable[[bytes], bytes]) -> str:
+    """A copy of a model with another text, whose hash is that of the text."""
+    folder = models.models_dir(state, "fraud") / version
+    copy = shutil.copytree(folder, folder.parent / f"{version}-altered")
+    text = alter((folder / "model.txt").read_bytes())
+    (copy / "model.txt").write_bytes(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"version": copy.name}
+    manifest["files"]["model.txt"] = hashlib.sha256(text).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy.name
+
+
+def test_a_model_is_tried_once_and_not_by_what_its_folder_says(bank: Bank, monkeypatch: pytest.MonkeyPatch):
+    state = bank.platform.settings.state
+    (remembered,) = (state / "smoke_tests").iterdir()
+    version = altered(state, bank.version, ALTERED["a child that is negative"])
+    folder = models.models_dir(state, "fraud") / version
+    (folder / "smoke_tests").mkdir()
+    digest = hashlib.sha256((folder / "model.txt").read_bytes()).hexdigest()
+    for name in (digest, remembered.name):
+        (folder / "smoke_tests" / name).touch()
+    with pytest.raises(ml.MlpkgError, match="cannot be loaded"):
+        models.ready(models.find(state, "fraud", version))
+    monkeypatch.setattr(sys, "executable", "/nobody/here")
+    models.ready(models.find(state, "fraud", bank.version))
+
+
+def test_a_process_that_hangs_or_dies_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A stand-in for the interpreter, as no text is known that gets so far."""
+    for script, why in (
+        ("sleep 60", "had not ended after 1 s"),
+        ("kill -SEGV $$", "ended by signal 11"),
+        ("exit 3", "3"),
+    ):
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(path))
+        monkeypatch.setattr(smoke_test, "_PATIENCE", 1.0)
+        with pytest.raises(ml.MlpkgError, match=why):
+            smoke_test.smoke_test(b"any text")
 
 
 def test_a_definition_whose_function_has_changed_is_refused(bank: Bank, monkeypatch: pytest.MonkeyPatch):
