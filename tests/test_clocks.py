@@ -118,7 +118,7 @@ class Jumping:
         case, platform = self.bank.case, self.bank.platform
         assert checked(case, platform) > 30
         served = {e.id: json.loads(e.body)["features"] for e in platform.read(streams=[f"decisions.{case.name}"])}
-        rows = training_set(case.features, "2016-01-01", "2026-01-01", use_case=case, platform=platform)
+        rows: Any = training_set(case.features, "2016-01-01", "2026-01-01", use_case=case, platform=platform)
         for row in rows[rows["id"].isin(list(served))].to_dict("records"):
             for name, value in served[row["id"]].items():
                 assert row[name] == value or (value is None and row[name] != row[name]), (row["id"], name)
