@@ -449,7 +449,7 @@ def _as_arrived(features: FeatureSet, past: History, row: int) -> tuple[History,
         return past, row
     moved, places = arrived
     for name, events in moved.events.items():
-        ids = past.events[name].ids
+        ids: Any = past.events[name].ids
         events.ids = [ids[i] for i in np.argsort(places[name]).tolist()]
     return moved, int(places[features.on.name][row])
 
