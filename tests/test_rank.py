@@ -26,7 +26,7 @@ from offers import clicked, clicks, features, offers, policy, popular, shown, vi
 from serving import environment, free_port
 
 import mlpkg as ml
-from mlpkg import decisions, lab, models, rollout, shadow
+from mlpkg import access, decisions, lab, models, rollout, shadow
 from mlpkg.client import AsyncClient, Client, Refused
 from mlpkg.decisions import Decider, Decision, replay, verify
 from mlpkg.features import evaluate
@@ -409,12 +409,14 @@ class Web:
     def __init__(self, app: Application):
         self.app = app
 
-    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> httpx.Response:
+    def ask(
+        self, method: str, path: str, body: Any = None, kind: str = "application/json", **more: str
+    ) -> httpx.Response:
         async def once() -> httpx.Response:
             transport = httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as web:
                 data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-                return await web.request(method, path, content=data, headers={"content-type": kind})
+                return await web.request(method, path, content=data, headers={"content-type": kind, **more})
 
         return asyncio.run(once())
 
@@ -449,6 +451,20 @@ def test_a_ranking_is_answered_as_it_is_recorded_described_and_counted(live: Sho
         jsonschema.validate(given, {"$ref": f"#/components/schemas/{schema}", **told})
     assert 'mlpkg_requests_total{route="/v1/rank",status="200"} 2' in (text := web.ask("GET", "/metrics").text)
     assert 'action="rank"' in text and "item " not in text
+
+
+def test_a_ranking_is_told_to_its_own_caller_alone(live: Shop, web: Web):
+    """By its id, with its candidates and with others."""
+    body = live.visit("v1") | {"candidates": live.candidates(20)}
+    own, other = (access.create(live.platform, "application", name=name, by="a test")[0] for name in ("shop", "spy"))
+    first = web.ask("POST", "/v1/rank", body, authorization=f"Bearer {own}")
+    assert first.status_code == 200 and first.json()["caller"] == "shop"
+    for again in (body, {"id": "v1"}):
+        assert web.ask("POST", "/v1/rank", again, authorization=f"Bearer {own}").content == first.content
+        refused = web.ask("POST", "/v1/rank", again, authorization=f"Bearer {other}")
+        assert refused.status_code == 403 and not {"alternatives", "score"} & refused.json().keys()
+        seen = next(access.all_accesses(live.platform))
+        assert (seen["name"], seen["path"], seen["allowed"]) == ("spy", "/v1/rank?id=v1", False)
 
 
 BAD = {
