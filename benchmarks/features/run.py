@@ -21,6 +21,7 @@ NAMES = [
     "hot_key",
     "many_sets",
     "live_feature",
+    "ingestion",
 ]
 
 if __name__ == "__main__":

@@ -281,8 +281,10 @@ class Columns:
 def as_json(body: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
     """The JSON of a row, or the row itself where it has a number that is for the door to write."""
     try:
-        if all(value.__class__ is not float or value - value == 0 for value in body.values()):
-            return _encoder.encode(body)
+        written = _encoder.encode(body)
+        # a number that is not finite would be written as null
+        if b":null" not in written or all(v.__class__ is not float or v - v == 0 for v in body.values()):
+            return written
     except (OverflowError, TypeError, UnicodeEncodeError, msgspec.MsgspecError):
         pass
     return body
@@ -298,6 +300,8 @@ def check_sayable(body: Mapping[str, Any], where: str, source: str) -> None:
 
 def shown(body: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
     """A row as a dead letter keeps it."""
+    if Unsayable not in map(type, body.values()):
+        return as_json(body)
     return as_json({name: value.shown if value.__class__ is Unsayable else value for name, value in body.items()})
 
 # %% ../../nbs/lab/checks.ipynb #lines
