@@ -41,7 +41,9 @@ async def asked(service: Service) -> tuple[dict[str, list[float]], list[tuple[in
         tasks: list[Coroutine[Any, Any, None]] = [probe("/v1/health"), probe("/v1/ready")]
         tasks += [ask("/v1/decide", json=service.payment(f"tx-{k}")) for k in range(40)]
         tasks += [ask("/v1/outcomes/fraud", json={"id": f"tx-{k}", "fraud": True}) for k in range(10)]
-        content = b"\n".join(httpx.Request("POST", "http://x", json=service.payment(f"b-{k}")).content for k in range(50))
+        content = b"\n".join(
+            httpx.Request("POST", "http://x", json=service.payment(f"b-{k}")).content for k in range(50)
+        )
         batch = {"content": content, "headers": {"content-type": "application/x-ndjson"}}
         tasks += [ask("/v1/events/transactions", **batch)]
         await asyncio.gather(*tasks)
@@ -66,7 +68,7 @@ def begins_a_write(service: Service) -> Any:
 
 
 def locks_it_for_itself(service: Service) -> Any:
-    """Nobody may even read; that is to be had only while nobody else has the store open in another process, so it is a lock on its index."""
+    """As those do who mean to keep out readers too."""
     other = another(service)
     other.execute("begin exclusive")
     return other
