@@ -56,7 +56,7 @@ class Chunk:
     """
 
     rows: np.ndarray
-    columns: dict[str, pa.Array | Sequence[Any]]
+    columns: dict[str, Any]
     lines: list[bytes] | None = None
     text: bool = False
     utc: bool = False

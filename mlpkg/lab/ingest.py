@@ -139,7 +139,7 @@ class _OfSource:
     ) -> Iterator[_Reports]:
         for number, checks in enumerate(self._told, 1):
             name = checks.outcome.name
-            cells = told.get(name) if chunk.lines is not None else chunk.columns.get(name)
+            cells: Any = told.get(name) if chunk.lines is not None else chunk.columns.get(name)
             if cells is None:
                 continue
             if isinstance(cells, pa.Array):
