@@ -832,6 +832,7 @@ def source_of(spec: Mapping[str, Any]) -> Source:
     contract = type("Event", (_Stored,), {"stored": columns, "__module__": __name__})
     told = (spec["name"], contract, spec["subject"], spec["owner"], spec["keep"], spec["lateness"])
     source = Table(*told, key=tuple(spec["key"])) if "key" in spec else Source(*told)
+    source.__dict__["defaults"] = dict(spec.get("defaults", {}))
     for o in spec["outcomes"]:
         column = Column.of(o["column"])
         made = Outcome(o["name"], source, {"bool": bool, "int": int, "number": float, "text": str}[column.kind])
