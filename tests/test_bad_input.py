@@ -170,7 +170,7 @@ UNCONVERTED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "field", "reason"), UNCONVERTED, ids=str)
+@pytest.mark.parametrize(("change", "field", "reason"), UNCONVERTED)
 def test_a_value_that_json_has_not_is_refused(bank: Bank, change: dict[Any, Any], field: str, reason: str):
     size = bank.size
     for refuse in (
