@@ -100,6 +100,15 @@ def test_a_disk_that_hangs_holds_up_no_probe(tmp_path: Path):
         service.works_again("tx-1")
 
 
+def test_the_very_first_decision_holds_up_no_probe_either(tmp_path: Path):
+    with closing(stocked(tmp_path / "state", durability="disk")) as service:
+        flush = service.disk.flush
+        service.disk.flush = lambda descriptor: (time.sleep(2 * SECONDS), flush(descriptor))
+        judged(*asyncio.run(asked(service)))
+        service.disk.flush = flush
+        service.works_again("tx-1")
+
+
 def test_who_waits_for_a_lock_and_then_for_the_disk_waits_no_longer(tmp_path: Path):
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
         service.works_again("tx-first")

@@ -288,6 +288,7 @@ class Application:
 
         made = Decider(self.use_case, platform)
         platform.patience = _HASTE
+        platform.defer()  # from the first one on, no request waits for the disk where all others wait too
         if self._serves:
             made.champion.watch()
             platform.copy_aside()

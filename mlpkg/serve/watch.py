@@ -19,7 +19,7 @@ _log = logging.getLogger("mlpkg.serve")
 
 # %% ../../nbs/serve/watch.ipynb #watch
 _EVERY = 0.5  # seconds between two looks
-_SOON = 0.03  # seconds that a probe waits for the next finding, where there is one from before
+_SOON = 0.02  # seconds that a probe waits for the next finding, where there is one from before
 _FIRST = 10.0  # and where there is none
 _FRESH, _OLD = 0.1, 2.0  # seconds: a finding that is as good as a new one, and one that is none any more
 
