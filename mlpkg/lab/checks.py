@@ -267,8 +267,11 @@ class Columns:
     def bodies(self, at: np.ndarray) -> list[dict[str, Any]]:
         """Some rows as JSON objects."""
         columns = {name: said.take(at) for name, said in self.said.items()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return [{k: v for k, v in row.items() if v is not None or self._may_be_null(k, row)} for row in rows]
+        rows = ((None in row, dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+        return [self._filled(row) if gaps else row for gaps, row in rows]
+
+    def _filled(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in row.items() if v is not None or self._may_be_null(k, row)}
 
     def _may_be_null(self, name: str, row: Mapping[str, Any]) -> bool:
         return name in self._nullable and row.get("deleted") is not True  # of a table, a deletion has only its key

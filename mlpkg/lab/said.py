@@ -317,6 +317,9 @@ class Said:
         cells = self.cells
         if isinstance(cells, pa.Array) and _AS_IS[self.kind](cells.type):
             return cells.take(pa.array(places)).to_pylist()
+        sure = self._sure(places)
+        if sure is not None:
+            return sure
         chosen = (
             _listed(cells.take(pa.array(places)))
             if isinstance(cells, pa.Array)
@@ -325,9 +328,25 @@ class Said:
         told = [plain(cell, self.kind, self.text) for cell in chosen]
         return [self._zoned(value) for value in told] if self.kind == "time" and self.utc else told
 
+    def _sure(self, places: np.ndarray) -> list[Any] | None:
+        """Numbers and times that are typed in the file, if each of these cells holds for certain; a million have to be quick."""
+        stamped = isinstance(self.cells, pa.Array) and pa.types.is_timestamp(self.cells.type)
+        if not stamped and not (isinstance(self.cells, pa.Array) and pa.types.is_floating(self.cells.type)):
+            return None
+        chosen = self.typed.take(pa.array(places))
+        if chosen.null_count or self.kind not in ("number", "time"):
+            return None
+        return _iso_many(chosen.to_numpy()) if stamped else chosen.to_pylist()
+
     def _zoned(self, value: Any) -> Any:
         at = _moment(value, True) if isinstance(value, str) else None
         return value if at is None else iso(at)
+
+
+def _iso_many(at: np.ndarray) -> list[str]:
+    """The texts of `iso` of microseconds."""
+    texts = np.datetime_as_string(at.view("datetime64[us]")).tolist()
+    return [f"{text[:-7]}Z" if text.endswith(".000000") else f"{text}Z" for text in texts]
 
 
 _AS_IS: dict[str, Callable[[pa.DataType], bool]] = {  # where a cell as Python has it is what it says
