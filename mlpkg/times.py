@@ -152,8 +152,8 @@ def instant(text: str | int | datetime) -> int:
     typed = str(text).strip()
     try:
         return micros(read_moment(f"{typed} 00:00" if _DAY.fullmatch(typed) else typed, utc=True))
-    except ValueError as error:
-        why = str(error).partition(";")[0]
+    except (OverflowError, ValueError) as error:
+        why = "is too far from 1970" if isinstance(error, OverflowError) else str(error).partition(";")[0]
         raise ValueError(
             f"{text!r} {why}: write a date such as 2018-07-25 or a time such as 2018-07-25T10:00:00Z"
         ) from None

@@ -1,6 +1,6 @@
 """Files as other people write them: what they plainly say is taken, all else is refused by its row, and the store stays readable."""
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -293,3 +293,83 @@ def test_the_moment_of_a_zone_is_kept_in_frames(store: Any):
     frame = pd.DataFrame({"id": list("abcd"), "time": times, "buyer": "an", "amount": 1.0})
     done = lab.ingest(case, frame, store)
     assert {e.time for e in store.read()} == {1522584000 * 10**6} and [row for row, _ in done.refused] == [3]
+
+
+FAR = timezone(timedelta(hours=1))
+ODD: list[tuple[str, Any, str]] = [
+    ("buyer", {(1, 2): 3}, "Sale.buyer: a value of the type dict cannot be read"),
+    ("id", 10**5000, "Sale.id: a number of more than 4000 digits is larger than can be read"),
+    ("id", Decimal("1e999999"), "Sale.id: a number of more than 4000 digits is larger than can be read"),
+    ("units", 10**5000, "Sale.units: a number of more than 4000 digits is larger than can be read"),
+    ("amount", Decimal("sNaN"), "Sale.amount: is missing"),
+    ("amount", Decimal("Infinity"), "Sale.amount: inf is not a finite number"),
+    ("amount", Decimal("1e5000"), "Sale.amount: a number of more than 4000 digits is larger than can be read"),
+    ("time", datetime(1, 1, 1, tzinfo=FAR), "Sale.time: 0001-01-01T00:00:00+01:00 is outside 1970–2200"),
+    ("time", datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=5))), "Sale.time: 9999"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), ODD, ids=lambda v: v[:30] if isinstance(v, str) else "")
+def test_objects_of_a_frame_that_no_field_holds_are_refused(store: Any, name: str, value: Any, said: str):
+    rows: dict[str, list[Any]] = {
+        "id": ["a", "b"],
+        "time": [NOON] * 2,
+        "buyer": ["an"] * 2,
+        "amount": [1.5] * 2,
+        "units": [1, 2],
+    }
+    rows[name][1] = value
+    frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in rows.items()})
+    done = lab.ingest(case, frame, store)
+    assert done.new == {"sales": 1}
+    assert [why.startswith(said) for _, why in done.refused] == [True]
+
+
+def test_each_row_that_no_json_says_keeps_its_own_reason(store: Any, tmp_path: Path):
+    made = pa.table(
+        {"id": ["a", "b"], "time": pa.array([1, 2], pa.time64("us")), "buyer": ["an"] * 2, "amount": [1.5] * 2}
+    )
+    done = load(store, tmp_path, made)
+    assert [why.split(" (")[0] for _, why in done.refused] == [
+        "Sale.time: 00:00:00.000001 is of the type time, not a time",
+        "Sale.time: 00:00:00.000002 is of the type time, not a time",
+    ]
+
+
+def test_a_whole_number_of_any_length_is_too_large(store: Any, tmp_path: Path):
+    path = text(tmp_path, f"id,time,buyer,amount,units\na,{NOON},an,1,{'1' * 5000}\nb,{NOON},an,1,2\n")
+    done = lab.ingest_file(case, path, store)
+    assert done.new == {"sales": 1}
+    assert [(row, "is beyond ±9.0072e+15" in why) for row, why in done.refused] == [(0, True)]
+
+
+def test_a_long_cell_after_a_blank_line_is_refused_by_its_row(store: Any, tmp_path: Path):
+    path = text(tmp_path, f"id,time,buyer,amount\n\na,{NOON},{'x' * 200_000},1\nb,{NOON},an,1\n")
+    done = lab.ingest_file(case, path, store)
+    assert (done.new, [row for row, _ in done.refused]) == ({"sales": 1}, [1])
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r", "\n\n"])
+def test_a_header_alone_is_a_file_without_rows(store: Any, tmp_path: Path, end: str):
+    assert lab.ingest_file(case, text(tmp_path, f"id,time,buyer,amount{end}"), store).rows == 0
+
+
+def test_rows_may_end_as_on_an_old_mac(store: Any, tmp_path: Path):
+    path = text(tmp_path, f"id,time,buyer,amount\ra,{NOON},an,1\rb,bad,an,1\r")
+    done = lab.ingest_file(case, path, store)
+    assert (done.new, [row for row, _ in done.refused]) == ({"sales": 1}, [1])
+
+
+FRAMES = [
+    ({"shrae": [0.5]}, "'sales' has no column 'shrae'"),
+    ({"row": ["x"]}, "the column 'row' does not hold whole numbers"),
+    ({"row": [None]}, "the column 'row' does not hold whole numbers"),
+    (None, "'sales' has no column 'foo'"),
+]
+
+
+@pytest.mark.parametrize(("columns", "said"), FRAMES, ids=["unknown", "no-number", "null", "none-known"])
+def test_a_frame_has_the_columns_that_a_file_would_have(store: Any, columns: dict[str, Any] | None, said: str):
+    made = table(**columns) if columns else pa.table({"foo": [1]})
+    with pytest.raises(MlpkgError, match=said):
+        lab.ingest(case, made.to_pandas(), store)

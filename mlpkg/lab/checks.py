@@ -266,6 +266,8 @@ class Columns:
 
     def bodies(self, at: np.ndarray) -> list[dict[str, Any]]:
         """Some rows as JSON objects."""
+        if not self.said:
+            return [{} for _ in at]
         columns = {name: said.take(at) for name, said in self.said.items()}
         rows = ((None in row, dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
         return [self._filled(row) if gaps else row for gaps, row in rows]
@@ -290,7 +292,7 @@ def as_json(body: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
         # a number that is not finite would be written as null
         if b":null" not in written or all(v.__class__ is not float or v - v == 0 for v in body.values()):
             return written
-    except (OverflowError, TypeError, UnicodeEncodeError, msgspec.MsgspecError):
+    except (OverflowError, TypeError, ValueError, msgspec.MsgspecError):
         pass
     return body
 
@@ -373,6 +375,8 @@ class _Faults:
         """What is wrong with a value, as far as a reason depends on it; None where every value is a case of its own."""
         if value is None:
             return name, None
+        if isinstance(value, Unsayable):
+            return None
         if name == "time":
             return _no_time(value) if isinstance(value, str) else (name, type(value))
         rule = self._rules[name]

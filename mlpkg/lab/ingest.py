@@ -20,7 +20,7 @@ import pyarrow as pa
 from ..decisions import UseCase
 from ..events import Outcome, Source
 from .checks import EventChecks, Refused, ReportChecks, Taken
-from .files import Chunk, read_file
+from .files import Chunk, check_columns, read_file
 from .said import say
 from ..platform import Batch, Platform
 from ..settings import MlpkgError, Settings
@@ -48,7 +48,7 @@ def chunk_of(frame: pd.DataFrame | pa.Table, first: int = 0) -> Chunk:
     Raises
     ------
     MlpkgError
-        When a column is there twice.
+        When a column is there twice, or a row has no number.
     """
     names = [str(name) for name in (frame.column_names if isinstance(frame, pa.Table) else frame.columns)]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -59,7 +59,10 @@ def chunk_of(frame: pd.DataFrame | pa.Table, first: int = 0) -> Chunk:
         columns = {name: _cells(frame.iloc[:, i]) for i, name in enumerate(names)}
     rows = np.arange(first, first + len(frame))
     if "row" in columns:
-        rows = np.array(list(columns.pop("row")) if isinstance(columns["row"], list) else columns.pop("row"), np.int64)
+        given = say(columns.pop("row"), "int").typed
+        if given.null_count:
+            raise MlpkgError("the column 'row' does not hold whole numbers", "number the rows, or leave it out")
+        rows = given.to_numpy()
     return Chunk(rows, columns)
 
 
@@ -112,14 +115,10 @@ class _OfSource:
         later = [o for o in source.outcomes.values() if o.after is not None]
         self.source, self.streams = source, [source, *later]
         self._events, self._told = EventChecks(source), [ReportChecks(o) for o in later]
-        self._lost = [name for name, o in source.outcomes.items() if o.after is None]
         self._waiting, self._latest = _Reports.none(), np.iinfo(np.int64).min
 
     def batch(self, chunk: Chunk, refused: list[Refused], gone: set[int]) -> Batch:
         """The batch of one chunk; the rows whose event was refused are added to `gone`."""
-        if lost := [name for name in self._lost if name in chunk.columns]:
-            hint = f"load the reports from a file with the columns id, arrived, {lost[0]}: --source {lost[0]}"
-            raise MlpkgError(f"when {lost[0]!r} was reported is not known, as the outcome has no `after`", hint)
         beside = ["arrived", *(c.outcome.name for c in self._told)]
         taken, told = self._events.take(chunk, beside, refused)
         gone |= {one.row for one in refused}
@@ -358,6 +357,8 @@ def ingest(
         total.rows += len(chunk)
         total.assumed |= "arrived" not in chunk.columns and chunk.lines is None
         way = mixed if "source" in chunk.columns and "source" not in use_case.on.seen else alone
+        if way is alone and chunk.lines is None and len(chunk.rows):
+            check_columns(f"a frame of {use_case.name!r}", stream, chunk.columns)
         batch = way.batch(chunk, refused, gone)
         try:
             _check_limit(total, len(total.refused) + len(refused), max_rejected, use_case.name)

@@ -41,10 +41,17 @@ def plain(value: Any, kind: Kind, text: bool = False) -> Any:
 
     What is no JSON value at all is `Unsayable`.
     """
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | Decimal) and value != value):
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
         return None
     if value.__class__ is float and kind == "number":
         return value
+    try:
+        return _of_any(value, kind, text)
+    except (ArithmeticError, RecursionError, TypeError, ValueError):
+        return Unsayable(f"a value of the type {type(value).__name__}", "cannot be read")
+
+
+def _of_any(value: Any, kind: Kind, text: bool) -> Any:
     if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64):
         return plain(value.item(), kind, text)
     if isinstance(value, bool | Unsayable):
@@ -58,8 +65,16 @@ def plain(value: Any, kind: Kind, text: bool = False) -> Any:
     return _of_other(value, kind)
 
 # %% ../../nbs/lab/said.ipynb #plain-number
+_DIGITS = 4_000  # that Python reads and writes
+_LARGE = 10**_DIGITS
+
+
 def _of_number(value: int | float | Decimal, kind: Kind) -> Any:
+    if isinstance(value, Decimal) and value.is_nan():
+        return None
     finite = isinstance(value, int) or abs(value) < float("inf")
+    if finite and abs(value) >= _LARGE:
+        return Unsayable(f"a number of more than {_DIGITS} digits", "is larger than can be read")
     whole = int(value) if finite and value == int(value) else None
     if whole is not None and kind in ("text", "int"):
         return str(whole) if kind == "text" else whole
@@ -68,7 +83,7 @@ def _of_number(value: int | float | Decimal, kind: Kind) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 # %% ../../nbs/lab/said.ipynb #plain-text
-_WHOLE = re.compile(r"[+-]?[0-9]{1,4000}")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -83,7 +98,7 @@ def _of_text(value: str, kind: Kind) -> Any:
     if kind == "time":
         return bare
     if _WHOLE.fullmatch(bare):
-        return int(bare)
+        return int(bare[:_DIGITS])  # what has more is too large for any field, and so is this
     if not _NUMBER.fullmatch(bare):
         return value
     exact = Decimal(bare)
@@ -97,7 +112,10 @@ def _of_time(value: date | np.datetime64, kind: Kind) -> Any:
     if kind != "time":
         return Unsayable(str(value), f"is a time, not {_KINDS[kind]}")
     if isinstance(value, datetime):
-        return iso(micros(value)) if value.tzinfo else value.isoformat()
+        try:
+            return iso(micros(value)) if value.tzinfo else value.isoformat()
+        except OverflowError:  # in UTC it is before the year 1 or after 9999
+            return value.isoformat()
     return str(value)
 
 # %% ../../nbs/lab/said.ipynb #plain-other
