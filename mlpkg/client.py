@@ -56,7 +56,15 @@ def _body(event: Mapping[str, Any]) -> bytes:
     NoJson
         Where a value cannot be sent, with the name of its field.
     """
-    return json_body({name: _value(name, value) for name, value in event.items()})
+    return json_body({name: _value(name, value) for name, value in _fields(event).items()})
+
+
+def _fields(event: Any) -> Mapping[str, Any]:
+    """The event, if it is a dict, or a Series, which has its verbs."""
+    if not (hasattr(event, "items") and hasattr(event, "get")):
+        given = type(event).__name__
+        raise TypeError(f"an event is a dict of its fields, not of type {given}; of a DataFrame: df.to_dict('records')")
+    return event
 
 
 def _value(name: str, value: Any) -> Any:
@@ -134,7 +142,7 @@ class _Talks:
         raise Unavailable(f"{self.url} did not answer in {self.attempts} attempts ({why})", "is the service running?")
 
     async def _one(self, path: str, event: Mapping[str, Any], of: type[_T]) -> _T:
-        if _value("id", event.get("id")) in (None, ""):
+        if _value("id", _fields(event).get("id")) in (None, ""):
             raise ValueError("an event needs an id of the caller's own: it makes a repeated request harmless")
         return msgspec.json.decode(await self._ask("POST", path, _body(event)), type=of)
 

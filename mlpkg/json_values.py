@@ -100,7 +100,7 @@ class NoJson(TypeError):
     """A field of an event has a value that JSON has none for: its name, the value and the reason."""
 
     def __init__(self, field: str, value: object, reason: str):
-        super().__init__(f"{field}: {value!r} {reason}")
+        super().__init__(f"{field}: {' '.join(repr(value).splitlines())[:300]} {reason}")
         self.field, self.value, self.reason = field, value, reason
 
 

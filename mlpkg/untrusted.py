@@ -67,10 +67,12 @@ def path_name(text: object, what: str = "name") -> str:
 _GONE = "[redacted]"
 _UNDER = "(?:_|%(?:25)*5f)"  # as it is, or as it may stand in an address
 _TOKEN = re.compile(rf"(mlpkg{_UNDER})(?:([0-9a-f]{{12}})(?![0-9a-f])[\w.~%-]*|[\w.~%-]{{20,}})", re.I | re.A)
-_SECRET = "(?:access|auth|id|refresh|api|client|session|bearer|x)?[_-]?(?:token|secret|password|passwd|api[_-]?key|jwt)|authorization"
+_SECRET = "(?:access|auth|id|refresh|api|client|session|bearer|x)?[_-]?(?:token|secret|password|passwd|pwd|api[_-]?key|jwt)|authorization"
+# a token without its beginning
+_BARE = re.compile(rf"(?<![0-9a-z])([0-9a-f]{{12}}){_UNDER}[\w-]{{43}}(?![\w-])", re.I | re.A)
 _NAMED = re.compile(rf"(?<![\w-])({_SECRET})(=|%3d)([^&;\s\"'#]+)", re.I | re.A)
 _BEARER = re.compile(r"\b(bearer(?:\s|\+|%20)+)[\w.~+/=%-]{20,}", re.I | re.A)
-_WORTH = ("mlpkg", "token", "secret", "passw", "key", "jwt", "auth", "bearer")
+_WORTH = ("mlpkg", "token", "secret", "passw", "pwd", "key", "jwt", "auth", "bearer")
 
 
 def redacted(text: str) -> str:
@@ -80,8 +82,10 @@ def redacted(text: str) -> str:
         if word in lower:
             break
     else:
-        return text
+        if not _BARE.search(text):
+            return text
     text = _TOKEN.sub(lambda found: f"{found[1]}{found[2]}_{_GONE}" if found[2] else f"{found[1]}{_GONE}", text)
+    text = _BARE.sub(lambda found: f"{found[1]}_{_GONE}", text)
     text = _NAMED.sub(lambda found: found[0] if _GONE in found[3] else f"{found[1]}{found[2]}{_GONE}", text)
     return _BEARER.sub(lambda found: found[1] + _GONE, text)
 

@@ -251,6 +251,7 @@ def test_a_token_in_an_address_is_not_kept(office: Office, where: str):
         office.ask("GET", f"/v1/decisions{where.format(shown)}", office.tokens["auditor"])
         office.ask("GET", f"/v1/decisions{where.format(shown)}", text)
         office.ask("GET", f"/v1/decisions{where.format(shown)}")
+    office.ask("GET", f"/v1/decisions{where.format(text.removeprefix('mlpkg_'))}", office.tokens["auditor"])
     secret = text.split("_", 2)[2]
     files = [p for p in office.server.state.rglob("*") if p.is_file()] + [office.server.log]
     assert not [p for p in files if secret.encode() in p.read_bytes()]

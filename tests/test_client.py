@@ -134,6 +134,24 @@ def test_what_cannot_be_sent_is_refused_by_its_field_before_it_is_sent(value: An
         asyncio.run(other.decide(event))
 
 
+@pytest.mark.parametrize("event", [None, "tx-1", [("id", "tx-1")], 7], ids=lambda event: type(event).__name__)
+def test_what_is_no_event_is_refused_before_it_is_sent(event: Any):
+    """Nobody listens there."""
+    client = Client("http://127.0.0.1:9", attempts=1)
+    for ask in (client.decide, lambda e: client.send("x", e), lambda e: client.decide_many([payment("c-first"), e])):
+        with pytest.raises(TypeError, match="an event is a dict of its fields, not of type"):
+            ask(event)
+
+
+def test_a_table_is_refused_in_one_line():
+    table = pd.DataFrame([payment("c-1"), payment("c-2")])
+    client: Any = Client("http://127.0.0.1:9", attempts=1)
+    with pytest.raises(TypeError, match="to_dict"):
+        client.decide_many(table)
+    with pytest.raises(TypeError, match="^amount: .* is of type Series, .*"):
+        client.decide(payment("c-3") | {"amount": table["amount"]})
+
+
 def test_a_generator_of_events_is_sent_in_slices(server: Server):
     with Client(server.address) as client:
         receipts = client.send_many("transactions", (payment(f"c-slice-{k}", customer_id=k % 40) for k in range(2_500)))

@@ -78,6 +78,25 @@ def test_the_next_restore_goes_through(killed: tuple[Path, Path, int], tmp_path:
         assert not [p.name for p in state.iterdir() if p.name.startswith((".restore", "mlpkg.restoring"))]
 
 
+def test_a_restore_right_after_another_keeps_what_both_replaced(tmp_path: Path):
+    """Within one second, and so by the same time in the names of the folders."""
+    from mlpkg.backends.backup import backup, restore
+
+    settings = Settings(state=tmp_path / "state")
+    for k in range(4):
+        if k:
+            restore(settings, tmp_path / "backup", replace=True)
+        with closing(ml.open(settings)) as platform:
+            platform.accept(handbook.fraud.on, payment(f"tx-{k}"))
+        if not k:
+            backup(settings, tmp_path / "backup")
+    kept = set()
+    for folder in (settings.state, *settings.state.glob("before-restore-*")):
+        with closing(ml.open(Settings(state=folder))) as platform:
+            kept |= {e.id for e in platform.read()}
+    assert kept == {"tx-0", "tx-1", "tx-2", "tx-3"}
+
+
 def test_while_it_is_under_way_nobody_opens_or_makes_a_store(bank: Bank, tmp_path: Path, monkeypatch: Any):
     from mlpkg.backends import backup as module
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -163,7 +164,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
     there = [n for n in (_STORE, f"{_STORE}-wal", f"{_STORE}-shm", *_BESIDE) if (state / n).exists()]
     if there and not replace:
         raise MlpkgError(f"{state} holds {', '.join(there)} already", "say --replace to move that aside")
-    part, aside = state / f".restore.{os.getpid()}.part", state / f"before-restore-{iso(now())[:19].replace(':', '')}"
+    part, aside = state / f".restore.{os.getpid()}.part", _aside(state)
     with _meanwhile(part, "restored", "see what is there"):
         for name, digest in found.files.items():
             if _copy(folder / name, part / name, progress) != digest:
@@ -175,6 +176,13 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
         new = [name for name in (*_BESIDE, _STORE) if (part / name).exists()]
         exchange(state, part, aside, there[::-1], new, lambda: _check_unused(settings.store))
     return found
+
+
+def _aside(state: Path) -> Path:
+    """Where what is there goes: a folder that is not there yet, so that no restore writes over what another moved aside."""
+    name = f"before-restore-{iso(now())[:19].replace(':', '')}"
+    names = chain([name], (f"{name}-{k}" for k in count(2)))
+    return next(state / name for name in names if not os.path.lexists(state / name))
 
 
 def _is_running(process: str) -> bool:

@@ -63,7 +63,7 @@ def _is_near(scope: Mapping[str, Any], head: Head) -> bool:
 
 _PROXIES = (  # beginnings of the names of headers that proxies, balancers and tunnels add
     *(
-        "x-forwarded",
+        "x-forward",
         "x-original-",
         "x-envoy-",
         "x-real-",
@@ -100,9 +100,23 @@ _PROXIES = (  # beginnings of the names of headers that proxies, balancers and t
         "x-originating-",
         "x-true-",
         "x-via",
+        "x-accel-",
+        "x-akamai-",
+        "x-bluecoat",
+        "x-edge-",
+        "x-https",
+        "x-lb-",
+        "x-railway-",
+        "x-request-start",
+        "x-served-by",
+        "x-sucuri-",
+        "x-url-scheme",
+        "x-zscaler",
     ),
     *(
+        "ali-cdn-",
         "cf-",
+        "cloudfront-",
         "cdn-",
         "fastly-",
         "fly-",
@@ -115,6 +129,9 @@ _PROXIES = (  # beginnings of the names of headers that proxies, balancers and t
         "remote-",
         "x-ip",
         "x-rewrite-",
+        "x-http-forward",
+        "http-x-forward",
+        "z-forward",
     ),
 )
 _SINGLE = (
@@ -127,6 +144,8 @@ _SINGLE = (
     "max-forwards",
     "early-data",
     "incap-client-ip",
+    "front-end-https",
+    "surrogate-capability",
 )
 _PAGES = ("origin", "referer")  # what a browser adds where a page asks
 
