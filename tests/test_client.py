@@ -148,7 +148,7 @@ def test_a_table_is_refused_in_one_line():
     client: Any = Client("http://127.0.0.1:9", attempts=1)
     with pytest.raises(TypeError, match="to_dict"):
         client.decide_many(table)
-    with pytest.raises(TypeError, match="^amount: .* is of type Series, .*"):
+    with pytest.raises(TypeError, match=r"^amount: .* is of type Series, .*"):
         client.decide(payment("c-3") | {"amount": table["amount"]})
 
 

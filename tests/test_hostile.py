@@ -440,7 +440,7 @@ def test_beyond_the_bound_of_requests_in_flight_a_request_is_told_when_to_come_a
 
 
 def insist(bank: Bank, id: str) -> int:
-    """Ask as callers are told to, with the same body: 408 says so too, as where a body comes later than its head and many others begin meanwhile."""
+    """Ask as callers are told to; 408 is for who sends its body later than its head while many others begin."""
     body, until = payment(id), time.monotonic() + 30
     while (status := bank.decide(body).status_code) in (408, 503) and time.monotonic() < until:
         time.sleep(0.2)

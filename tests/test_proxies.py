@@ -223,8 +223,9 @@ def test_who_calls_from_this_machine_needs_no_token_where_settings_say_so(trusti
         "X-Envoy-External-Address", "X-Envoy-Expected-Rq-Timeout-Ms", "X-Original-Forwarded-For", "X-Original-Host", "X-Original-URI",
         "Fastly-Client-IP", "Fly-Client-IP", "X-Azure-ClientIP", "X-Amzn-Trace-Id", "X-Appengine-User-IP", "X-Cloud-Trace-Context",
         "Client-IP", "Proxy-Client-IP", "WL-Proxy-Client-IP", "Tailscale-User-Login", "X-Varnish", "X-ProxyUser-Ip", "Max-Forwards",
-        "X-Forwarder-For", "HTTP-X-Forwarded-For", "X-HTTP-Forwarded-For", "Ali-CDN-Real-IP", "CloudFront-Viewer-Address", "X-Akamai-Edgescape",
-        "Front-End-Https", "X-Url-Scheme", "Surrogate-Capability", "X-Accel-Internal", "X-Sucuri-ClientIP", "X-Request-Start", "X-Served-By",
+        "X-Forwarder-For", "HTTP-X-Forwarded-For", "X-HTTP-Forwarded-For", "Ali-CDN-Real-IP", "CloudFront-Viewer-Address",
+        "X-Akamai-Edgescape", "Front-End-Https", "X-Url-Scheme", "Surrogate-Capability", "X-Accel-Internal",
+        "X-Sucuri-ClientIP", "X-Request-Start", "X-Served-By",
     ],
 )  # fmt: skip
 def test_a_header_of_a_proxy_makes_a_caller_a_stranger(trusting: Server, header: str):
