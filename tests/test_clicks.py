@@ -238,10 +238,17 @@ class Played:
 
     @cached_property
     def training_set(self) -> pd.DataFrame:
+        """In the order of the log, as the oracle goes by positions: what arrived in one second is ordered by them."""
         with closing(ml.open(Settings(state=self.state))) as platform:
             times = [e.time for e in self.events["clicks"].values()]
             found = lab.training_set(
-                shop.features, min(times), max(times) + 1, outcome="bought", use_case=shop.coupons, platform=platform
+                shop.features,
+                min(times),
+                max(times) + 1,
+                outcome="bought",
+                use_case=shop.coupons,
+                history="as_logged",
+                platform=platform,
             )
         codes = found[shop.features.categories]
         return found.assign(**codes.astype(object).where(codes.notna(), None))
