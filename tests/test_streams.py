@@ -292,7 +292,7 @@ def happenings(rng: random.Random) -> list[Happening]:
 
 def wrong_clocks(rng: random.Random, found: list[Happening]) -> list[Happening]:
     """The same happenings in a world whose clocks, the store's too, are now and then wrong for a while."""
-    off, first = 0, {}
+    off, first, said = 0, {}, {}
     for h in found:
         if rng.random() < 0.05:
             off = rng.choice([0, 0, 1, -1]) * rng.choice([HOUR, 9 * DAY, 200 * DAY])
@@ -301,6 +301,8 @@ def wrong_clocks(rng: random.Random, found: list[Happening]) -> list[Happening]:
             h.time += moved
             h.body["time"] = text(h.time)
         h.arrived += off
+        if h.kind in FACTS:  # of reports about one event the one that arrived last holds, also where a clock was set back
+            said[h.kind, h.id] = h.arrived = max(h.arrived, said.get((h.kind, h.id), h.arrived) + 1)
     return found
 
 
