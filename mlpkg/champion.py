@@ -99,7 +99,10 @@ class Champion:
         if refused := self._refused:
             what = f"the live model of {self._use_case!r}, {refused.version}, is refused: {refused.why.what}"
             return MlpkgError(what, refused.why.hint)
-        return MlpkgError(f"no model is live for {self._use_case!r}", f"train one: mlpkg train {self._use_case}")
+        name = self._use_case
+        return MlpkgError(
+            f"no model is live for {name!r}", f"train one: mlpkg train {name}; or promote one of: mlpkg models {name}"
+        )
 
     def load(self, version: str) -> None:
         """Load a model, so that it can be taken; where it is refused, the reason is kept and said."""

@@ -641,7 +641,10 @@ def replay(
     """
     version = model or platform.live(use_case.name)
     if version is None:
-        raise MlpkgError(f"no model is live for {use_case.name!r}", f"train one: mlpkg train {use_case.name}")
+        name = use_case.name
+        raise MlpkgError(
+            f"no model is live for {name!r}", f"train one: mlpkg train {name}; or promote one of: mlpkg models {name}"
+        )
     settings = platform.settings.model_copy(update={"state": into})
     if settings.store.exists():
         raise MlpkgError(f"there is a store in {into} already", "name a folder that does not exist yet")

@@ -301,7 +301,7 @@ def wrong_clocks(rng: random.Random, found: list[Happening]) -> list[Happening]:
             h.time += moved
             h.body["time"] = text(h.time)
         h.arrived += off
-        if h.kind in FACTS:  # of reports about one event the one that arrived last holds, also where a clock was set back
+        if h.kind in FACTS:  # of reports about one event the one that arrived last holds, whatever the clocks say
             said[h.kind, h.id] = h.arrived = max(h.arrived, said.get((h.kind, h.id), h.arrived) + 1)
     return found
 

@@ -9,7 +9,7 @@ __all__ = ['pc', 'Rule', 'rule_of', 'Judged', 'judge', 'Refused', 'Taken', 'mome
 # %% ../../nbs/lab/checks.ipynb #imports
 import json
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -264,13 +264,12 @@ class Columns:
             if name in chunk.columns
         }
 
-    def bodies(self, at: np.ndarray) -> list[dict[str, Any]]:
-        """Some rows as JSON objects."""
-        if not self.said:
-            return [{} for _ in at]
+    def bodies(self, at: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Some rows as JSON objects, one after the other: a list of a million would keep the garbage collector busy."""
         columns = {name: said.take(at) for name, said in self.said.items()}
-        rows = ((None in row, dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-        return [self._filled(row) if gaps else row for gaps, row in rows]
+        for row in zip(*columns.values(), strict=True) if columns else [()] * len(at):
+            body = dict(zip(columns, row, strict=True))
+            yield self._filled(body) if None in row else body
 
     def _filled(self, row: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in row.items() if v is not None or self._may_be_null(k, row)}

@@ -109,7 +109,7 @@ def _tell(done: Any, use_case: str) -> None:
     for row, why in done.refused[:50]:
         show(f"row {row}: {why}", err=True)
     if done.refused:
-        show(f"{len(done.refused)} rows refused; all of them: mlpkg dead-letters {use_case}", err=True)
+        show(f"rows refused: {len(done.refused)}; all of them: mlpkg dead-letters {use_case}", err=True)
     if done.assumed and done.taken:
         show("arrived is not a column: events count from their time, outcomes from it plus their delay", err=True)
 
