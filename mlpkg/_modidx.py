@@ -810,7 +810,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlpkg.events.Source.defaults': ('events.html#source.defaults', 'mlpkg/events.py'),
                               'mlpkg.events.Source.facts': ('events.html#source.facts', 'mlpkg/events.py'),
                               'mlpkg.events.Source.forms': ('events.html#source.forms', 'mlpkg/events.py'),
-                              'mlpkg.events.Source.held_us': ('events.html#source.held_us', 'mlpkg/events.py'),
                               'mlpkg.events.Source.keep_us': ('events.html#source.keep_us', 'mlpkg/events.py'),
                               'mlpkg.events.Source.lateness_us': ('events.html#source.lateness_us', 'mlpkg/events.py'),
                               'mlpkg.events.Source.outcome': ('events.html#source.outcome', 'mlpkg/events.py'),

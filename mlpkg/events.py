@@ -300,11 +300,6 @@ class Source:
         return duration(self.lateness)
 
     @cached_property
-    def held_us(self) -> int:
-        """How long after it arrived an event may still be needed, in microseconds."""
-        return self.keep_us + self.lateness_us
-
-    @cached_property
     def ahead_us(self) -> int:
         """How far before its time an event may arrive, and how far ahead of the clock it may be said to, in microseconds."""
         return duration(self.ahead)
