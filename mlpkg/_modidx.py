@@ -1285,7 +1285,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.lab.frames.nullable': ('lab/frames.html#nullable', 'mlpkg/lab/frames.py'),
                                   'mlpkg.lab.frames.preview': ('lab/frames.html#preview', 'mlpkg/lab/frames.py'),
                                   'mlpkg.lab.frames.readable': ('lab/frames.html#readable', 'mlpkg/lab/frames.py'),
-                                  'mlpkg.lab.frames.rows_first': ('lab/frames.html#rows_first', 'mlpkg/lab/frames.py'),
                                   'mlpkg.lab.frames.series': ('lab/frames.html#series', 'mlpkg/lab/frames.py'),
                                   'mlpkg.lab.frames.shadows': ('lab/frames.html#shadows', 'mlpkg/lab/frames.py'),
                                   'mlpkg.lab.frames.texts_of_events': ('lab/frames.html#texts_of_events', 'mlpkg/lab/frames.py'),

@@ -82,7 +82,7 @@ def test_a_replay_into_a_folder_writes_in_that_folder_alone(cli: Command, stocke
     folder = stocked.state / "models" / "fraud" / version
     rewrite(folder, version="../../../outside")
     before = under(tmp_path)
-    said = cli(
+    replay = (
         "replay",
         "fraud",
         "--from",
@@ -94,21 +94,11 @@ def test_a_replay_into_a_folder_writes_in_that_folder_alone(cli: Command, stocke
         "--model",
         version,
     )
+    said = cli(*replay)
     assert said.said_one_line("cannot be the name of a file")
     assert under(tmp_path) - {tmp_path / "again"} == before
     rewrite(folder, version="another")
-    said = cli(
-        "replay",
-        "fraud",
-        "--from",
-        "2018-05-01",
-        "--to",
-        "2018-05-02",
-        "--into",
-        tmp_path / "again",
-        "--model",
-        version,
-    )
+    said = cli(*replay)
     assert said.said_one_line("its manifest is that of fraud another")
 
 

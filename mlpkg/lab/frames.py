@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['When', 'Order', 'the_platform', 'find_source', 'find_use_case', 'times', 'series', 'frame_of', 'events',
-           'texts_of_events', 'truths', 'texts_of_outcome', 'nullable', 'rows_first', 'readable', 'decisions',
-           'shadows', 'check_order', 'warn_of_late', 'preview']
+           'texts_of_events', 'truths', 'texts_of_outcome', 'nullable', 'readable', 'decisions', 'shadows',
+           'check_order', 'warn_of_late', 'preview']
 
 # %% ../../nbs/lab/frames.ipynb #imports
 from collections.abc import Mapping
@@ -164,14 +164,8 @@ def nullable(codes: Array) -> Any:
     return pd.arrays.IntegerArray(np.where(unknown, 0, codes), unknown)
 
 
-def rows_first(rows: Any, features: Any) -> tuple[pd.DataFrame, FeatureSet]:
-    """A frame and a feature set in this order, in which functions of a frame take them; the other order is understood."""
-    return (features, rows) if isinstance(rows, FeatureSet) else (rows, features)
-
-
 def readable(rows: pd.DataFrame, features: FeatureSet, *, platform: Platform | None = None) -> pd.DataFrame:
     """The rows of a training set with the texts of their categories and keys instead of the codes, as far as the log has them."""
-    rows, features = rows_first(rows, features)
     texts = {*features.categories, *(key for key in features.keys if features.on.seen[key].kind == "text")}
     columns = {n: rows[n] for n in rows.columns if n in texts and isinstance(rows[n].dtype, pd.Int64Dtype)}
     codes = {code for column in columns.values() for code in column.dropna().unique().tolist()}

@@ -27,7 +27,6 @@ from mlpkg.lab.frames import (
     Order,
     check_order,
     nullable,
-    rows_first,
     texts_of_outcome,
     the_platform,
     times,
@@ -283,7 +282,6 @@ def _parts(rows: ds.Dataset, name: str) -> Iterator[pd.Series]:
 # %% ../../nbs/lab/training.ipynb #categories
 def categories_of(rows: pd.DataFrame, features: FeatureSet, most: int = MOST) -> Categories:
     """The categories of a training set, frozen: of each category feature the `most` frequent ones, in that order."""
-    rows, features = rows_first(rows, features)
     return Categories.of({name: _codes(rows[name]) for name in features.categories}, most)
 
 
