@@ -19,11 +19,13 @@ CHECKS: dict[str, list[str | Path]] = {
     "imports": [BIN / "lint-imports", "--no-cache", "--no-logo"],
     "notebooks": [sys.executable, ".ci/notebooks.py"],
     "drift": [sys.executable, ".ci/drift.py"],
+    "figures": [sys.executable, ".ci/figures.py"],
 }
+SHOWN = {"figures"}  # checks whose output is worth reading when they pass
 
 
 def check(name: str) -> bool:
-    """Run one check; what it says is shown when it fails."""
+    """Run one check and show its output if it fails or is in `SHOWN`."""
     print(f"{name:<10}", end="", flush=True)
     start = time.monotonic()
     done = subprocess.run(
@@ -36,7 +38,7 @@ def check(name: str) -> bool:
         text=True,
     )
     print(f"{'FAILED' if done.returncode else 'ok':<7}{time.monotonic() - start:5.1f} s", flush=True)
-    if done.returncode:
+    if done.returncode or name in SHOWN:
         print(done.stdout.rstrip() + "\n", flush=True)
     return done.returncode == 0
 
