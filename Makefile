@@ -59,17 +59,17 @@ test-python: install
 test-long: install ## the long forms of what is tested on random streams: thousands of them
 	@rm -rf build/$@ && mkdir -p build/$@
 	@echo "test: tests/, the long forms"
-	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/test_conformance.py tests/test_streams.py tests/test_door.py tests/test_doors.py tests/test_history.py
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/aggregates/test_conformance.py tests/features/test_streams.py tests/schema/test_door.py tests/schema/test_doors.py tests/decisions/test_history.py
 
 test-kill: install ## workers are killed a thousand times under load: what they acknowledged is there, once
 	@rm -rf build/$@ && mkdir -p build/$@
 	@echo "test: a thousand kills"
-	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/test_kill.py
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/store/test_kill.py
 
 test-swap: install ## models take turns every second under a hundred thousand requests: none fails, none is of two models
 	@rm -rf build/$@ && mkdir -p build/$@
 	@echo "test: models that take turns"
-	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/test_swap.py
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/models/test_swap.py
 
 check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)

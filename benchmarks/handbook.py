@@ -11,12 +11,12 @@ import numpy as np
 
 import mlpkg as ml
 from mlpkg import UseCase, models
-from mlpkg.decisions import promote, use_case
-from mlpkg.fraud.features import during_night, during_weekend
-from mlpkg.models import Model
-from mlpkg.platform import Batch, Platform
-from mlpkg.platform import open as open_platform
+from mlpkg.decisions import use_case
+from mlpkg.examples.fraud.features import during_night, during_weekend
+from mlpkg.models import Model, promote
 from mlpkg.settings import Settings
+from mlpkg.store import Batch, Platform
+from mlpkg.store import open as open_platform
 from mlpkg.times import DAY, iso, now
 
 EVENTS, CUSTOMERS, TERMINALS, DAYS = 50_000, 500, 1000, 40

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from handbook import handbook
 
+from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.features import compute
-from mlpkg.lab.fraud import simulate
-from mlpkg.platform import open as open_platform
 from mlpkg.settings import Settings
+from mlpkg.store import open as open_platform
 from mlpkg.times import DAY, iso
 
 
@@ -29,7 +29,7 @@ def command(*arguments: str, state: Path) -> dict[str, float]:
     """Seconds and peak megabytes of one command line."""
     began = time.perf_counter()
     run = subprocess.Popen(
-        [sys.executable, "-m", "mlpkg.cli", *arguments],
+        [sys.executable, "-m", "mlpkg.cli.main", *arguments],
         env=os.environ | {"MLPKG_STATE": str(state)},
         stdout=subprocess.DEVNULL,
     )

@@ -17,10 +17,10 @@ import pytest
 
 import mlpkg as ml
 from mlpkg import cli as command_line
-from mlpkg import decisions, models
-from mlpkg.columns import text_code
+from mlpkg import models
 from mlpkg.decisions import Decider, Decision, UseCase
-from mlpkg.lab.fraud import simulate
+from mlpkg.engine.columns import text_code
+from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.models import Categories
 from mlpkg.settings import Settings
@@ -28,7 +28,7 @@ from mlpkg.times import HOUR, instant, iso
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "card_transactions.parquet"
-TESTS = Path(__file__).resolve().parent
+SUPPORT = ROOT / "tests" / "support"
 START = instant("2018-04-01")
 
 
@@ -45,7 +45,7 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings from outside; processes that a test starts find the use cases in this folder."""
     for name in [n for n in os.environ if n.startswith("MLPKG_")]:
         monkeypatch.delenv(name)
-    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
 
@@ -150,7 +150,7 @@ def put_live(case: UseCase, platform: Any, made: lgb.Booster | None = None, **me
     known = Categories({name: [text_code(word) for word in WORDS] for name in case.features.categories})
     told: Any = {"metrics": metrics, "lineage": {}, "policy": {}} | ({"categories": known} if known.tables else {})
     version = models.save(state, case.name, made or booster(case.features), case.features, **told)
-    decisions.promote(platform, models.find(state, case.name, version), by="a test", why="to decide")
+    models.promote(platform, models.find(state, case.name, version), by="a test", why="to decide")
     return version
 
 

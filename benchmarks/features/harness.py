@@ -198,7 +198,7 @@ def save_payments(folder: Path, rows: int) -> int:
     """
     import pandas as pd
 
-    from mlpkg.lab.fraud import simulate
+    from mlpkg.examples.fraud.simulator import simulate
 
     if REAL.exists():
         names = ["TX_DATETIME", "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT"]

@@ -23,8 +23,8 @@ from harness import Row, main, row
 from pydantic import Field
 
 import mlpkg as ml
-from mlpkg.fraud.policy import fraud
-from mlpkg.lab.fraud import simulate
+from mlpkg.examples.fraud.policy import fraud
+from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.settings import Settings
 

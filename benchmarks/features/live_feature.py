@@ -72,24 +72,24 @@ def grown(case: Any) -> Any:
 
 def go_live(state: Path, version: str) -> None:
     """What a person does who has a model of the new feature set: promote it."""
-    from mlpkg import decisions, models
-    from mlpkg.platform import open as open_platform
+    from mlpkg import models
     from mlpkg.settings import Settings
+    from mlpkg.store import open as open_platform
 
     settings = Settings.load(state=state)
     platform = open_platform(settings)
-    decisions.promote(platform, models.find(state, "fraud", version), by="benchmark", why="one more feature")
+    models.promote(platform, models.find(state, "fraud", version), by="benchmark", why="one more feature")
     platform.close()
 
 
 def measure(given: argparse.Namespace) -> Iterator[Row]:
     from handbook import handbook, load_history, make_model
 
-    from mlpkg import decisions
-    from mlpkg.platform import open as open_platform
-    from mlpkg.serve.package import build
-    from mlpkg.serve.run import start_server, stop_server, wait_until_up
+    from mlpkg import decisions, models
+    from mlpkg.serve.bento.package import build
+    from mlpkg.serve.bento.run import start_server, stop_server, wait_until_up
     from mlpkg.settings import Settings
+    from mlpkg.store import open as open_platform
 
     port = 3310
     settings = Settings.load(state=given.folder / "state", port=port)
@@ -100,7 +100,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     platform.register(case.name, book.features)
     load_history(case, platform, given.rows, customers, terminals)
     model = make_model(book, settings.state)
-    decisions.promote(platform, model, by="benchmark", why="a model of the usual size")
+    models.promote(platform, model, by="benchmark", why="a model of the usual size")
     better = make_model(grown(book), settings.state)
     kept = platform._timelines["transactions", "customer_id"].columns if hasattr(platform, "_timelines") else ()
     assert "terminal_id" not in kept, "the column is there already: nothing would be measured"

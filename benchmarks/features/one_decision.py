@@ -19,8 +19,8 @@ from stores import evaluated, new_store, taken
 
 import mlpkg as ml
 from mlpkg.decisions import use_case
+from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.features import compute
-from mlpkg.lab.fraud import simulate
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.times import DAY, iso
 

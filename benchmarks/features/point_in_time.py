@@ -86,8 +86,8 @@ def prepare(given: argparse.Namespace) -> int:
 
 def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     import mlpkg as ml
+    from mlpkg.engine.history import Events
     from mlpkg.features import compute
-    from mlpkg.history import Events
 
     class Label(ml.Event):
         customer_id: int

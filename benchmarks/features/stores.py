@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from harness import Columns
 
-from mlpkg.events import Outcome, Row, Source
 from mlpkg.features import FeatureSet, evaluate
-from mlpkg.platform import Batch, Platform, Unit
-from mlpkg.platform import open as open_platform
+from mlpkg.schema import Outcome, Row, Source
 from mlpkg.settings import Settings
+from mlpkg.store import Batch, Platform, Unit
+from mlpkg.store import open as open_platform
 
 
 def batches(source: Source, rows: Columns, size: int, prefix: str = "e") -> Iterator[Batch]:

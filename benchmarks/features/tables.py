@@ -14,7 +14,7 @@ from harness import Columns, Contender, Work, load_payments, microseconds, take_
 
 def history_of(rows: Columns, position: np.ndarray | None = None) -> Any:
     """Payments as the history that features are computed from; the position is the place, unless another is given."""
-    from mlpkg.history import Events, History
+    from mlpkg.engine.history import Events, History
 
     columns = {"customer_id": rows["customer_id"], "terminal_id": rows["terminal_id"], "amount": rows["cents"]}
     place = np.arange(1, len(rows["time"]) + 1) if position is None else position

@@ -14,8 +14,8 @@ import numpy as np
 from served import SERVERS, Row, main, make_store, payments, row, sys
 
 from mlpkg.decisions import Decider
-from mlpkg.platform import open as open_platform
 from mlpkg.settings import Settings
+from mlpkg.store import open as open_platform
 
 sys.path.insert(0, str(SERVERS))
 

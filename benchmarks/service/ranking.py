@@ -27,10 +27,11 @@ from served import Row, main, row
 
 import mlpkg as ml
 from mlpkg import models
-from mlpkg.decisions import promote, verify
-from mlpkg.platform import Batch, Platform
+from mlpkg.decisions import verify
+from mlpkg.models import promote
 from mlpkg.serve.app import Application
 from mlpkg.settings import Settings
+from mlpkg.store import Batch, Platform
 from mlpkg.times import DAY, iso, now
 
 USERS, ITEMS, CLICKS, DAYS, TREES = 1000, 1500, 100_000, 30, 200

@@ -28,8 +28,8 @@ from bench import ROOT, Missing, Row, arguments, environment, report, row, run_a
 from handbook import handbook, make_model, make_store, payment  # noqa: E402, F401
 from load import Asked, ask  # noqa: E402
 
-from mlpkg.serve.package import Bento  # noqa: E402
-from mlpkg.serve.run import start_server, stop_server  # noqa: E402
+from mlpkg.serve.bento.package import Bento  # noqa: E402
+from mlpkg.serve.bento.run import start_server, stop_server  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 
 __all__ = ["ROOT", "Asked", "Missing", "Row", "ask", "row", "run_all"]

@@ -16,10 +16,12 @@ from statistics import median
 from served import Asked, Row, Server, Servers, handbook, main, make_model, payments, row
 
 import mlpkg as ml
-from mlpkg import UseCase, rollout, shadow
-from mlpkg.platform import Platform
-from mlpkg.platform import open as open_platform
+from mlpkg import UseCase
+from mlpkg.models import registry
+from mlpkg.rollout import shadow
 from mlpkg.settings import Settings
+from mlpkg.store import Platform
+from mlpkg.store import open as open_platform
 
 WINDOWS = (["1h", "3d", "14d"], ["6h", "2d", "21d"], ["12h", "5d", "30d"])
 
@@ -67,7 +69,7 @@ def begin(platform: Platform, state: Path) -> None:
         )
         members = {"customer": customer, "terminal": terminal, "amount": ml.field("amount")}
         other = UseCase("fraud", ml.FeatureSet("fraud", on=case.on, **members), policy=case.policy)  # type: ignore[arg-type]
-        rollout.shadow(platform, make_model(other, state), by="benchmark", why="models of the usual size")
+        registry.shadow(platform, make_model(other, state), by="benchmark", why="models of the usual size")
 
 
 def caught_up(platform: Platform, server: Server, three: Server) -> float:

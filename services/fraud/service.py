@@ -5,7 +5,7 @@ from pathlib import Path
 import bentoml
 
 from mlpkg.serve.app import Application
-from mlpkg.serve.bento import alone, settings, start
+from mlpkg.serve.bento.worker import alone, settings, start
 
 HERE = Path(__file__).parent
 app = Application("fraud", settings(HERE))

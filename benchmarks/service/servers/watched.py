@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from handbook import handbook, payment
 
 from mlpkg import decisions, models
-from mlpkg.events import Source
+from mlpkg.schema import Source
 from mlpkg.serve.app import Application
 from mlpkg.settings import Settings
 

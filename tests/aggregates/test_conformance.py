@@ -1,0 +1,579 @@
+"""What holds for every aggregate, checked over the registry: whoever registers one has to say here how it is made, and to
+write its oracle; then it is compared on streams that are hard, and on random ones.
+"""
+
+import json
+import os
+import pickle
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
+from functools import cache
+from inspect import signature
+from types import FunctionType
+from typing import Annotated, Any
+
+import numpy as np
+import oracle
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import NULL, UNITS, VERBS, Ask, Event, Moment, Said, Stream, Twice, World, agrees, bits
+from pydantic import Field
+
+import mlpkg as ml
+from mlpkg.aggregates import REGISTRY, from_spec
+from mlpkg.engine import history, timeline, windows
+from mlpkg.engine import order_statistics as order
+from mlpkg.engine.history import Events, History
+from mlpkg.engine.tiles import Cells, summarise
+from mlpkg.engine.timeline import Packed, Timeline
+from mlpkg.features import FeatureSet, compute, evaluate, from_json, to_json
+from mlpkg.features import plan as reduction
+
+LONG = bool(os.environ.get("MLPKG_LONG"))
+HOUR, DAY = UNITS["h"], UNITS["d"]
+MOST = 2**42  # steps: the door lets no more through
+
+
+class Payment(ml.Event):
+    card: int
+    shop: str | None = None
+    amount: Annotated[float, Field(ge=0, le=100_000), ml.Resolution(0.01)]
+    tip: float | None = None
+    level: Annotated[int | None, Field(ge=-1000, le=1000)] = None
+    night: bool = False
+
+
+payments = ml.Source("payments", Payment, keep="8d", lateness="8d")
+looks = ml.Source("looks", Payment, keep="8d", lateness="8d")  # the same fields, asked without being among the rows
+FIELDS = {
+    "card": oracle.Field("int"),
+    "shop": oracle.Field("text"),
+    "amount": oracle.Field("number", 100),
+    "tip": oracle.Field("number", 1_000_000),
+    "level": oracle.Field("int"),
+    "night": oracle.Field("bool"),
+}
+
+# -- how each is made ----------------------------------------------------------------------------------------------
+
+NIGHT = Said("night", lambda r: r["night"])
+BIG = Said("amount > 20.5", lambda r: r["amount"] > 2050)
+MIXED = Said("shop != 'a' and level <= 2 or night", lambda r: r["night"] or _other(r))
+UNSURE = Said("not (shop == 'a' or level > 2)", lambda r: _other(r))
+GIVEN = Said("tip is not None and not shop in ('a', 'b')", lambda r: r["tip"] is not None and _neither(r))
+
+
+def _other(r: Any) -> bool | None:
+    """``shop != 'a' and level <= 2``: false where one is, else unknown where one is."""
+    parts = [None if r["shop"] is None else r["shop"] != "a", None if r["level"] is None else r["level"] <= 2]
+    return False if False in parts else None if None in parts else True
+
+
+def _neither(r: Any) -> bool | None:
+    return None if r["shop"] is None else r["shop"] not in ("a", "b")
+
+
+def drawdown(x):
+    """How far the column fell below its highest value so far."""
+    return (np.maximum.accumulate(x) - x).max()
+
+
+def plain_drawdown(x):
+    return max(max(x[: i + 1]) - x[i] for i in range(len(x)))
+
+
+def apart(x, shop):
+    """The greatest value of the last shop, less the least of the others."""
+    return x[shop == shop[-1]].max() - x.min()
+
+
+def plain_apart(x, shop):
+    return max(v for v, s in zip(x, shop) if s == shop[-1]) - min(x)
+
+
+def _of(*columns: str, **options: Any) -> list[Ask]:
+    return [Ask("", (c,), options) for c in columns]
+
+
+NUMBERS = ("amount", "tip", "level", "night")
+EXAMPLES: dict[str, list[Ask]] = {
+    "count": [Ask(""), *_of("tip", "shop")],
+    "nunique": _of("tip", "shop", "level"),
+    "share": [Ask("", a) for a in [("shop", "a"), ("amount", 20.5), ("level", 2), ("night", True), ("tip", 0.000_3)]],
+    "mode": _of("shop", "level", "tip", "night"),
+    "top_k": [*_of("shop", k=3), *_of("level", k=2), *_of("amount", k=1)],
+    "histogram": [*_of("amount", edges=(5, 20.5, 30)), *_of("level", edges=(0,)), *_of("tip", edges=(-1, 0, 2))],
+    "seen": _of("shop", "amount", "level"),
+    "sum": _of(*NUMBERS),
+    "mean": _of(*NUMBERS),
+    "min": _of(*NUMBERS),
+    "max": _of(*NUMBERS),
+    "var": [*_of("amount", "tip", "level", "night"), *_of("level", ddof=0), *_of("amount", ddof=2)],
+    "std": [*_of("amount", "tip", "level", "night"), *_of("tip", ddof=0)],
+    "skew": _of("amount", "level", "night"),
+    "kurt": _of("amount", "level", "night"),
+    "ratio": [
+        Ask("", (Ask("count", where=NIGHT), Ask("count"))),
+        Ask("", (Ask("sum", ("tip",)), Ask("mean", ("level",)))),
+        Ask("", (Ask("max", ("level",)), Ask("min", ("level",), where=BIG))),
+    ],
+    "first": _of("shop", *NUMBERS),
+    "last": _of("shop", *NUMBERS),
+    "first_k": [*_of("shop", k=2), *_of("tip", k=3)],
+    "last_k": [*_of("shop", k=3), *_of("level", k=2)],
+    "min_by": [Ask("", ("shop",), {"by": "amount"}), Ask("", ("tip",), {"by": "level"})],
+    "max_by": [Ask("", ("shop",), {"by": "level"}), Ask("", ("amount",), {"by": "tip"})],
+    "quantile": [*_of("amount"), *_of("level", "tip", q=0.9), *_of("tip", q=0.0), *_of("amount", q=1.0), *_of("tip", q=0.35)],
+    "median": _of(*NUMBERS),
+    "rank": _of(*NUMBERS),
+    "time_since_last": [Ask("")],
+    "time_since_first": [Ask("")],
+    "mean_gap": [Ask("")],
+    "max_gap": [Ask("")],
+    "rate": [Ask(""), Ask("", options={"per": "7m"}), Ask("", options={"per": "30d"})],
+    "streak": [Ask("", (said,)) for said in (NIGHT, BIG, MIXED, UNSURE, GIVEN)],
+    "decayed_sum": [*_of("amount", "tip", half_life="90s"), *_of("level", half_life="1d"), *_of("tip", half_life="7h")],
+    "decayed_mean": [*_of("amount", "tip", half_life="90s"), *_of("level", half_life="1d"), *_of("tip", half_life="7h")],
+    "trend": _of(*NUMBERS),
+    "change": [
+        Ask("", (Ask("mean", ("amount",)),), {"against": "6d"}),
+        Ask("", (Ask("count", where=BIG),), {"against": "90s"}),
+        Ask("", (Ask("sum", ("level",)),), {"against": "1d"}),
+    ],
+    "fold": [Ask("", (Twice(drawdown, plain_drawdown), "tip")), Ask("", (Twice(apart, plain_apart), "amount", "shop"))],
+}  # fmt: skip
+ELSEWHERE = {"latest"}  # of tables, in test_streams
+WINDOWS = ("90s", "6h", "3d", "last 1", "last 4", "all")
+
+
+def gives_text(ask: Ask) -> bool:
+    """Whether its result is the code of a text, which no number can stand in for."""
+    verbs = {"mode", "top_k", "first", "last", "first_k", "last_k", "min_by", "max_by", "latest"}
+    return ask.verb in verbs and ask.args[0] == "shop"
+
+
+def asked(verb: str) -> list[Ask]:
+    """Each example of an aggregate in several forms: plain, with a condition, delayed, with a value for nothing."""
+    found = []
+    for n, example in enumerate(EXAMPLES[verb]):
+        plain = replace(example, verb=verb, over=WINDOWS)
+        found += [
+            plain,
+            replace(plain, where=(UNSURE, BIG, MIXED, GIVEN, NIGHT)[n % 5]),
+            replace(plain, delay="6h", over=WINDOWS[1:]),
+        ]
+        if not gives_text(plain):
+            found.append(replace(plain, late="45m", delay="90s", where=(BIG, NIGHT)[n % 2], empty=(-1.5, 0.0)[n % 2]))
+    return found
+
+
+# -- the kernel's two entries ---------------------------------------------------------------------------------------
+
+
+def many(features: FeatureSet, history: History, rows: np.ndarray, seen: np.ndarray) -> dict[str, list[Any]]:
+    """Many moments of the past at once."""
+    out = compute(features, history, rows, seen)
+    for feature in features.features:
+        assert out[feature.name].dtype == (np.int64 if feature.integer else np.float64), feature.name
+    return {name: column.tolist() for name, column in out.items()}
+
+
+def one(features: FeatureSet, world: World, moment: Moment, summed_up: random.Random | None = None) -> dict[str, Any]:
+    """One moment, on timelines that hold what a store would hold: rows or, where they may be, rows that were `summed_up`."""
+    needed = {(s.stream, s.key): s.columns for s in features.streams}
+
+    def read(stream: str, key: str, value: int, since: int, edges: Any) -> Packed | Timeline | Cells:
+        rows = [e for e in world.streams[stream].events if e.position <= moment.position and e.values[key] == value]
+        rows = sorted((e for e in rows if e.time > since), key=lambda e: (e.time, e.position))
+        time, position = sealed([e.time for e in rows]), sealed([e.position for e in rows])
+        columns = {c: sealed([code(e.values[c]) for e in rows]) for c in needed[stream, key]}
+        if moment.position % 3 == 1:
+            table = np.stack([time, position, *columns.values()], axis=1)
+            return Packed(table.tobytes(), tuple(columns))
+        if edges is None or summed_up is None or not rows:
+            return Timeline(time, position, columns, sealed([0, len(rows)]))
+        parted = np.diff(np.searchsorted(since + edges, time)) > 0
+        starts = np.flatnonzero([True, *(parted | np.array([summed_up.random() < 0.3 for _ in parted], bool))])
+        ends = np.array([*starts[1:], len(rows)])
+        cells = summarise(np.stack([*columns.values(), position], axis=1), starts)
+        for array in (cells, ends):
+            array.flags.writeable = False
+        return Cells(time[ends - 1], ends - starts, {c: cells[:, i] for i, c in enumerate(columns)})
+
+    codes = tuple(code(moment.present[name]) for name in FIELDS)
+    values = evaluate(features, codes, moment.time, moment.position, moment.own, read)
+    return dict(zip(features.names, values, strict=True))
+
+
+def code(value: Any) -> int:
+    return NULL if value is None else oracle.text_code(value) if isinstance(value, str) else int(value)
+
+
+def sealed(values: Sequence[int]) -> np.ndarray:
+    """An array that nobody can write to: aggregates leave their input as it is."""
+    array = np.array(values, np.int64)
+    array.flags.writeable = False
+    return array
+
+
+def history_of(world: World) -> History:
+    found = {}
+    for name, stream in world.streams.items():
+        events = stream.events
+        columns = {c: sealed([code(e.values[c]) for e in events]) for c in FIELDS}
+        position, time = (sealed([getattr(e, a) for e in events]) for a in ("position", "time"))
+        found[name] = Events(position, time, time, columns, [f"e{e.position}" for e in events])
+    return History(found, {})
+
+
+@cache
+def features_of(verb: str, cls: type, on: str) -> tuple[FeatureSet, FeatureSet]:
+    """The examples of an aggregate as one feature set, and what becomes of it by way of its JSON."""
+    members = {}
+    for k, ask in enumerate(asked(verb)):
+        members[f"m{k}"] = payments.by(*[str(p) for p in ask.by], delay=ask.late).agg(
+            x=ask.build({**REGISTRY, verb: cls})
+        )
+    made = FeatureSet("suite", on=payments if on == "payments" else looks, **members)
+    return made, from_json(to_json(made))
+
+
+@contextmanager
+def small_blocks(most: int = 5) -> Iterator[None]:
+    """The kernel works in pieces of bounded size; for a while, in very small ones."""
+    rooms = [vars(m) for m in (history, order, reduction, timeline, windows)]
+    rooms += [vars(c) for room in rooms for c in room.values() if isinstance(c, type)]
+    found = {f for room in rooms for f in room.values() if isinstance(f, FunctionType)}
+    sized = {f: f.__defaults__ for f in found if "most" in signature(f).parameters}
+    assert sized
+    for f in sized:
+        given = [p for p in signature(f).parameters.values() if p.default is not p.empty]
+        f.__defaults__ = tuple(most if p.name == "most" else p.default for p in given)
+    try:
+        yield
+    finally:
+        for f, before in sized.items():
+            f.__defaults__ = before
+
+
+# -- the suite ------------------------------------------------------------------------------------------------------
+
+
+def world_of(rows: Sequence[dict[str, Any]]) -> World:
+    """Rows in the order of their arrival; those with ``"look": True`` ask, and are no payments."""
+    streams = {name: Stream(FIELDS, 8 * DAY) for name in ("payments", "looks")}
+    for k, row in enumerate(rows):
+        values = {c: row.get(c) for c in FIELDS} | {"card": row.get("card", 1), "night": bool(row.get("night"))}
+        values["amount"] = row.get("amount", 1000)
+        streams["looks" if row.get("look") else "payments"].events.append(Event(3 * k + 2, row["time"], values))
+    return World(streams)
+
+
+def not_a_value(verb: str) -> Iterator[str]:
+    """What keeps an aggregate from being a value: frozen, and the same after a pickle and after its JSON."""
+    cls = REGISTRY[verb]
+    if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        yield f"{verb} is no frozen dataclass"
+    if not cls.__doc__ or not (cls.__doc__.strip()):
+        yield f"{verb} has no docstring"
+    if cls.verb() != verb:
+        yield f"{verb} calls itself {cls.verb()}"
+    for ask in asked(verb):
+        made = ask.build(REGISTRY)
+        if pickle.loads(pickle.dumps(made)) != made:
+            yield f"{verb} is another after a pickle: {made}"
+        again = from_spec(json.loads(json.dumps(made.spec())))
+        if again.spec() != made.spec() or type(again) is not type(made):
+            yield f"{verb} is another after its JSON: {made.spec()}, then {again.spec()}"
+
+
+def differences(verb: str, world: World, rng: random.Random) -> Iterator[str]:
+    """Where an aggregate is not what it has to be on a stream: asked on its own events, and on those of another source."""
+    for on in ("payments", "looks"):
+        yield from differences_on(on, verb, world, rng)
+
+
+def differences_on(on: str, verb: str, world: World, rng: random.Random) -> Iterator[str]:
+    asks, events = asked(verb), world.streams[on].events
+    features, restored = features_of(verb, REGISTRY[verb], on)
+    last = max((e.position for s in world.streams.values() for e in s.events), default=0)
+    later = [e.position if rng.random() < 0.7 else rng.randint(e.position, last) for e in events]
+    moments = [Moment(e.time, p, e.position, e.values) for e, p in zip(events, later)]
+    seen, every = np.array(later, np.int64), range(len(events))
+
+    def past(world: World, at: Sequence[int], rows: Sequence[int], of: FeatureSet = features) -> Any:
+        return many(of, history_of(world), np.array(rows, np.int64), seen[np.array(at, np.int64)])
+
+    whole = past(world, every, every)
+
+    def compare(what: str, found: dict[str, list[Any]], at: Sequence[int]) -> Iterator[str]:
+        for name, column in found.items():
+            for i, value in zip(at, column, strict=True):
+                if bits(value) != bits(whole[name][i]):
+                    yield f"{what}: {name} of {moments[i]} is {value!r}, was {whole[name][i]!r}"
+
+    for i, moment in enumerate(moments):
+        answers = [(k, *pair) for k, ask in enumerate(asks) for pair in world.answer(ask, moment).items()]
+        if (names := [f"m{k}_x_{end}" for k, end, _ in answers]) != features.names:
+            yield f"names: {features.names}, expected {names}"
+            return
+        for name, (k, _, value) in zip(names, answers, strict=True):
+            if not agrees(whole[name][i], value):
+                yield f"oracle: {name} of {moment} is {whole[name][i]!r}, not {value!r}: {asks[k]}"
+        for what, summed_up in (("alone", None), ("alone, summed up", rng)):
+            yield from compare(what, {n: [v] for n, v in one(features, world, moment, summed_up).items()}, [i])
+
+    yield from compare("after its JSON", past(world, every, every, of=restored), every)
+    with small_blocks():
+        yield from compare("in pieces", past(world, every, every), every)
+    if not events:
+        return
+    some = sorted(rng.sample(every, (len(events) + 1) // 2))
+    yield from compare("for some rows", past(world, some, some), some)
+
+    names = dict(zip(cards := {e.values["card"] for e in events}, rng.sample(range(-5, 5), len(cards)), strict=True))
+    yield from compare("under other keys", past(renamed(world, names), every, every), every)
+
+    for card in cards:
+        mine = [i for i, e in enumerate(events) if e.values["card"] == card]
+        yield from compare(f"card {card} only", past(only(world, card, last), mine, range(len(mine))), mine)
+
+    until = rng.choice(later)
+    early = [i for i, p in enumerate(later) if p <= until]
+    yield from compare("before later events came", past(only(world, None, until), early, early), early)
+
+
+def renamed(world: World, cards: dict[int, int]) -> World:
+    """The same with other keys."""
+    return World(
+        {
+            name: replace(
+                s, events=[replace(e, values={**e.values, "card": cards.get(e.values["card"], 99)}) for e in s.events]
+            )
+            for name, s in world.streams.items()
+        }
+    )
+
+
+def only(world: World, card: int | None, until: int) -> World:
+    """The events of one card, or of all, up to a position."""
+    return World(
+        {
+            name: replace(s, events=[e for e in s.events if e.position <= until and card in (None, e.values["card"])])
+            for name, s in world.streams.items()
+        }
+    )
+
+
+# -- streams that are hard ------------------------------------------------------------------------------------------
+
+NOON = 17_622 * DAY + 12 * HOUR  # in April 2018
+FAR_TIMES = {"1970": 0, "2199": 84_005 * DAY}
+
+
+def _rows(*times: int, **columns: Any) -> list[dict[str, Any]]:
+    """Rows in the order of arrival, with columns of as many values, or of fewer that are repeated."""
+    return [{"time": t, **{c: v[k % len(v)] for c, v in columns.items()}} for k, t in enumerate(times)]
+
+
+def _edges(width: int) -> list[int]:
+    return [NOON - width - 1, NOON - width, NOON - width + 1, NOON - 1, NOON, NOON + 1]
+
+
+HARD: dict[str, list[dict[str, Any]]] = {
+    "nothing": [],
+    "a look at nothing": _rows(NOON, look=[True]),
+    "one event": _rows(NOON, shop="a", tip=[3], level=[2]),
+    "one event and a look": _rows(NOON, NOON, look=[False, True], shop="a", tip=[3], level=[2]),
+    "nothing but nulls": _rows(*range(NOON, NOON + 5 * HOUR, HOUR), look=[False, False, False, True, False]),
+    "all equal": _rows(*range(NOON, NOON + 9 * HOUR, HOUR), shop="a", tip=[7], level=[-1], night=[True]),
+    "all at once": _rows(*[NOON] * 7, shop="abcab", tip=[5, -5, None], level=[1, 2, None, 2], look=[False] * 4 + [True]),
+    "later positions at the same time": _rows(NOON - 1, NOON, NOON, NOON + 1, NOON, shop="ab", level=[1, 2, 3], tip=[1, 2]),
+    "both edges of 90 seconds": _rows(*_edges(90 * UNITS["s"]), shop="abc", tip=[1, 2, 4, 8], level=[1, -2, 4]),
+    "both edges of 6 hours, doubled": _rows(
+        *sorted(_edges(6 * HOUR) * 2), shop="aab", tip=[1, 2, 4, 8], level=[1, -2, 4, None, 3]
+    ),
+    "both edges of 3 days, the latest first": _rows(*_edges(3 * DAY)[::-1], shop="ab", tip=[1, 2, 4], level=[None, 5, 5]),
+    "the edge of keep": _rows(*_edges(8 * DAY), shop="abc", tip=[1, 2, 4, 8], level=[1, -2, 4]),
+    "greatest and least": _rows(
+        *range(NOON, NOON + 8 * HOUR, HOUR), tip=[MOST, -MOST, MOST, 0], amount=[10_000_000, 0], level=[1000, -1000, 1000]
+    ),
+    "all the greatest": _rows(*range(NOON, NOON + 8 * HOUR, HOUR), tip=[MOST], amount=[10_000_000], level=[1000]),
+    "zeros": _rows(*range(NOON, NOON + 5 * HOUR, HOUR), shop="aab", tip=[0], amount=[0], level=[0]),
+    "a zero among negatives": _rows(*range(NOON, NOON + 6 * HOUR, HOUR), tip=[-3, 0, -3], amount=[0, 1], level=[-2, 0]),
+    "the first hours of 1970": _rows(0, 1, HOUR, HOUR, 7 * HOUR, shop="ab", tip=[4, 1], level=[3, None, 1]),
+    "from 1970 to 2199": _rows(
+        0, FAR_TIMES["2199"], HOUR, FAR_TIMES["2199"] - HOUR, NOON, FAR_TIMES["2199"], shop="abc", tip=[9, 1, 4], level=[1, 2]
+    ),
+    "each later than the one before it": _rows(
+        *range(NOON + 12 * HOUR, NOON, -HOUR), shop="abca", tip=[1, 5, 2, None], level=[3, 1, 2], night=[True, False]
+    ),
+    "entities that take turns": _rows(
+        *range(NOON, NOON + 15 * HOUR, HOUR), card=[1, 2, -(2**40), 2**50], shop="abc", tip=[1, 5, 2], level=[3, 1]
+    ),
+}  # fmt: skip
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Few cards, few values, times on a grid of which the windows are multiples, arrival out of order."""
+    grid = draw(st.sampled_from([1, 90 * UNITS["s"], 45 * UNITS["m"], 6 * HOUR, DAY]))
+    spread = draw(st.sampled_from([3, 12, 40]))
+    late = draw(st.sampled_from([0, 0, 5, 40]))
+    some = st.one_of(st.none(), st.integers(-3, 3))
+    wide = st.one_of(some, st.integers(-MOST, MOST), st.sampled_from([MOST, -MOST, 2_000_000, 300]))
+    row = st.fixed_dictionaries(
+        {
+            "card": st.integers(1, 2),
+            "time": st.integers(0, spread).map(lambda k: NOON + k * grid),
+            "shop": st.sampled_from(["a", "b", "é", None]),
+            "amount": st.one_of(st.integers(2048, 2053), st.integers(0, 5000)),
+            "tip": wide,
+            "level": st.one_of(some, st.integers(-1000, 1000)),
+            "night": st.booleans(),
+            "look": st.sampled_from([False, False, False, True]),
+        }
+    )
+    found = draw(st.lists(st.tuples(row, st.integers(0, late)), max_size=12))
+    arrived: Any = lambda pair: pair[0]["time"] + pair[1] * grid  # noqa: E731
+    return [r for r, lag in sorted(found, key=arrived)]
+
+
+def problems(verb: str, rows: Sequence[dict[str, Any]], seed: int = 0) -> list[str]:
+    """What is wrong with a registered aggregate on a stream, in words; empty where nothing is."""
+    if verb not in EXAMPLES or verb not in VERBS:
+        return [f"{verb} is registered, but has no example or no oracle here"]
+    return [*not_a_value(verb), *differences(verb, world_of(rows), random.Random(seed))]
+
+
+ALL = pytest.mark.parametrize("verb", sorted({*REGISTRY} - ELSEWHERE))
+
+
+@ALL
+def test_it_is_right_where_it_is_hard(verb: str):
+    for name, rows in HARD.items():
+        for seed in range(5 if LONG else 1):
+            assert problems(verb, rows, seed) == [], name
+
+
+@ALL
+def test_it_is_right_on_random_streams(verb: str):
+    @settings(
+        max_examples=1000 if LONG else 15, deadline=None, derandomize=not LONG, database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip
+    @given(streams(), st.integers(0, 2**32))
+    def right(rows: list[dict[str, Any]], seed: int) -> None:
+        assert list(differences(verb, world_of(rows), random.Random(seed))) == []
+
+    assert verb in EXAMPLES, f"{verb} is registered, but has no example here"
+    right()
+
+
+def test_every_registered_aggregate_is_under_test():
+    """And none is here that is not there any more."""
+    assert set(REGISTRY) == {*EXAMPLES} | ELSEWHERE
+    assert set(REGISTRY) == {*VERBS}
+
+
+# -- the suite finds what is wrong ----------------------------------------------------------------------------------
+
+
+class Count(REGISTRY["count"]):
+    """Counts one too many wherever it is asked for more than eight moments at once."""
+
+    def compute(self, *given: Any) -> Any:
+        found = super().compute(*given)
+        return found + (found.shape[-1] > 8)
+
+
+class Mean(REGISTRY["mean"]):
+    """Is right to fifteen digits."""
+
+    def compute(self, *given: Any) -> Any:
+        found = super().compute(*given)
+        return np.where(np.isnan(found), found, found * (1 + 2**-52))
+
+
+class Median(REGISTRY["median"]):
+    """Clears away what it was given."""
+
+    def compute(self, windows: Any, *given: Any) -> Any:
+        found = super().compute(windows, *given)
+        windows.timeline.time[:0] = 0
+        return found
+
+
+class Nunique(REGISTRY["nunique"]):
+    """Knows of a row that is yet to come."""
+
+    def compute(self, *given: Any) -> Any:
+        found = super().compute(*given)
+        return found + (given[0].moments.position < given[0].timeline.position.max(initial=0))
+
+
+class Unheard(REGISTRY["count"]):
+    """A new one, of which nobody said what it should be."""
+
+
+WRONG = [(Count, "alone:"), (Mean, "oracle:"), (Median, "read-only"), (Nunique, "oracle:"), (Unheard, "has no example")]
+
+
+@pytest.mark.parametrize("wrong, said", WRONG, ids=lambda p: getattr(p, "__name__", ""))
+def test_a_wrong_aggregate_fails_the_suite(wrong: type, said: str, monkeypatch: pytest.MonkeyPatch):
+    """Each is wrong in a way of its own; the suite says so, and has nothing to say of what it replaced."""
+    assert all(problems("count", rows) == [] for rows in HARD.values())
+    monkeypatch.setitem(REGISTRY, wrong.verb(), wrong)
+    found = []
+    for rows in HARD.values():
+        try:
+            found += problems(wrong.verb(), rows)
+        except ValueError as error:
+            found.append(str(error))
+    assert any(said in text for text in found), found[:3]
+
+
+# -- the oracle against another -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_oracle_says_what_pandas_says(seed: int):
+    """Where pandas has the word; to the digits that floats leave it."""
+    rng = random.Random(seed)
+    tips = [None if rng.random() < 0.2 else rng.randrange(-5_000_000, 5_000_000) for _ in range(rng.randrange(1, 30))]
+    times = sorted(NOON - rng.randrange(DAY) for _ in tips)
+    world = world_of([{"time": t, "tip": x, "level": k} for k, (t, x) in enumerate(zip(times, tips))])
+    moment = Moment(NOON, 10**6, 0, {"card": 1, "tip": 123})
+    series = pd.Series([None if x is None else x / 1e6 for x in tips], dtype="float64")
+    known = series.dropna()
+    half = pd.Timedelta(hours=2)
+    ages = (NOON - pd.Series(times)[known.index]) / half.total_seconds() / 1e6
+    expected = {
+        "count": series.count(), "nunique": series.nunique(), "sum": series.sum(min_count=1), "mean": series.mean(),
+        "min": series.min(), "max": series.max(), "var": series.var(), "std": series.std(), "skew": series.skew(),
+        "kurt": series.kurt(), "median": series.median(), "first": known.iloc[0] if len(known) else None,
+        "last": known.iloc[-1] if len(known) else None,
+        "rank": ((known < 123e-6).mean() + (known <= 123e-6).mean()) / 2 if len(known) else None,
+        "trend": np.polyfit(np.array(times)[known.index] / 1e6 - NOON / 1e6, known, 1)[0] if len(known) > 1 else None,
+    }  # fmt: skip
+    for verb, value in expected.items():
+        found = world.answer(Ask(verb, ("tip",), over=("2d",)), moment)["2d"]
+        assert near(found, value), (verb, found, value)
+    for q in (0.1, 0.25, 0.9):
+        found = world.answer(Ask("quantile", ("tip",), {"q": q}, over=("2d",)), moment)["2d"]
+        assert near(found, series.quantile(q)), (q, found)
+    decayed = {"decayed_sum": (known * 2**-ages).sum(), "decayed_mean": (known * 2**-ages).sum() / (2**-ages).sum()}
+    for verb, value in decayed.items():
+        found = world.answer(Ask(verb, ("tip",), {"half_life": "2h"}, over=("2d",)), moment)["2d"]
+        assert not len(known) or near(found, value, 0.05 * known.abs().max()), (verb, found, value)
+
+
+def near(found: Any, value: Any, within: float = 1e-6) -> bool:
+    if found is None or pd.isna(value):
+        return found is None and pd.isna(value)
+    plain = float(found.value) if isinstance(found, oracle.Near) else found
+    return abs(plain - value) <= max(within, 1e-6 * abs(value))

@@ -1,0 +1,110 @@
+"""What others wrote is shown, and no terminal obeys it: whichever verb prints it, wherever it comes from."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from conftest import Bank, Command, Project
+from handbook import fraud
+
+import mlpkg as ml
+from mlpkg import auth
+from mlpkg.settings import Settings
+
+CONTROLS = {
+    "escape": "\x1b[2J\x1b]0;owned\x07",
+    "line break": "x\r\n2026-01-01T00:00:00Z  forged",
+    "backspace": "good\x08\x08\x08\x08evil",
+    "C1": "\x9b2J\x9d0;owned\x9c",
+    "delete": "\x7f",
+    "bidi override": "\u202etxt.exe\u202c",
+    "bidi isolate": "\u2066a\u2069\u2067b\u2068c",
+    "bidi mark": "\u200f\u200e\u061c",
+    "separator": "a\u2028b\u2029c\x85d\x0be\x0cf",
+    "invisible": "a\u200bb\ufeffc\U000e0041",
+}
+
+
+def is_plain(text: str) -> bool:
+    """Whether there is nothing in a text that a terminal obeys, but the ends of its own lines."""
+    return all(c.isprintable() or c in "\n\u00a0" for c in text)
+
+
+@pytest.fixture(params=CONTROLS.values(), ids=list(CONTROLS))
+def evil(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    time = "2018-08-01T10:00:00Z"
+    return {"id": "tx-1", "time": time, "customer_id": 1, "terminal_id": 2, "amount": 1.0} | changes
+
+
+def test_what_was_refused_is_shown_on_one_line_each(cli: Command, stocked: Project, evil: str):
+    for field in ("id", "amount", "customer_id", "time", evil):
+        bad = event(id=f"tx{evil}", amount="x") | {field: evil}
+        said = cli("decide", "fraud", json.dumps(bad), "--arrived", "2018-08-01T10:00:00Z")
+        assert said.status == 1 and is_plain(said.err + said.out) and len(said.err.splitlines()) == 1, said
+    said = cli("dead-letters", "fraud")
+    assert said.status == 0 and is_plain(said.out)
+    known = cli("dead-letters", "fraud", "--json")
+    assert is_plain(known.out) and len(said.out.splitlines()) == len(known.json)
+    assert any(evil in (letter["value"] + (letter["event"] or "")) for letter in known.json), "JSON says it all"
+
+
+def test_what_somebody_looked_at_is_shown_on_one_line_each(cli: Command, stocked: Project, evil: str):
+    platform: Any = ml.open(Settings(state=stocked.state))
+    with closing(platform):
+        for path in (
+            f"/v1/decisions/{evil}",
+            f"/v1/decisions?entity={evil}",
+            f"/v1/events/transactions/{unquote(evil)}",
+        ):
+            auth.record(platform, auth.Caller("f00", evil, "auditor"), "GET", path, False)
+    said, told = cli("access-log"), cli("access-log", "--json")
+    assert is_plain(said.out) and len(said.out.splitlines()) == 3 == len(told.json) and is_plain(told.out)
+    assert told.json[0]["path"] == f"/v1/decisions/{evil}"
+
+
+def test_rows_of_a_file_that_are_refused_are_shown_plainly(cli: Command, project: Project, tmp_path: Path, evil: str):
+    lines = [event(id=f"tx{evil}", amount="x"), event(id="tx-2", **{f"note{evil}": 1}), event(amount=evil)]
+    path = tmp_path / "rows.ndjson"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    said = cli("ingest", "fraud", path)
+    assert is_plain(said.out + said.err), said
+    assert is_plain(cli("dead-letters", "fraud").out)
+
+
+@pytest.mark.parametrize(
+    "evil", [text for name, text in CONTROLS.items() if name.startswith(("bidi", "invisible"))], ids=ascii
+)
+def test_ids_of_the_log_are_shown_plainly(cli: Command, bank: Bank, evil: str):
+    """Controls are refused in ids; what turns the direction of writing may belong to a name."""
+    state = bank.platform.settings.state
+    decided = bank.pays(f"tx{evil}", 100)
+    bank.platform.report(fraud.outcomes["fraud"], {"id": f"late{evil}", "fraud": True})
+    auth.create(bank.platform, "auditor", by="me", name="me")
+    for verb in (
+        ("decisions", "fraud"),
+        ("decisions", "fraud", decided.event),
+        ("timeline", "fraud", "customer_id=1"),
+        ("outcome", "fraud", "--waiting"),
+        ("verify", "fraud"),
+        ("report", "fraud"),
+        ("models", "fraud", "--changes"),
+        ("token", "list"),
+    ):
+        said = cli(*verb, state=state)
+        assert said.status == 0 and is_plain(said.out + said.err), (verb, said)
+        assert len(said.out) > 5
+
+
+@pytest.mark.parametrize(
+    "verb", [("decisions", "fraud"), ("promote", "fraud"), ("token", "revoke"), ("restore",), ("timeline", "fraud")]
+)
+def test_what_was_given_is_said_plainly_in_an_error(cli: Command, stocked: Project, verb: tuple[str, ...], evil: str):
+    said = cli(*verb, evil)
+    assert said.status != 0 and is_plain(said.out + said.err), said

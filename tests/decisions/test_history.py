@@ -1,0 +1,356 @@
+"""History may be loaded in any order: what counts is when it arrived, not where it stands in the log."""
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import handbook
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import START, put_live
+
+import mlpkg as ml
+from mlpkg import lab
+from mlpkg.decisions import Decider
+from mlpkg.engine.columns import NULL
+from mlpkg.settings import Settings
+from mlpkg.store import Batch
+from mlpkg.times import DAY, HOUR, MINUTE, iso, now
+
+Said = tuple[Any, dict[str, Any], int | None]  # stream, body, arrived (of a report that does not say when: None)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """Fresh stores, each with the timelines of the handbook's features."""
+    made: list[Any] = []
+
+    def make(features: ml.FeatureSet = handbook.early_features) -> Any:
+        made.append(ml.open(Settings(state=tmp_path / f"store{len(made)}")))
+        made[-1].register(features.name, features)
+        return made[-1]
+
+    yield make
+    for platform in made:
+        platform.close()
+
+
+def batch_of(said: list[Said]) -> Batch:
+    """Events and reports as a batch, in the given order."""
+    streams = list({s.stream: s for s, *_ in said}.values())
+    rows = [s.parse(body) for s, body, _ in said]
+    codes = {
+        stream.stream: np.array([r.codes for (s, *_), r in zip(said, rows, strict=True) if s is stream], np.int64)
+        for stream in streams
+    }
+    arrived = np.array([NULL if at is None else at for *_, at in said], np.int64)
+    time = np.array([row.time or max(at, 0) for row, at in zip(rows, arrived.tolist(), strict=True)], np.int64)
+    number = np.array([streams.index(s) for s, *_ in said])
+    return Batch(
+        streams, number, [r.id for r in rows], time, arrived, [r.body for r in rows], codes, np.arange(len(rows))
+    )
+
+
+def payment(id: str, day: float, **fields: Any) -> Said:
+    """A payment that arrived at its time."""
+    time = START + round(day * DAY)
+    body = {"id": id, "time": iso(time), "customer_id": 1, "terminal_id": 7, "amount": 10.0} | fields
+    return handbook.transactions, body, time
+
+
+def fraud(id: str, truth: bool, day: float | None, corrects: bool = False) -> Said:
+    """A report about a payment."""
+    body = {"id": id, "fraud": truth} | ({"corrects": True} if corrects else {})
+    return handbook.frauds, body, None if day is None else START + round(day * DAY)
+
+
+def reported(platform: Any) -> list[tuple[int, int, bool]]:
+    """What the history says was reported: truth, arrival and whether it corrects, in the order of precedence."""
+    found = platform.history([handbook.transactions], [handbook.frauds]).reports["transactions.fraud"]
+    return list(
+        zip(found.columns["fraud"].tolist(), found.arrived.tolist(), found.corrects.astype(bool).tolist(), strict=True)
+    )
+
+
+def held(platform: Any) -> list[int]:
+    """The truths in the timeline of the terminal."""
+    return platform.timeline("transactions.fraud", "terminal_id", 7).columns["fraud"].tolist()
+
+
+STORY = [fraud("a", True, 3), fraud("a", False, 5, corrects=True), fraud("a", True, 6, corrects=True)]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+@pytest.mark.parametrize("at_once", [True, False])
+def test_corrections_mean_the_same_in_whatever_order_they_are_loaded(
+    stores: Callable[[], Any], order: tuple[int, ...], at_once: bool
+):
+    """The event last, first or in between; a later correction before the report that it corrects."""
+    platform = stores()
+    said = [([payment("a", 0), *STORY])[i] for i in order]
+    for many in [said] if at_once else [[one] for one in said]:
+        assert not platform.load(batch_of(many)).refused
+        assert platform.load(batch_of(many)).known == len(many), "what is loaded again is known"
+    assert reported(platform) == [
+        (1, START + 3 * DAY, False),
+        (0, START + 5 * DAY, True),
+        (1, START + 6 * DAY, True),
+    ]
+    assert held(platform) == [1] and platform.waiting() == []
+    sets = ml.FeatureSet(
+        "new", on=handbook.transactions, by=handbook.frauds.by("customer_id").agg(n=ml.count(over="7d"))
+    )
+    platform.register("new", sets)
+    built = platform.timeline("transactions.fraud", "customer_id", 1)
+    assert (len(built), built.columns["about"].tolist()) == (1, held_about(platform))
+
+
+def held_about(platform: Any) -> list[int]:
+    return platform.timeline("transactions.fraud", "terminal_id", 7).columns["about"].tolist()
+
+
+def test_a_report_after_its_correction_is_taken_and_undoes_nothing(stores: Callable[[], Any]):
+    platform = stores()
+    platform.load(batch_of([payment("a", 0)]))
+    platform.report(*fraud("a", False, None, corrects=True)[:2])
+    assert platform.report(*fraud("a", True, None)[:2]).new
+    assert not platform.report(*fraud("a", True, None)[:2]).new
+    with pytest.raises(ml.Rejected, match="other content"):
+        platform.report(*fraud("a", False, None)[:2])
+    assert held(platform) == [0]
+
+
+def test_a_correction_sent_now_holds_also_where_the_clock_was_set_back(stores: Callable[[], Any]):
+    platform = stores()
+    ahead = now() + DAY  # the clock was a day ahead when this was said
+    for stream, body, at in (payment("a", 0), fraud("a", True, None), fraud("a", False, None, corrects=True)):
+        if stream is handbook.transactions:
+            platform.accept(stream, body, arrived=at)
+        else:
+            platform.report(stream, body, clock=ahead)
+    platform.report(*fraud("a", True, None, corrects=True)[:2])
+    assert held(platform) == [1] and [at - ahead for _, at, _ in reported(platform)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("event_first", [True, False])
+@pytest.mark.parametrize("by", ["load", "accept"])
+def test_a_report_without_arrival_arrived_the_outcomes_delay_after_its_event(
+    stores: Callable[[], Any], event_first: bool, by: str
+):
+    """Also where it waits for its event, which comes later in the log."""
+    platform = stores()
+    said = [payment("a", 0), fraud("a", True, None)]
+    for stream, body, at in said if event_first else said[::-1]:
+        if stream is handbook.transactions and by == "accept":
+            platform.accept(stream, body, arrived=at)
+        else:
+            platform.load(batch_of([(stream, body, at)]))
+        (waits,) = platform.waiting() or [None]
+        assert waits is None or 0 <= waits.time <= waits.arrived <= now(), "harmless until then"
+    assert reported(platform) == [(1, START + 7 * DAY, False)] and held(platform) == [1]
+    entry = platform.entry("transactions.fraud", "a")
+    assert (entry.time, entry.arrived) == (START + 7 * DAY, START + 7 * DAY)
+
+
+def test_a_report_without_arrival_did_not_arrive_in_the_future(stores: Callable[[], Any]):
+    platform = stores()
+    yesterday = (now() - START) / DAY - 1
+    platform.load(batch_of([payment("a", yesterday), fraud("a", True, None), fraud("b", True, None)]))
+    platform.load(batch_of([payment("b", yesterday)]))
+    assert all(yesterday * DAY < at - START and at <= now() for _, at, _ in reported(platform))
+    assert len(reported(platform)) == 2
+
+
+# -- any order gives the same training set ---------------------------------------------------------------------------
+
+
+class Payment(ml.Event):
+    card: int
+    shop: str
+    amount: ml.Money
+
+
+class Visit(ml.Event):
+    card: int
+    page: str | None = None
+
+
+class Profile(ml.Event):
+    card: int
+    segment: str | None = None
+
+
+paid = ml.Source("paid", Payment, keep="90d", lateness="3d")
+visits = ml.Source("visits", Visit, keep="60d", lateness="3d")
+profiles = ml.Table("profiles", Profile, key="card")
+fraud_of = paid.outcome("fraud", bool, presume=False, after="7d")
+refund_of = paid.outcome("refund", float)
+decided_of = paid.decisions("any")
+any_order = ml.FeatureSet(
+    "any",
+    on=paid,
+    card=paid.by("card").agg(
+        n=ml.count(over=["1d", "30d"]), last=ml.last("shop", over="last 3"), mean=ml.mean("amount", over="all")
+    ),
+    pair=paid.by("card", "shop").agg(since=ml.time_since_last(over="30d")),
+    visits=visits.by("card").agg(n=ml.count(over="7d", where="page == 'help'"), page=ml.last("page", over="7d")),
+    profile=profiles.latest("segment"),
+    risk=fraud_of.by("shop").agg(
+        n=ml.count(over="30d"), mean=ml.mean("fraud", over="30d"), last=ml.last("fraud", over="30d")
+    ),
+    later=fraud_of.by("shop", delay="7d").agg(mean=ml.mean("fraud", over="30d")),
+    refunds=refund_of.by("card").agg(
+        n=ml.count(over="30d"), sum=ml.sum("refund", over="30d"), last=ml.last("refund", over="all")
+    ),
+    acted=decided_of.by("card").agg(n=ml.count(over="30d"), action=ml.last("action", over="30d")),
+    more=ml.field("amount") - ml.feature("card_mean_all"),
+)
+case = ml.UseCase("any", any_order, policy=lambda score, event: "stop" if event.amount > 50 else "go")
+SPAN = ("2018-04-01", "2018-07-01")
+
+
+def story(seed: int, grid: int = 3 * HOUR, apart: bool = False) -> tuple[list[Said], list[Said]]:
+    """What is decided, in its order, and what is loaded: late, tied, corrected, and reports that may not say when they arrived.
+
+    With `apart`, everything arrives at another time.
+    """
+    draw = random.Random(seed)
+    decided, loaded = [], []
+
+    def report(outcome: Any, id: str, truth: Any, after: int, corrects: bool = False) -> None:
+        body = {"id": id, outcome.name: truth} | ({"corrects": True} if corrects else {})
+        loaded.append((outcome, body, None if not apart and draw.random() < 0.2 else after))
+
+    for k in range(140):
+        time = START + draw.randrange(30 * DAY) // grid * grid
+        late = 0 if draw.random() < 0.6 else draw.randrange(3 * DAY) // grid * grid
+        card = {"card": draw.randrange(4), "time": iso(time)}
+        kind = draw.random()
+        if kind < 0.15:
+            loaded.append((visits, card | {"id": f"{k}", "page": draw.choice(["help", "home", None])}, time + late))
+        elif kind < 0.3:
+            gone = {"deleted": True} if draw.random() < 0.3 else {"segment": draw.choice(["old", "new", None])}
+            loaded.append((profiles, card | {"id": f"{k}"} | gone, time + late))
+        else:
+            body = card | {"id": f"{k}", "shop": draw.choice("abc"), "amount": draw.randrange(9999) / 100}
+            (decided if draw.random() < 0.1 else loaded).append((paid, body, time + late))
+            for outcome, chance in ((fraud_of, 0.4), (refund_of, 0.3)):
+                at = time + draw.randrange(-DAY, 12 * DAY) // grid * grid
+                for version in range(draw.choice([1, 1, 2, 3]) if draw.random() < chance else 0):
+                    truth = draw.random() < 0.6 if outcome is fraud_of else draw.randrange(9999) / 100
+                    report(outcome, f"{k}", truth, max(at, START), corrects=version > 0)
+                    at += draw.randrange(3) * grid  # corrections may arrive at once
+    decided.sort(key=lambda s: s[2] or 0)
+    if apart:
+        everything = sorted([*decided, *loaded], key=lambda s: s[2] or 0)
+        return [], [(stream, body, (at or 0) + k) for k, (stream, body, at) in enumerate(everything)]
+    return decided, loaded
+
+
+def in_some_order(said: list[Said], how: int, draw: random.Random) -> list[list[Said]]:
+    """The same, in batches: shuffled, newest first, oldest first, one source after the other, reports first."""
+    said = list(said)
+    draw.shuffle(said)
+    if how % 5 == 1:
+        said.sort(key=lambda s: s[2] or 0, reverse=True)
+    elif how % 5 == 2:
+        said.sort(key=lambda s: s[2] or 0)
+    elif how % 5 == 3:
+        order = draw.sample(["paid", "visits", "profiles", "paid.fraud", "paid.refund"], 5)
+        said.sort(key=lambda s: order.index(s[0].stream))
+    elif how % 5 == 4:
+        said.sort(key=lambda s: s[0] in (paid, visits, profiles))
+    batches = []
+    while said:
+        n = draw.choice([1, 3, 20, 200])
+        batches.append(said[:n])
+        del said[:n]
+    return batches
+
+
+def put(platform: Any, batch: list[Said]) -> None:
+    """Load a batch; a single row comes as a call may bring it."""
+    if len(batch) > 1 or batch[0][2] is None:
+        done = platform.load(batch_of(batch))
+        assert not done.refused
+        return
+    ((stream, body, arrived),) = batch
+    (platform.accept if isinstance(stream, ml.Source) else platform.report)(stream, body, arrived=arrived)
+
+
+def store_of(path: Path, decided: list[Said], batches: list[list[Said]]) -> Any:
+    """A store in which some events are decided, and then the history before and after them is loaded."""
+    platform = ml.open(Settings(state=path))
+    platform.register("any", any_order)
+    if decided:
+        put_live(case, platform)
+        decider = Decider(case, platform)
+        for _, body, arrived in decided:
+            decider.decide(body, arrived=arrived)
+    for batch in batches:
+        put(platform, batch)
+    return platform
+
+
+def same_bits(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    for name in any_order.names:
+        if name not in any_order.categories:
+            assert (found[name].to_numpy().view(np.int64) == expected[name].to_numpy().view(np.int64)).all(), name
+
+
+LONG = bool(os.environ.get("MLPKG_LONG"))
+SEEDS, ORDERS = (10, 50) if LONG else (2, 10)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_history_loaded_in_any_order_gives_the_same_training_set(tmp_path: Path, seed: int):
+    """To the bit, from the log and from the archive, in memory and streamed."""
+    decided, loaded = story(seed)
+    expected = None
+    for how in range(ORDERS):
+        draw = random.Random(1000 * seed + how)
+        with closing(store_of(tmp_path / f"{how}", decided, in_some_order(loaded, how, draw))) as platform:
+            found = lab.training_set(any_order, *SPAN, outcome="fraud", as_of="2018-04-20", platform=platform)
+            if expected is None:
+                expected = found
+                assert (
+                    len(found) > 70
+                    and sum(found["risk_n_30d"].tolist()) > 50
+                    and sum(found["refunds_n_30d"].tolist()) > 20
+                )
+                assert sum(found["acted_n_30d"].tolist()) > 10 and {*found["label"].tolist()} == {True, False, pd.NA}
+            same_bits(found, expected)
+            if how % 5 == 0 or LONG:
+                rows: Any = lab.events(paid, platform=platform)
+                shown = lab.preview(any_order, rows, platform=platform).set_index("id").loc[found["id"]]
+                assert shown["card_mean_all"].tolist() == found["card_mean_all"].tolist()
+                archive = lab.Archive(platform.settings.state)
+                archive.export(platform, any_order.sources, [fraud_of, refund_of], ["any"])
+                for source in ("archive", "log"):
+                    into = tmp_path / f"{how}.{source}"
+                    options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "source": source, "platform": platform}
+                    lab.stream_training_set(any_order, *SPAN, into=into, buckets=3, progress=False, **options)
+                    same_bits(pd.read_parquet(into), expected)
+                    same_bits(lab.training_set(any_order, *SPAN, **options), expected)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_what_arrives_live_is_the_same_as_logged_and_as_arrived(tmp_path: Path, seed: int):
+    """Also when the same was loaded in another order."""
+    _, said = story(seed, grid=MINUTE, apart=True)
+    found = []
+    for how, batches in enumerate(([[s] for s in said], in_some_order(said, 0, random.Random(seed)))):
+        with closing(store_of(tmp_path / f"{how}", [], batches)) as platform:
+            options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "platform": platform}
+            found.append(lab.training_set(any_order, *SPAN, **options))
+            if how == 0:
+                logged = lab.training_set(any_order, *SPAN, history="as_logged", **options)
+                found.append(logged.set_index("id").loc[found[0]["id"]].reset_index())
+    same_bits(found[1], found[0])
+    same_bits(found[2], found[0])

@@ -1,0 +1,146 @@
+"""Models with different features take turns every second while clients send payments: nobody notices, and each record is of one model.
+
+Ten thousand requests, or a hundred thousand (`make test-swap`).
+"""
+
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import booster
+from serving import CUSTOMERS, LOST, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
+
+import mlpkg as ml
+from mlpkg import models
+from mlpkg.examples.fraud.features import customer, during_night, terminal, transactions
+from mlpkg.models import Model, registry
+from mlpkg.settings import Settings
+
+REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 10_000
+CLIENTS = 4
+amount = ml.field("amount")
+SETS = [  # more than a worker keeps loaded
+    {"amount": amount},
+    {"customer": customer, "amount": amount},
+    {"terminal": terminal, "amount": amount},
+    {"amount": amount, "night": ml.request(during_night), "customer": customer, "terminal": terminal},
+    {"recent": transactions.by("customer_id").agg(n=ml.count(over=["1h", "3h"]), last=ml.last("amount", over="90d"))},
+    {"sum": transactions.by("terminal_id").agg(paid=ml.sum("amount", over="14d")), "amount": amount},
+]
+
+
+@dataclass
+class Said:
+    """What clients were answered, and when it began and ended; what was live from when on."""
+
+    answers: list[tuple[float, float, int, bytes]] = field(default_factory=list)
+    changes: list[tuple[float, str]] = field(default_factory=list)
+    lost: list[Exception] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    said: Said
+    models: dict[str, Model]
+    state: Path
+    log: str
+
+
+def send(port: int, own: int, said: Said, number: Iterator[int], done: threading.Event) -> None:
+    chance = random.Random(own)
+    with closing(Client(port)) as client:
+        while not done.is_set() and (k := next(number)) < REQUESTS:
+            fields = {"customer_id": chance.randrange(CUSTOMERS), "terminal_id": chance.randrange(TERMINALS)}
+            body, began = payment(f"tx-{k}", amount=chance.randrange(1, 20_000) / 100, **fields), time.monotonic()
+            try:
+                answer = client.ask("POST", "/v1/decide", body)
+            except LOST as error:
+                said.lost.append(error)
+                return
+            said.answers.append((began, time.monotonic(), answer.status, answer.body))
+
+
+def take_turns(server: Server, made: dict[str, Model], said: Said, busy: list[threading.Thread]) -> None:
+    """Promote one, promote the next, roll it back, and so on, as long as clients are busy."""
+    with closing(ml.open(Settings(state=server.state))) as platform:
+        for k in count():
+            time.sleep(1)
+            if not any(thread.is_alive() for thread in busy):
+                return
+            if k % 3 == 2:
+                version = registry.rollback(platform, "fraud", by="a test", why="in turn")
+            else:
+                version = [*made][(k - k // 3) % len(made)]
+                registry.promote(platform, made[version], by="a test", why="in turn")
+            said.changes.append((time.monotonic(), version))
+
+
+@pytest.fixture(scope="module")
+def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
+    made, folder = made_once(tmp_path_factory), tmp_path_factory.mktemp("swapped")
+    state, said, trained = made.state(folder / "state"), Said(), {}
+    for members in SETS:
+        features = ml.FeatureSet("fraud", on=transactions, **members)  # type: ignore[arg-type]
+        version = models.save(state, "fraud", booster(features), features, metrics={}, lineage={}, policy={})
+        trained[version] = models.ready(models.find(state, "fraud", version))
+    with closing(ml.open(Settings(state=state))) as platform:
+        registry.promote(platform, next(iter(trained.values())), by="a test", why="to begin with")
+    with serving(made.bento, state, folder / "log") as server:
+        number, done = count(), threading.Event()
+        clients = [threading.Thread(target=send, args=(server.port, own, said, number, done)) for own in range(CLIENTS)]
+        try:
+            for thread in clients:
+                thread.start()
+            take_turns(server, trained, said, clients)
+        finally:
+            done.set()
+            for thread in clients:
+                thread.join()
+    found = {**trained, made.version: models.ready(models.find(state, "fraud", made.version))}
+    yield Swapped(said, found, state, (folder / "log").read_text("utf-8", "replace"))
+
+
+def test_no_request_fails_while_models_take_turns(swapped: Swapped):
+    assert swapped.said.lost == []
+    assert Counter(status for _, _, status, _ in swapped.said.answers) == {200: REQUESTS}
+    assert "Traceback" not in swapped.log and "refused" not in swapped.log, swapped.log
+
+
+def test_each_answer_is_of_the_one_model_that_it_names(swapped: Swapped):
+    """Its features are those of that model's definition, and its score is exactly what that model gives for them."""
+    used = Counter()
+    for _, _, _, body in swapped.said.answers:
+        decision: dict[str, Any] = json.loads(body)
+        model = swapped.models[decision["model"]["version"]]
+        assert [*decision["features"]] == model.features.names
+        assert decision["fallback"] is None
+        row = [float("nan") if value is None else value for value in decision["features"].values()]
+        assert decision["score"] == model.predictor.score(row)
+        used[model.version] += 1
+    assert len(used) >= min(len(swapped.said.changes), len(SETS)) * 2 // 3, used
+
+
+def test_a_promoted_model_decides_within_a_second(swapped: Swapped):
+    """And so does one that was rolled back to."""
+    ends = sorted((ended, json.loads(body)["model"]["version"]) for _, ended, _, body in swapped.said.answers)
+    changes = swapped.said.changes
+    assert len(changes) >= 3
+    for (at, version), (until, _) in pairwise(changes):
+        first = next((ended for ended, by in ends if by == version and at - 0.5 < ended), None)
+        assert first is not None and first < min(at + 1, until + 1), (version, first and first - at)
+
+
+def test_what_was_decided_meanwhile_verifies(swapped: Swapped):
+    found = mlpkg("verify", "fraud", state=swapped.state)
+    assert (found["decisions"], found["mismatches"]) == (REQUESTS, 0), found["differences"]
+    assert found["fallbacks"] == {}

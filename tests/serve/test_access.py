@@ -1,0 +1,445 @@
+"""Who may do what at the service: tokens, roles, what is recorded, and what is told to nobody."""
+
+import inspect
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from serving import SCRIPTS, Packaged, Server, environment, free_port, made_once, mlpkg, payment, serving
+
+import mlpkg as ml
+from mlpkg import auth
+from mlpkg.auth import PERMISSIONS, RECORDED, ROLES
+from mlpkg.settings import Settings
+
+EVENTS, FRAUD = "/v1/events/transactions", "/v1/outcomes/transactions.fraud"
+NEEDS = {  # every operation there is, but for the probes, and the permission that it takes
+    ("POST", "/v1/decide"): "decide",
+    ("GET", "/v1/decisions"): "decisions",
+    ("GET", "/v1/decisions/{id}"): "decisions",
+    ("POST", EVENTS): "send",
+    ("GET", f"{EVENTS}/{{id}}"): "events",
+    ("POST", FRAUD): "report",
+    ("GET", "/v1/features"): "features",
+    ("GET", "/v1/models"): "models",
+    ("GET", "/v1/catalog"): "catalog",
+    ("GET", "/v1/access"): "access",
+    ("GET", "/v1/metrics"): "metrics",
+    ("GET", "/v1/openapi.json"): None,
+}
+PROBES = ("/v1/health", "/livez", "/healthz", "/v1/ready", "/readyz")
+BENTOML = ("/", "/schema.json", "/docs.json", "/static_content/x.css", "/v1", "/nothing")
+
+
+def own_address() -> str:
+    """An address of this machine that others may reach; loopback if it has none."""
+    found = [a.address for some in psutil.net_if_addrs().values() for a in some if a.family == socket.AF_INET]
+    return next((address for address in found if not address.startswith("127.")), "127.0.0.1")
+
+
+@dataclass
+class Office:
+    """A service that others may reach, with a token for every role."""
+
+    server: Server
+    platform: Any
+    tokens: dict[str, str]
+    address: str
+
+    def token(self, role: str, **how: str) -> tuple[str, auth.Token]:
+        return auth.create(self.platform, role, by="a test", **how)
+
+    def ask(self, method: str, path: str, token: str | None = None, body: Any = None, **headers: str) -> httpx.Response:
+        given = headers | ({"authorization": f"Bearer {token}"} if token is not None else {})
+        return httpx.request(method, self.address + path, json=body, headers=given, timeout=20)
+
+    def status(self, *asked: Any, **headers: str) -> int:
+        answer = self.ask(*asked, **headers)
+        if answer.status_code >= 400:
+            told = answer.json()
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert told["status"] == answer.status_code and {"field", "value", "reason"} <= told.keys()
+        return answer.status_code
+
+    def log(self) -> list[dict[str, Any]]:
+        return list(auth.all_accesses(self.platform))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
+    return made_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def office(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    folder = tmp_path_factory.mktemp("office")
+    state = made.state(folder / "state")
+    with serving(made.bento, state, folder / "log", host="0.0.0.0") as server:
+        platform: Any = ml.open(Settings(state=state))
+        with closing(platform):
+            tokens = {role: auth.create(platform, role, name=f"the {role}", by="a test")[0] for role in ROLES}
+            yield Office(server, platform, tokens, f"http://{own_address()}:{server.port}")
+
+
+def test_the_matrix_is_about_all_that_the_service_describes(office: Office):
+    document = office.ask("GET", "/v1/openapi.json", office.tokens["reporter"]).json()
+    described = {(m.upper(), path): o for path, some in document["paths"].items() for m, o in some.items()}
+    assert described.keys() - {("GET", "/v1/health"), ("GET", "/v1/ready")} == NEEDS.keys()
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    for asked, need in NEEDS.items():
+        assert {"401", "414", "431"} <= described[asked]["responses"].keys()
+        assert ("403" in described[asked]["responses"]) == (need is not None)
+        assert all((role in described[asked]["description"]) == (need in may) for role, may in ROLES.items() if need)
+
+
+def test_every_permission_belongs_to_some_role():
+    assert set().union(*ROLES.values()) == PERMISSIONS.keys()
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(("method", "path"), NEEDS)
+def test_a_role_can_do_what_it_needs_and_nothing_else(office: Office, role: str, method: str, path: str):
+    need, before = NEEDS[method, path], len(office.log())
+    body = payment(f"tx-{role}") if method == "POST" else None
+    url = path.replace("{id}", "tx-application")
+    status = office.status(method, url, office.tokens[role], body)
+    allowed = need is None or need in ROLES[role]
+    assert (status not in (401, 403)) if allowed else status == 403, (role, method, path, status)
+    assert status < 500
+    recorded = office.log()[: len(office.log()) - before]
+    if need is not None and (need in RECORDED or not allowed):
+        (one,) = recorded
+        asked = (one["name"], one["role"], one["method"], one["path"], one["allowed"])
+        assert asked == (f"the {role}", role, method, url, allowed)
+    else:
+        assert recorded == []
+
+
+@pytest.mark.parametrize(("method", "path"), NEEDS)
+def test_without_a_token_nothing_is_told(office: Office, method: str, path: str):
+    """Nor on loopback, where the service listens to all addresses."""
+    for address in (office.address, office.server.address):
+        answer = httpx.request(method, address + path.replace("{id}", "tx-1"), json=payment("tx-stranger"))
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert office.platform.entry("transactions", "tx-stranger") is None
+
+
+def test_what_bentoml_would_answer_is_not_told_either(office: Office):
+    for path in BENTOML:
+        assert (office.status("GET", path), office.status("GET", path, office.tokens["auditor"])) == (401, 404), path
+
+
+def test_probes_are_answered_without_a_token_and_without_details(office: Office):
+    for path in PROBES:
+        assert office.ask("GET", path).json().keys() == {"status"}
+    assert office.ask("GET", "/v1/ready", office.tokens["reporter"]).json() == {"status": "ready"}
+    told = office.ask("GET", "/v1/ready", office.tokens["operator"]).json()
+    assert told["model"] == office.platform.live("fraud")
+
+
+def test_a_wrong_token_is_nobodys(office: Office):
+    text = office.tokens["auditor"]
+    _, id, secret = text.split("_", 2)
+    other = office.tokens["operator"].split("_", 2)[2]
+    for wrong in (
+        f"mlpkg_{id}_{other}",
+        f"mlpkg_{id}_",
+        f"mlpkg_000000000000_{secret}",
+        text + "x",
+        text[:-1],
+        secret,
+        id,
+        "x" * 5000,
+    ):
+        answer = office.ask("GET", "/v1/decisions", wrong)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"'), wrong
+        assert text not in answer.text and secret not in answer.text
+    assert office.status("GET", "/v1/decisions", authorization="Bearer") == 401
+    for scheme in ("Basic", "Token", "mlpkg"):
+        assert office.status("GET", "/v1/decisions", authorization=f"{scheme} {text}") == 401
+    assert office.status("GET", "/v1/ready", "wrong") == 401
+    assert office.status("GET", "/v1/decisions", authorization=f"bearer {text}") == 200, "the scheme has no case"
+
+
+def test_what_a_proxy_says_is_not_believed(office: Office):
+    for name in ("x-forwarded-for", "x-real-ip", "forwarded", "x-forwarded-host", "host"):
+        assert office.status("GET", "/v1/decisions", **{name: "127.0.0.1"}) == 401
+
+
+def test_a_revoked_token_is_refused_within_a_second(office: Office):
+    made = mlpkg("token", "create", "--role", "auditor", "--name", "for a day", state=office.server.state)
+    assert office.status("GET", "/v1/models", made["token"]) == 200, "and a new one holds at once"
+    assert mlpkg("token", "revoke", made["id"], state=office.server.state)["holds"] is False
+    revoked = time.monotonic()
+    while office.status("GET", "/v1/models", made["token"]) != 401:
+        assert time.monotonic() - revoked < 1
+    assert office.status("GET", "/v1/models", office.tokens["auditor"]) == 200
+
+
+def test_a_token_expires(office: Office):
+    text, _ = office.token("auditor", expires="1s")
+    assert office.status("GET", "/v1/models", text) == 200
+    time.sleep(1)
+    assert office.status("GET", "/v1/models", text) == 401
+
+
+def test_a_decision_names_its_caller(office: Office):
+    body = payment("tx-caller")
+    first = office.ask("POST", "/v1/decide", office.tokens["application"], body)
+    assert first.json()["caller"] == "the application"
+    other, _ = office.token("application", name="the application")
+    assert office.ask("POST", "/v1/decide", other, body).content == first.content, "the next token of the same caller"
+    nameless, token = office.token("application")
+    assert office.ask("POST", "/v1/decide", nameless, payment("tx-nameless")).json()["caller"] == token.id
+
+
+def test_a_decision_is_told_to_its_own_caller_alone(office: Office):
+    """By its id, by all of its event, and in a batch; what another caller asked for is recorded like a look."""
+    body, own = payment("tx-own"), office.tokens["application"]
+    other, _ = office.token("application", name="another shop")
+    first = office.ask("POST", "/v1/decide", own, body)
+    assert first.status_code == 200
+    before = len(office.log())
+    for again in ({"id": "tx-own"}, body):
+        assert office.ask("POST", "/v1/decide", own, again).content == first.content
+    assert len(office.log()) == before, "one's own decision is no look at somebody else's"
+    for k, again in enumerate(({"id": "tx-own"}, body, {"id": "tx-own", "candidates": None})):
+        answer = office.ask("POST", "/v1/decide", other, again)
+        if answer.status_code == 422:  # not a form of the id alone
+            before -= 1
+            continue
+        assert answer.status_code == 403 and "role auditor" in answer.json()["detail"], again
+        assert not {"score", "features", "action"} & answer.json().keys()
+        assert len(office.log()) == before + k + 1
+        seen = office.log()[0]
+        assert (seen["name"], seen["method"], seen["allowed"]) == ("another shop", "POST", False)
+        assert "/v1/decide" in seen["path"] and "tx-own" in seen["path"]
+    lines = "\n".join(json.dumps(line) for line in (payment("tx-new"), {"id": "tx-own"}, body, {"id": "tx-new"}))
+    headers = {"content-type": "application/x-ndjson", "authorization": f"Bearer {other}"}
+    answers = httpx.post(f"{office.address}/v1/decide", content=lines, headers=headers).text.splitlines()
+    told = [json.loads(line) for line in answers]
+    assert [line.get("status", 200) for line in told] == [200, 403, 403, 200]
+    assert told[1]["line"] == 2 and not {"score", "features"} & told[1].keys()
+    assert [a["allowed"] for a in office.log()[:2]] == [False, False]
+
+
+def test_an_event_that_nobody_has_decided_is_decided_for_whoever_asks(office: Office):
+    office.ask("POST", EVENTS, office.tokens["application"], payment("tx-sent"))
+    other, _ = office.token("application", name="third shop")
+    assert office.ask("POST", "/v1/decide", other, {"id": "tx-sent"}).json()["caller"] == "third shop"
+    assert office.status("POST", "/v1/decide", office.tokens["application"], {"id": "tx-sent"}) == 403
+
+
+TOKENS_ELSEWHERE = ["?token={}", "?access_token={}&limit=1", "?api_key={}", "/{}", "?limit={}", "?a=b%26token%3D{}"]
+
+
+@pytest.mark.parametrize("where", TOKENS_ELSEWHERE)
+def test_a_token_in_an_address_is_not_kept(office: Office, where: str):
+    text, token = office.token("auditor", name="careless")
+    for shown in (text, text.replace("_", "%5F"), text.replace("_", "%255F"), text.replace("m", "%6d", 1)):
+        office.ask("GET", f"/v1/decisions{where.format(shown)}", office.tokens["auditor"])
+        office.ask("GET", f"/v1/decisions{where.format(shown)}", text)
+        office.ask("GET", f"/v1/decisions{where.format(shown)}")
+    office.ask("GET", f"/v1/decisions{where.format(text.removeprefix('mlpkg_'))}", office.tokens["auditor"])
+    secret = text.split("_", 2)[2]
+    files = [p for p in office.server.state.rglob("*") if p.is_file()] + [office.server.log]
+    assert not [p for p in files if secret.encode() in p.read_bytes()]
+    assert any(token.id in a["path"] and "[redacted]" in a["path"] for a in office.log()[:10]), (
+        "it can still be revoked"
+    )
+
+
+def test_a_token_in_a_body_is_not_kept(office: Office):
+    """Among the dead letters, of one event and of a batch; nor in what the service logs."""
+    text, _ = office.token("application", name="careless too")
+    secret = text.split("_", 2)[2]
+    for field in ("amount", "id", "customer_id", "time", "note", f"{text}"):
+        body = payment(f"tx-careless-{len(field)}") | {field: text if field != "id" else f"{text} {'x' * 300}"}
+        for path in ("/v1/decide", EVENTS, FRAUD):
+            assert (
+                office.status("POST", path, office.tokens["reporter" if path == FRAUD else "application"], body) == 422
+            )
+        headers = {"content-type": "application/x-ndjson", "authorization": f"Bearer {text}"}
+        httpx.post(office.address + EVENTS, content=json.dumps(body), headers=headers)
+    office.ask("POST", "/v1/decide", office.tokens["application"], text)
+    files = [p for p in office.server.state.rglob("*") if p.is_file()] + [office.server.log]
+    assert not [p for p in files if secret.encode() in p.read_bytes()]
+
+
+def test_who_looked_at_what_can_be_read_by_auditors_and_on_the_command_line(office: Office):
+    office.ask("GET", "/v1/decisions/tx-caller", office.tokens["auditor"])
+    office.ask("GET", "/v1/features?customer_id=17", office.tokens["auditor"])
+    office.ask("GET", "/v1/decisions/tx-caller", office.tokens["application"])
+    expected = [
+        ("the application", "/v1/decisions/tx-caller", False),
+        ("the auditor", "/v1/features?customer_id=17", True),
+        ("the auditor", "/v1/decisions/tx-caller", True),
+    ]
+    page = office.ask("GET", "/v1/access?limit=4", office.tokens["auditor"]).json()
+    assert [(a["name"], a["path"], a["allowed"]) for a in page["access"][1:]] == expected
+    assert page["access"][0]["path"] == "/v1/access?limit=4", "to look at who looked is to look"
+    following = office.ask("GET", f"/v1/access?limit=2&cursor={page['next']}", office.tokens["auditor"]).json()
+    assert len(following["access"]) == 2 and following["access"][0]["at"] <= page["access"][-1]["at"]
+    told = mlpkg("access-log", "-n", 5, state=office.server.state)
+    assert [(a["name"], a["path"], a["allowed"]) for a in told[2::-1]] == expected
+    assert told[0]["id"] in mlpkg_text("token", "list", state=office.server.state)
+
+
+def mlpkg_text(*arguments: str, state: Path) -> str:
+    done = subprocess.run(
+        [SCRIPTS / "mlpkg", *arguments], env=environment(state), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_decisions_are_found_by_entity_and_by_time_page_by_page(office: Office):
+    sent = []
+    for k in range(7):
+        body = payment(f"tx-page-{k}", customer_id=41, terminal_id=k)
+        office.ask("POST", "/v1/decide", office.tokens["application"], body)
+        sent.insert(0, body)
+    found, further = [], ""
+    while further is not None:
+        query = (
+            f"/v1/decisions?entity=customer_id%3D41&limit=3&since={sent[-1]['time']}{further and f'&cursor={further}'}"
+        )
+        page = office.ask("GET", query, office.tokens["auditor"]).json()
+        found, further = found + page["decisions"], page["next"]
+    assert [d["event"] for d in found] == [b["id"] for b in sent]
+    some = office.ask(
+        "GET", f"/v1/decisions?since={sent[4]['time']}&until={sent[1]['time']}", office.tokens["auditor"]
+    ).json()
+    assert [d["event"] for d in some["decisions"]] == [b["id"] for b in sent[2:5]]
+    for wrong in (
+        "limit=0",
+        "limit=1001",
+        "since=soon",
+        "entity=41",
+        "entity=amount%3D1",
+        "customer_id=41",
+        "cursor=x",
+    ):
+        assert office.status("GET", f"/v1/decisions?{wrong}", office.tokens["auditor"]) == 400
+
+
+def test_present_features_are_those_of_the_next_decision_without_its_event(office: Office):
+    told = office.ask("GET", "/v1/features?customer_id=41&terminal_id=3", office.tokens["auditor"]).json()
+    body = payment("tx-present", customer_id=41, terminal_id=3)
+    served = office.ask("POST", "/v1/decide", office.tokens["application"], body).json()
+    assert told["model"] == served["model"] and told["features"].keys() <= served["features"].keys()
+    name = "customer_n_tx_30d"
+    assert served["features"][name] == told["features"][name] + 1 > 7
+    assert not any(
+        n.startswith("terminal")
+        for n in office.ask("GET", "/v1/features?customer_id=41", office.tokens["auditor"]).json()["features"]
+    )
+
+
+def test_the_catalog_and_the_models_are_those_of_the_command_line(office: Office):
+    told = office.ask("GET", "/v1/catalog", office.tokens["operator"]).json()
+    assert told == mlpkg("catalog", "fraud", state=office.server.state)
+    told = office.ask("GET", "/v1/models", office.tokens["operator"]).json()
+    assert told["models"] == mlpkg("models", "fraud", state=office.server.state)
+
+
+def test_every_answer_says_what_may_be_done_with_it(office: Office):
+    for path, token in (
+        ("/v1/health", None),
+        ("/v1/models", None),
+        ("/v1/models", office.tokens["auditor"]),
+        ("/x", None),
+    ):
+        headers = office.ask("GET", path, token).headers
+        assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+        assert headers["content-security-policy"].startswith("default-src 'none'") and "server" not in headers
+    lines = httpx.post(
+        office.address + EVENTS,
+        content=b"{}\n",
+        headers={"content-type": "application/x-ndjson", "authorization": f"Bearer {office.tokens['application']}"},
+    )
+    assert lines.headers["x-content-type-options"] == "nosniff" and json.loads(lines.text)["status"] == 422
+
+
+def test_the_head_of_a_request_is_bounded(office: Office):
+    text = office.tokens["auditor"]
+    assert office.status("GET", f"/v1/decisions/{'x' * 9000}", text) == 414
+    assert office.status("GET", f"/v1/decisions?entity={'x' * 9000}", text) == 414
+    assert office.status("GET", "/v1/decisions", text, None, **{f"x-{k}": "1" for k in range(100)}) == 431
+    assert office.status("GET", "/v1/decisions", text, None, big="x" * 40_000) == 431
+    assert office.status("GET", "/v1/decisions", text) == 200
+
+
+def test_a_secret_is_kept_nowhere(office: Office):
+    """Not in the store, nor in what the service says."""
+    made = mlpkg_text("token", "create", "--role", "operator", state=office.server.state).strip()
+    assert re.fullmatch(r"mlpkg_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", made)
+    assert office.status("GET", "/v1/models", made) == 200
+    files = [p for p in office.server.state.rglob("*") if p.is_file()] + [office.server.log]
+    for text in (made, *office.tokens.values()):
+        secret = text.split("_", 2)[2].encode()
+        assert not [p for p in files if secret in p.read_bytes()]
+    assert office.platform.tokens()[made.split("_")[1]].hash.encode() in b"".join(
+        p.read_bytes() for p in files if p.name.startswith("mlpkg.db")
+    )
+
+
+def test_secrets_are_compared_in_constant_time():
+    assert "hmac.compare_digest(" in inspect.getsource(auth.caller_of)
+    assert "==" not in inspect.getsource(auth.caller_of).replace('kind == "mlpkg"', "")
+
+
+def test_nothing_unexpected_happened_inside(office: Office):
+    """In all of the above; it stands here so that it comes last."""
+    assert "Traceback" not in office.server.said and "unexpected" not in office.server.said, office.server.said
+
+
+def test_on_loopback_no_token_is_needed_and_a_wrong_one_is_still_refused(made: Packaged, tmp_path: Path):
+    state = made.state(tmp_path / "state")
+    with serving(made.bento, state, tmp_path / "log") as server, httpx.Client(base_url=server.address) as http:
+        decided = http.post("/v1/decide", json=payment("tx-here")).json()
+        assert decided["caller"] is None
+        assert http.get("/v1/decisions/tx-here").json() == decided
+        (seen,) = mlpkg("access-log", state=state)
+        assert (seen["id"], seen["path"], seen["role"]) == ("loopback", "/v1/decisions/tx-here", None)
+
+        held = {role: mlpkg("token", "create", "--role", role, state=state)["token"] for role in ROLES}
+        for role, token in held.items():
+            answer = http.get("/v1/decisions/tx-here", headers={"authorization": f"Bearer {token}"})
+            assert answer.status_code == (200 if role == "auditor" else 403), "a token is its role, also here"
+        for far in (
+            {"authorization": "Bearer x"},
+            {"x-forwarded-for": "127.0.0.1"},
+            {"x-forwarded-for": "203.0.113.7"},
+            {"forwarded": "for=127.0.0.1"},
+            {"via": "1.1 proxy"},
+            {"origin": "http://evil.example.com"},
+            {"host": f"evil.example.com:{server.port}"},
+        ):
+            assert http.get("/v1/decisions/tx-here", headers=far).status_code == 401, far
+
+
+def test_serving_elsewhere_without_a_token_says_how_to_make_one(made: Packaged, tmp_path: Path):
+    state, port = made.state(tmp_path / "state"), str(free_port())
+    command = [SCRIPTS / "mlpkg", "serve", "fraud", "--bento", made.bento.folder, "--host", "0.0.0.0", "--port", port]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment(state), stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 60
+        while "mlpkg token create" not in (said := (tmp_path / "log").read_text()):
+            assert process.poll() is None and time.monotonic() < until, said
+            time.sleep(0.1)
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401, "the bento knows where it listens"
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,220 @@
+"""The service as it runs in production: a bento, BentoML in processes of its own, and clients that speak HTTP to it."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT, put_live
+
+import mlpkg as ml
+from mlpkg.examples.fraud.demo import payments
+from mlpkg.examples.fraud.policy import fraud
+from mlpkg.lab.ingest import ingest_file
+from mlpkg.serve.bento.package import Bento
+from mlpkg.serve.bento.run import start_server, stop_server, wait_until_up
+from mlpkg.settings import Settings
+from mlpkg.times import iso, now
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+LOST = (OSError, HTTPException, json.JSONDecodeError)  # what a client sees when the server is gone
+CUSTOMERS, TERMINALS = 120, 150
+
+
+def free_port() -> int:
+    """A port on which nothing listens, from below those that the system gives to clients, so that it stays free."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def environment(state: Path, **more: str) -> dict[str, str]:
+    """What a process that a test starts has in its environment: no settings but where its state lies."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLPKG_", "BENTOML_"))}
+    clean.pop("PYTHONPATH", None)
+    store = {"MLPKG_STATE": str(state), "BENTOML_HOME": str(state / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    return clean | store | more
+
+
+def run(*command: object, env: dict[str, str], cwd: Path = ROOT) -> str:
+    """Run a command that has to succeed; what it printed."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def mlpkg(*arguments: object, state: Path) -> Any:
+    """What the command says as JSON."""
+    return json.loads(run(SCRIPTS / "mlpkg", *arguments, "--json", env=environment(state)))
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A bento of the checkout, and a store with two months of payments up to now, where its model was never live."""
+
+    bento: Bento
+    history: Path
+
+    @property
+    def version(self) -> str:
+        assert self.bento.model
+        return self.bento.model
+
+    def state(self, folder: Path) -> Path:
+        """A copy of the store."""
+        return Path(shutil.copytree(self.history, folder))
+
+
+@cache
+def packaged(folder: Path) -> Packaged:
+    """Made once in a session, by what `mlpkg package` does; the model knows nothing and was there quickly."""
+    made, history, bento = folder / "made", folder / "history", folder / "bento"
+    platform = ml.open(Settings(state=made))
+    put_live(fraud, platform)
+    platform.close()
+    mlpkg("package", "fraud", "-o", bento, state=made)
+
+    past, _ = payments(CUSTOMERS, TERMINALS, days=60, seed=5, live=0)
+    past.to_parquet(folder / "payments.parquet", index=False)
+    platform = ml.open(Settings(state=history))
+    ingest_file(fraud, folder / "payments.parquet", platform)
+    platform.close()
+    return Packaged(Bento(bento), history)
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
+    return packaged(tmp_path_factory.getbasetemp() / "packaged")
+
+
+def payment(id: str, **fields: Any) -> dict[str, Any]:
+    """A payment that is made just now."""
+    return {"id": id, "time": iso(now()), "customer_id": 17, "terminal_id": 23, "amount": 57.16} | fields
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer of the service."""
+
+    status: int
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """One connection that is kept open, as the cash desk of a bank would have."""
+
+    def __init__(self, port: int):
+        self.connection = HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def ask(self, method: str, path: str, body: Any = None, lines: bool = False) -> Said:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        kind = {"content-type": "application/x-ndjson" if lines else "application/json"} if data is not None else {}
+        self.connection.request(method, path, data, kind)
+        answer = self.connection.getresponse()
+        return Said(answer.status, answer.read())
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class Server:
+    """BentoML on a bento, with a state; it writes what it has to say into a file."""
+
+    def __init__(
+        self, bento: Bento, state: Path, log: Path, port: int | None = None, host: str = "127.0.0.1", **more: str
+    ):
+        self.bento, self.state, self.log, self.port, self.host = bento, state, log, port or free_port(), host
+        self.more = more
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def start(self) -> dict[str, object]:
+        """Start it and wait until it answers; what it says of its readiness."""
+        with self.log.open("ab") as log, pytest.MonkeyPatch.context() as patch:
+            for name in set(os.environ) - environment(self.state).keys():
+                patch.delenv(name)
+            for name, value in self.more.items():
+                patch.setenv(name, value)
+            self.process = start_server(self.bento, Settings(state=self.state, port=self.port, host=self.host), log)
+        try:
+            return wait_until_up(self.process, self.address)
+        except BaseException:
+            self.kill()
+            raise AssertionError(self.said) from None
+
+    def family(self) -> list[psutil.Process]:
+        """The supervisor and its workers."""
+        assert self.process is not None
+        try:
+            supervisor = psutil.Process(self.process.pid)
+            return [supervisor, *supervisor.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """End all of its processes without warning, those that serve first."""
+        if self.process is None:
+            return
+        for process in reversed(self.family()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        self.process = None
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.process is not None:
+            family = self.family()
+            stop_server(self.process)
+            for process in psutil.wait_procs(family, timeout=5)[1]:
+                process.kill()
+            self.process = None
+
+
+@contextlib.contextmanager
+def serving(bento: Bento, state: Path, log: Path, host: str = "127.0.0.1", **more: str) -> Iterator[Server]:
+    server = Server(bento, state, log, None, host, **more)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def places_named_in(bento: Path, *built: Path) -> set[str]:
+    """Which folders of this machine a bento names, in whichever of its files, also those inside its wheels."""
+    places = [f"{place}/" for place in (ROOT, SCRIPTS.parent, Path.home(), *built) if len(place.parts) > 1]
+    places.append(f"{tempfile.gettempdir()}/tmp")  # where it was put together
+    files = [p for p in bento.rglob("*") if p.is_file() and "__pycache__" not in p.parts]  # those come where it runs
+    texts = [path.read_bytes() for path in files if path.suffix != ".whl"]
+    for wheel in bento.rglob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            texts += [archive.read(name) for name in archive.namelist()]
+    return {place for place in places if any(place.encode() in text for text in texts)}

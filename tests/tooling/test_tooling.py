@@ -1,0 +1,87 @@
+"""What `make check` is there for: what was changed by hand, and what was imported where it must not be, is named."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from mlpkg.aggregates import REGISTRY
+
+LEFT_OUT = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """What the checks look at, to be changed freely."""
+    for name in ("mlpkg", "nbs", ".ci"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=LEFT_OUT)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def check(copy: Path, name: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, ".ci/check.py", name]
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True)
+
+
+def test_a_line_changed_by_hand_fails_with_the_name_of_its_module(copy: Path):
+    """And so does a module that no notebook exports, and one that is missing."""
+    with (copy / "mlpkg" / "engine" / "timeline.py").open("a") as module:
+        module.write("WIDTH = 8\n")
+    (copy / "mlpkg" / "leftover.py").write_text("")
+    (copy / "mlpkg" / "times.py").unlink()
+    done = check(copy, "drift")
+    assert done.returncode == 1
+    assert "mlpkg/engine/timeline.py is not what its notebook exports" in done.stdout and "+WIDTH = 8" in done.stdout
+    assert "mlpkg/leftover.py is left over" in done.stdout
+    assert "mlpkg/times.py is missing" in done.stdout
+    assert "drift" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "named"),
+    [
+        ("decisions/decider", "import pandas", ["mlpkg.decisions.decider", "pandas"]),
+        ("models/artifact", "def lazily():\n    import pyarrow.parquet\n", ["mlpkg.models.artifact", "pyarrow"]),
+        ("cli/main", "from mlpkg import lab", ["mlpkg.cli.main", "mlpkg.lab"]),
+        (
+            "engine/timeline",
+            "from mlpkg.features.feature_set import FeatureSet",
+            ["mlpkg.engine.timeline", "mlpkg.features.feature_set"],
+        ),
+        ("store/protocol", "import apsw", ["mlpkg.store.protocol", "apsw"]),
+    ],
+)
+def test_an_import_where_it_must_not_be_fails_with_its_name(copy: Path, module: str, line: str, named: list[str]):
+    with (copy / "mlpkg" / f"{module}.py").open("a") as file:
+        file.write(f"\n{line}\n")
+    done = check(copy, "imports")
+    assert done.returncode == 1 and "BROKEN" in done.stdout
+    assert all(any(name in text for text in done.stdout.splitlines() if "->" in text) for name in named), done.stdout
+
+
+def test_the_contracts_hold_as_it_is(copy: Path):
+    done = check(copy, "imports")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_random_id_of_a_cell_fails_with_the_name_of_its_notebook(copy: Path):
+    path = copy / "nbs" / "00_core" / "02_times.ipynb"
+    path.write_text(path.read_text().replace('"id": "duration"', '"id": "0b3f6d1c"'))
+    done = check(copy, "notebooks")
+    assert done.returncode == 1 and "nbs/00_core/02_times.ipynb" in done.stdout
+
+
+def test_a_check_that_is_not_known_is_refused(copy: Path):
+    done = check(copy, "spelling")
+    assert done.returncode == 1 and "no check is called spelling" in done.stderr
+
+
+def test_the_page_of_features_says_what_each_aggregate_is():
+    page = (ROOT / "docs" / "features.md").read_text()
+    first = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(REGISTRY) <= set(re.findall(r"[a-z_]+", first))
