@@ -30,7 +30,7 @@ PEERS = {  # each line is an environment of its own
     "mlflow": ["mlflow==3.17.2", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
 }
 
-Row = dict[str, Any]
+ValidatedEvent = dict[str, Any]
 
 
 class Missing(Exception):
@@ -42,7 +42,7 @@ class Missing(Exception):
 
 def row(
     work: str, ours: float | None, peer: str, theirs: float | None, must: str, unit: str = "s", note: str = ""
-) -> Row:
+) -> ValidatedEvent:
     """One row of the table.
 
     `must` is what is demanded, read as it stands: ``"theirs / ours >= 5"``, ``"ours / theirs <= 1.5"`` or ``"ours <= 45"``;
@@ -82,7 +82,7 @@ def row(
     }
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ValidatedEvent]) -> str:
     """The rows for a person."""
     lines = []
     for r in rows:
@@ -101,8 +101,8 @@ def table(rows: Sequence[Row]) -> str:
 def environment(name: str) -> str:
     """The Python of an environment with the peers of that name, made with uv where it is not there yet."""
     packages = PEERS[name]
-    made_of = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:8]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpkg-bench" / f"{name}-{made_of}"
+    components = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:8]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpkg-bench" / f"{name}-{components}"
     python = folder / "bin" / "python"
     if (folder / ".ready").exists():
         return str(python)
@@ -146,14 +146,14 @@ def arguments(doc: str, full: str = "the full sizes") -> argparse.ArgumentParser
     return parser
 
 
-def report(rows: Sequence[Row], output: Path | None) -> None:
+def report(rows: Sequence[ValidatedEvent], output: Path | None) -> None:
     """Show the rows to a person, and write them where a machine may read them."""
     print(table(rows))
     if output:
         write(rows, output)
 
 
-def write(rows: Sequence[Row], output: Path) -> None:
+def write(rows: Sequence[ValidatedEvent], output: Path) -> None:
     """Write the rows as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rows, indent=1) + "\n")
@@ -165,7 +165,7 @@ TOGETHER = 570  # seconds for all at the reduced size
 LEAST = 30  # what each has in any case
 
 
-def run(script: Path, options: list[str], patience: float | None) -> list[Row]:
+def run(script: Path, options: list[str], patience: float | None) -> list[ValidatedEvent]:
     """The rows of one benchmark; one that says why there are none where it failed."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "rows.json")

@@ -15,8 +15,7 @@ from mlpkg.decisions import use_case
 from mlpkg.examples.fraud.features import during_night, during_weekend
 from mlpkg.models import Model, promote
 from mlpkg.settings import Settings
-from mlpkg.store import Batch, Platform
-from mlpkg.store import open as open_platform
+from mlpkg.store import Batch, Store, open_store
 from mlpkg.times import DAY, iso, now
 
 EVENTS, CUSTOMERS, TERMINALS, DAYS = 50_000, 500, 1000, 40
@@ -32,13 +31,13 @@ def handbook(case: UseCase | None = None) -> UseCase:
         n_tx=ml.count(over=days), risk=ml.mean("fraud", over=days, empty=0.0)
     )
     present = {"amount": ml.field("amount")}
-    present |= {f.__name__: ml.request(f) for f in (during_night, during_weekend)}
+    present |= {f.__name__: ml.on_demand(f) for f in (during_night, during_weekend)}
     features = ml.FeatureSet("fraud", on=source, customer=customer, terminal=terminal, **present)
     return UseCase("fraud", features, policy=case.policy)
 
 
 def load_history(
-    case: UseCase, platform: Platform, events: int = EVENTS, customers: int = CUSTOMERS, terminals: int = TERMINALS
+    case: UseCase, store: Store, events: int = EVENTS, customers: int = CUSTOMERS, terminals: int = TERMINALS
 ) -> None:
     """Forty days of payments up to now, and the outcome of those that are older than a week."""
     rng = np.random.default_rng(7)
@@ -56,7 +55,7 @@ def load_history(
     truth = rng.random(len(told)) < 0.01
     ids = [f"h-{i}" for i in range(events)]
     codes = np.column_stack([c.encode_many(values[c.name]) for c in source.columns])
-    platform.load(
+    store.load(
         Batch(
             streams=[source, outcome],
             stream=np.repeat([0, 1], [events, len(told)]),
@@ -87,12 +86,12 @@ def make_model(case: UseCase, state: Path) -> Model:
 def make_store(state: Path, case: UseCase | None = None, events: int = EVENTS) -> Model:
     """A store with the history, and a model that is live in it."""
     case = case or handbook()
-    platform = open_platform(Settings(state=state))
-    platform.register(case.name, case.features)
-    load_history(case, platform, events)
+    store = open_store(Settings(state=state))
+    store.register(case.name, case.features)
+    load_history(case, store, events)
     model = make_model(case, state)
-    promote(platform, model, by="benchmark", why="a model of the usual size")
-    platform.close()
+    promote(store, model, by="benchmark", why="a model of the usual size")
+    store.close()
     return model
 
 

@@ -21,7 +21,7 @@ from handbook import handbook
 from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.features import compute
 from mlpkg.settings import Settings
-from mlpkg.store import open as open_platform
+from mlpkg.store import open_store
 from mlpkg.times import DAY, iso
 
 
@@ -52,9 +52,9 @@ def main() -> None:
         if given.file is None:
             simulate(given.customers, 2 * given.customers, given.days).to_parquet(file)
         found: dict[str, object] = {"ingest": command("ingest", "fraud", str(file.resolve()), state=state)}
-        platform = open_platform(Settings(state=state))
+        store = open_store(Settings(state=state))
         features = handbook().features
-        history = platform.history(features.sources, features.outcomes)
+        history = store.history(features.sources, features.outcomes)
         events = history.events[features.on.name]
         first, last = int(events.time.min()), int(events.time.max()) + DAY
         taken = []
@@ -64,7 +64,7 @@ def main() -> None:
             compute(features, history, np.arange(len(events)))
             taken.append(time.perf_counter() - began)
         found |= {"payments": len(events), "kernel": {"features": len(features.names), "seconds": round(min(taken), 2)}}
-        platform.close()
+        store.close()
         del history, events
         span = ("--from", iso(first)[:10], "--to", iso(last)[:10])
         found["training_set"] = command("training-set", "fraud", *span, "-o", str(state / "rows.parquet"), state=state)

@@ -6,8 +6,9 @@
 __all__ = ['Decision', 'Event', 'FeatureSet', 'MlpkgError', 'Money', 'Outcome', 'Rejected', 'Resolution', 'Settings', 'Source',
            'Table', 'UseCase', 'change', 'count', 'decayed_mean', 'decayed_sum', 'feature', 'field', 'first', 'first_k',
            'fold', 'histogram', 'kurt', 'last', 'last_k', 'max', 'max_by', 'max_gap', 'mean', 'mean_gap', 'median',
-           'min', 'min_by', 'mode', 'nunique', 'open', 'quantile', 'rank', 'rate', 'ratio', 'request', 'seen', 'share',
-           'skew', 'std', 'streak', 'sum', 'time_since_first', 'time_since_last', 'top_k', 'trend', 'use_case', 'var']
+           'min', 'min_by', 'mode', 'nunique', 'open_store', 'quantile', 'rank', 'rate', 'ratio', 'on_demand', 'seen',
+           'share', 'skew', 'std', 'streak', 'sum', 'time_since_first', 'time_since_last', 'top_k', 'trend', 'use_case',
+           'var']
 
 # %% ../nbs/00_core/00_init.ipynb #public
 from importlib.metadata import version as _version
@@ -51,10 +52,10 @@ from .aggregates import Trend as trend
 from .aggregates import Var as var
 from .decisions import Decision, UseCase, use_case
 from .errors import MlpkgError
-from .features import FeatureSet, feature, field, request
+from .features import FeatureSet, feature, field, on_demand
 from .schema import Event, Money, Outcome, Rejected, Resolution, Source, Table
 from .settings import Settings
-from .store import open
+from .store import open_store
 
 # %% ../nbs/00_core/00_init.ipynb #version
 __version__ = _version("mlpkg")
@@ -96,12 +97,12 @@ _all_ = [
     "min_by",
     "mode",
     "nunique",
-    "open",
+    "open_store",
     "quantile",
     "rank",
     "rate",
     "ratio",
-    "request",
+    "on_demand",
     "seen",
     "share",
     "skew",

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from .errors import MlpkgError
-from .store import Platform, Token
+from .store import Store, Token
 from .times import LATEST, duration, iso, now
 from .untrusted import redacted_address
 
@@ -74,7 +74,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 # %% ../nbs/13_auth.ipynb #tokens
-def create(platform: Platform, role: str, *, name: str = "", expires: str | None = None, by: str) -> tuple[str, Token]:
+def create(store: Store, role: str, *, name: str = "", expires: str | None = None, by: str) -> tuple[str, Token]:
     """Make a token; its text, which is never to be had again, and what is kept of it.
 
     Parameters
@@ -99,15 +99,15 @@ def create(platform: Platform, role: str, *, name: str = "", expires: str | None
     except ValueError as error:
         raise MlpkgError(str(error)) from None
     token = Token(id, _hash(secret), role, name or id, by, at, until)
-    platform.put_token(token)
+    store.put_token(token)
     return f"mlpkg_{id}_{secret}", token
 
 
-def caller_of(platform: Platform, text: str) -> Caller | None:
+def caller_of(store: Store, text: str) -> Caller | None:
     """Whose token that is; None if it is nobody's, or does not hold any more."""
     kind, _, rest = text.partition("_")
     id, _, secret = rest.partition("_")
-    token = platform.tokens().get(id)
+    token = store.tokens().get(id)
     right = hmac.compare_digest(_hash(secret), token.hash if token else _NOBODY)
     return Caller(id, token.name, token.role) if token and right and kind == "mlpkg" and holds(token) else None
 
@@ -117,7 +117,7 @@ def holds(token: Token) -> bool:
     return token.revoked is None and (token.expires is None or now() < token.expires)
 
 
-def revoke(platform: Platform, id: str) -> Token:
+def revoke(store: Store, id: str) -> Token:
     """Revoke a token: from the next request on it is nobody's.
 
     Raises
@@ -125,12 +125,12 @@ def revoke(platform: Platform, id: str) -> Token:
     MlpkgError
         When there is none with this id.
     """
-    token = platform.tokens().get(id)
+    token = store.tokens().get(id)
     if token is None:
         raise MlpkgError(f"there is no token {id!r}", "see: mlpkg token list")
     if token.revoked is None:
         token = msgspec.structs.replace(token, revoked=now())
-        platform.put_token(token)
+        store.put_token(token)
     return token
 
 
@@ -150,7 +150,7 @@ def _hash(secret: str) -> str:
 _NOBODY = "0" * 64
 
 # %% ../nbs/13_auth.ipynb #record
-def record(platform: Platform, caller: Caller, method: str, path: str, allowed: bool) -> None:
+def record(store: Store, caller: Caller, method: str, path: str, allowed: bool) -> None:
     """Record who asked for what, and whether it was allowed; a token in the path or query is not kept."""
     said = {
         "id": caller.id,
@@ -160,19 +160,19 @@ def record(platform: Platform, caller: Caller, method: str, path: str, allowed: 
         "path": redacted_address(*path.partition("?")[::2]),
         "allowed": allowed,
     }
-    platform.note_access(msgspec.json.encode(said).decode())
+    store.note_access(msgspec.json.encode(said).decode())
 
 
-def accesses(platform: Platform, before: int = LATEST, most: int = 100) -> tuple[list[dict[str, Any]], int | None]:
+def accesses(store: Store, before: int = LATEST, most: int = 100) -> tuple[list[dict[str, Any]], int | None]:
     """The latest accesses before a number, newest first, and the number to go on from; None where there are no more."""
-    found = platform.accesses(before, most)
+    found = store.accesses(before, most)
     told = [{"at": iso(at), **msgspec.json.decode(body)} for _, at, body in found]
     return told, found[-1][0] if len(found) == most and found[-1][0] > 1 else None
 
 
-def all_accesses(platform: Platform) -> Iterator[dict[str, Any]]:
+def all_accesses(store: Store) -> Iterator[dict[str, Any]]:
     """Every access, newest first."""
     further: int | None = LATEST
     while further is not None:
-        found, further = accesses(platform, further)
+        found, further = accesses(store, further)
         yield from found

@@ -90,7 +90,7 @@ class Settings(BaseModel):
         return found.model_copy(update={"root": root, "state": (root if from_file else Path.cwd()) / state})
 
     @property
-    def store(self) -> Path:
+    def store_path(self) -> Path:
         """The file of the embedded store."""
         return self.state / "mlpkg.db"
 

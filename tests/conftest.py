@@ -144,13 +144,13 @@ def booster(features: ml.FeatureSet, rows: np.ndarray | None = None, labels: np.
     return lgb.train({"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 7}, data, 10)
 
 
-def put_live(case: UseCase, platform: Any, made: lgb.Booster | None = None, **metrics: float) -> str:
+def put_live(case: UseCase, store: Any, made: lgb.Booster | None = None, **metrics: float) -> str:
     """Save a model of the use case and make it live."""
-    state = platform.settings.state
+    state = store.settings.state
     known = Categories({name: [text_code(word) for word in WORDS] for name in case.features.categories})
     told: Any = {"metrics": metrics, "lineage": {}, "policy": {}} | ({"categories": known} if known.tables else {})
     version = models.save(state, case.name, made or booster(case.features), case.features, **told)
-    models.promote(platform, models.find(state, case.name, version), by="a test", why="to decide")
+    models.promote(store, models.find(state, case.name, version), by="a test", why="to decide")
     return version
 
 
@@ -159,9 +159,9 @@ class Bank:
 
     def __init__(self, case: UseCase, state: Path):
         self.case = case
-        self.platform: Any = ml.open(Settings(state=state))
-        self.version = self.platform.live(case.name) or put_live(case, self.platform)
-        self.decider = Decider(case, self.platform)
+        self.store: Any = ml.open_store(Settings(state=state))
+        self.version = self.store.live(case.name) or put_live(case, self.store)
+        self.decider = Decider(case, self.store)
 
     def payment(self, id: str, day: float, **fields: Any) -> dict[str, Any]:
         at = START + round(day * 24) * HOUR
@@ -172,25 +172,25 @@ class Bank:
         return self.decider.decide(body, arrived=instant(body["time"]))
 
     def hears(self, id: str, fraud: bool, day: float) -> Any:
-        return self.platform.report(handbook.frauds, {"id": id, "fraud": fraud}, arrived=START + round(day * 24) * HOUR)
+        return self.store.report(handbook.frauds, {"id": id, "fraud": fraud}, arrived=START + round(day * 24) * HOUR)
 
     @property
     def size(self) -> tuple[int, int, int]:
         """The last position, and the numbers of dead letters and of reports that wait."""
-        return self.platform.last_position(), len(self.platform.dead_letters()), len(self.platform.waiting())
+        return self.store.last_position(), len(self.store.dead_letters()), len(self.store.waiting())
 
 
 @pytest.fixture
 def bank(tmp_path: Path) -> Iterator[Bank]:
     made = Bank(handbook.fraud, tmp_path / "bank")
-    with contextlib.closing(made.platform):
+    with contextlib.closing(made.store):
         yield made
 
 
 @pytest.fixture
 def early_bank(tmp_path: Path) -> Iterator[Bank]:
     made = Bank(handbook.early, tmp_path / "bank")
-    with contextlib.closing(made.platform):
+    with contextlib.closing(made.store):
         yield made
 
 
@@ -208,10 +208,10 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _stocked(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = tmp_path_factory.mktemp("stocked") / "state"
-    platform = ml.open(Settings(state=state))
-    ingest_file(handbook.fraud, simulated, platform)
-    put_live(handbook.fraud, platform)
-    platform.close()
+    store = ml.open_store(Settings(state=state))
+    ingest_file(handbook.fraud, simulated, store)
+    put_live(handbook.fraud, store)
+    store.close()
     return state
 
 

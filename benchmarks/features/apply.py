@@ -19,7 +19,7 @@ from harness import (
     DAY,
     Columns,
     Contender,
-    Row,
+    ValidatedEvent,
     Work,
     agree,
     beside,
@@ -34,9 +34,9 @@ WIDTH = 30 * DAY
 SMALL = 100_000  # events that are applied in batches of 1,000
 
 
-def apply(platform: Any, batch: Any) -> None:
+def apply(store: Any, batch: Any) -> None:
     """The call that is measured."""
-    loaded = platform.load(batch)
+    loaded = store.load(batch)
     assert not loaded.refused and not loaded.known
 
 
@@ -56,31 +56,31 @@ def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     waiting = list(stores.batches(source, timed, given.size, "t"))
 
     def begun() -> Any:
-        platform = stores.new_store(given.folder)
-        platform.register("bench", features)
+        store = stores.new_store(given.folder)
+        store.register("bench", features)
         for batch in stores.batches(source, {name: v[:there] for name, v in rows.items()}, 50_000):
-            platform.load(batch)
-        return platform
+            store.load(batch)
+        return store
 
     ready = [begun() for _ in range(given.best)]
 
     def work() -> Any:
-        platform = ready.pop()
+        store = ready.pop()
         for batch in waiting:
-            apply(platform, batch)
-        return platform
+            apply(store, batch)
+        return store
 
-    def columns(platform: Any) -> Columns:
-        history = platform.history([source], [])
+    def columns(store: Any) -> Columns:
+        history = store.history([source], [])
         events = history.events[source.name]
         found = compute(features, history, np.arange(len(events)))
-        check_timelines(platform, source, features, events)
+        check_timelines(store, source, features, events)
         return {"n": found["customer_n_30d"], "mean": found["customer_mean_30d"]}
 
     return work, columns
 
 
-def check_timelines(platform: Any, source: Any, features: Any, events: Any) -> None:
+def check_timelines(store: Any, source: Any, features: Any, events: Any) -> None:
     """A payment of 0.00 by each of 100 customers, just after the last event: its count, from its timeline and from the log."""
     import stores
 
@@ -90,7 +90,7 @@ def check_timelines(platform: Any, source: Any, features: Any, events: Any) -> N
     for customer in np.unique(customers)[:100].tolist():
         body = {"id": f"check-{customer}", "time": iso(at), "customer_id": customer, "terminal_id": 0, "amount": 0.0}
         event = source.parse(body)
-        with platform.decision("bench", source, event, at) as unit:
+        with store.decision("bench", source, event, at) as unit:
             found = dict(zip(features.names, stores.evaluated(features, unit, event), strict=True))
             unit.record("{}")
         there = int(((customers == customer) & (events.time > at - WIDTH)).sum()) + 1
@@ -167,7 +167,7 @@ def as_columns(found: list[Any]) -> Columns:
     return {"n": np.array(n, np.int64), "mean": np.array(mean) / 100}
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     events = save_payments(given.folder, given.rows)
     with ExitStack() as stack:
         large = stack.enter_context(Contender("ours", given, size=50_000, most=events, threads=1))

@@ -18,7 +18,7 @@ from harness import (
     DAY,
     Columns,
     Contender,
-    Row,
+    ValidatedEvent,
     Work,
     load_payments,
     main,
@@ -68,7 +68,7 @@ def check(found: Columns, rows: Columns) -> None:
                 raise SystemExit(f"payment {k}, {w}: {found[f'c_n_{w}'][k]} events, where there are {n}")
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     payments = save_payments(given.folder, given.rows)
     hot = min(HOT[given.full], payments)
     work = f"count and mean over six windows per customer, {payments:,} payments"

@@ -24,9 +24,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench import ROOT, Missing, Row, arguments, environment, report, row, run_all  # noqa: E402
+from bench import ROOT, Missing, ValidatedEvent, arguments, environment, report, row, run_all  # noqa: E402
 
-__all__ = ["ROOT", "Missing", "Row", "row", "run_all"]
+__all__ = ["ROOT", "Missing", "ValidatedEvent", "row", "run_all"]
 
 REAL = ROOT.parent / "shared" / "data" / "card_transactions.parquet"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -232,7 +232,7 @@ def load_payments(folder: Path) -> Columns:
 
 def main(
     doc: str,
-    measure: Callable[[argparse.Namespace], Iterator[Row]],
+    measure: Callable[[argparse.Namespace], Iterator[ValidatedEvent]],
     roles: Mapping[str, Role] | None = None,
     *,
     rows: tuple[int, int],

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from harness import DAY, Row, main, row
+from harness import DAY, ValidatedEvent, main, row
 from stores import batches, evaluated, new_store, reports, taken
 from tables import source as payments
 
@@ -41,10 +41,10 @@ def spread(customer: int, events: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def fill(platform: Any, source: Any, frauds: Any, rows: dict[str, np.ndarray], prefix: str) -> list[str]:
+def fill(store: Any, source: Any, frauds: Any, rows: dict[str, np.ndarray], prefix: str) -> list[str]:
     """Load the payments and the reports of all but some of seven days ago; the ids of those."""
     for batch in batches(source, rows, 50_000, prefix):
-        platform.load(batch)
+        store.load(batch)
     age = START + 30 * DAY - rows["time"]
     open_ones = np.flatnonzero(np.abs(age - 7 * DAY) < DAY)
     step = max(1, len(open_ones) // (ROUNDS + 6))
@@ -53,7 +53,7 @@ def fill(platform: Any, source: Any, frauds: Any, rows: dict[str, np.ndarray], p
     for begin in range(0, len(said), 50_000):
         at = said[begin : begin + 50_000]
         arrived = np.full(len(at), START + 30 * DAY)
-        platform.load(reports(frauds, [f"{prefix}{i}" for i in at.tolist()], at % 100 == 0, arrived))
+        store.load(reports(frauds, [f"{prefix}{i}" for i in at.tolist()], at % 100 == 0, arrived))
     return [f"{prefix}{i}" for i in left.tolist()]
 
 
@@ -74,17 +74,17 @@ def check(found: dict[str, Any], cents: np.ndarray, extra: int) -> None:
         raise SystemExit(f"std is {found['std']}, should be {np.std(values, ddof=1) / 100}")
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     source = payments()
-    frauds = source.outcome("fraud", bool, presume=False, after="7d")
-    platform: Any = new_store(given.folder)
+    frauds = source.outcome("fraud", bool, default=False, matures_after="7d")
+    store: Any = new_store(given.folder)
     short = 30 * DAY * FEW // given.rows // SECOND  # seconds in which the hot customer has a thousand events
     wide, narrow = set_over(source, "wide", "30d"), set_over(source, "narrow", f"{short}s")
     told = frauds.by("customer_id").agg(n=ml.count(over="30d"))
     for features in (wide, narrow, ml.FeatureSet("told", on=source, c=told)):
-        platform.register(features.name, features)
+        store.register(features.name, features)
     hot, cold = spread(1, given.rows, 1), spread(2, FEW, 2)
-    waiting = {1: fill(platform, source, frauds, hot, "h"), 2: fill(platform, source, frauds, cold, "c")}
+    waiting = {1: fill(store, source, frauds, hot, "h"), 2: fill(store, source, frauds, cold, "c")}
     rounds = min(ROUNDS, *(len(ids) for ids in waiting.values()))
     took: dict[str, list[float]] = {}
     now = START + 30 * DAY
@@ -96,7 +96,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     for k in range(rounds):
         for name, features in (("wide", wide), ("narrow", narrow)):
             event = source.parse(payment(1, now + 1 + added))  # all within a gap, so that no payment leaves the window
-            with platform.decision(name, source, event, event.time) as unit:
+            with store.decision(name, source, event, event.time) as unit:
                 out: list[Any] = []
                 took.setdefault(name, []).append(
                     taken(lambda f=features, e=event, u=unit, v=out: v.extend(evaluated(f, u, e)))
@@ -110,13 +110,11 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         for customer in (1, 2):
             body = payment(customer, now + 1 + added)
             took.setdefault(f"append {customer}", []).append(
-                taken(lambda b=body, at=now + added: platform.accept(source, b, arrived=at))
+                taken(lambda b=body, at=now + added: store.accept(source, b, arrived=at))
             )
             added += customer == 1
             body = {"id": waiting[customer][k], "fraud": True}
-            took.setdefault(f"report {customer}", []).append(
-                taken(lambda b=body: platform.report(frauds, b, arrived=now))
-            )
+            took.setdefault(f"report {customer}", []).append(taken(lambda b=body: store.report(frauds, b, arrived=now)))
     p50 = {name: float(np.median(times[3:])) for name, times in took.items()}
     what = f"on a key with {given.rows:,} events"
     less = f"{FEW:,} events"
@@ -126,7 +124,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     )
     yield row(f"append {what}", p50["append 1"], f"ours, {less}", p50["append 2"], must, "µs")
     yield row(f"an outcome 7 days back {what}", p50["report 1"], f"ours, {less}", p50["report 2"], must, "µs")
-    platform.close()
+    store.close()
 
 
 if __name__ == "__main__":

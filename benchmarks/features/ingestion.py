@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from harness import Row, main, row
+from harness import ValidatedEvent, main, row
 from pydantic import Field
 
 import mlpkg as ml
@@ -45,9 +45,9 @@ class Profile(ml.Event):
     limit: ml.Money
 
 
-orders = ml.Source("orders", Order, keep="730d", lateness="36500d")
-profiles = ml.Table("profiles", Profile, key="customer", lateness="36500d")
-returned = orders.outcome("returned", bool, presume=False, after="14d")
+orders = ml.Source("orders", Order, retention="730d", allowed_lateness="36500d")
+profiles = ml.Table("profiles", Profile, key="customer", allowed_lateness="36500d")
+returned = orders.outcome("returned", bool, default=False, matures_after="14d")
 shop = ml.UseCase(
     "shop",
     ml.FeatureSet(
@@ -94,13 +94,13 @@ def save_shop(folder: Path, rows: int) -> None:
 def took(use_case: ml.UseCase, files: dict[str, str | None], folder: Path) -> float:
     """CPU seconds of files, by the source of each, into an empty store."""
     with tempfile.TemporaryDirectory(dir=folder) as state:
-        platform: Any = ml.open(Settings(state=Path(state), use_cases={}))
-        platform.register(use_case.name, use_case.features)
+        store: Any = ml.open_store(Settings(state=Path(state), use_cases={}))
+        store.register(use_case.name, use_case.features)
         began = time.process_time()
         for file, source in files.items():
-            ingest_file(use_case, folder / file, platform, source=source)
+            ingest_file(use_case, folder / file, store, source=source)
         seconds = time.process_time() - began
-        platform.close()
+        store.close()
     return seconds
 
 
@@ -128,7 +128,7 @@ def best(times: int, *works: Callable[[], float]) -> list[float]:
     return [min(column) for column in zip(*turns, strict=True)]
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     folder, rows = given.folder, given.rows
     save_shop(folder, rows)
     paid = simulate(customers=max(20, rows // 350), terminals=max(40, rows // 175))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import HERE, Row, main, row
+from harness import HERE, ValidatedEvent, main, row
 
 NEW = "shops_n_terminals_30d"
 PATIENCE = 75  # seconds until the new feature is given up
@@ -74,37 +74,37 @@ def go_live(state: Path, version: str) -> None:
     """What a person does who has a model of the new feature set: promote it."""
     from mlpkg import models
     from mlpkg.settings import Settings
-    from mlpkg.store import open as open_platform
+    from mlpkg.store import open_store
 
     settings = Settings.load(state=state)
-    platform = open_platform(settings)
-    models.promote(platform, models.find(state, "fraud", version), by="benchmark", why="one more feature")
-    platform.close()
+    store = open_store(settings)
+    models.promote(store, models.find(state, "fraud", version), by="benchmark", why="one more feature")
+    store.close()
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     from handbook import handbook, load_history, make_model
 
     from mlpkg import decisions, models
     from mlpkg.serve.bento.package import build
     from mlpkg.serve.bento.run import start_server, stop_server, wait_until_up
     from mlpkg.settings import Settings
-    from mlpkg.store import open as open_platform
+    from mlpkg.store import open_store
 
     port = 3310
     settings = Settings.load(state=given.folder / "state", port=port)
     case = decisions.use_case("fraud", settings)
     customers, terminals = given.rows // 350, given.rows // 175
-    platform = open_platform(settings)
+    store = open_store(settings)
     book = handbook(case)
-    platform.register(case.name, book.features)
-    load_history(case, platform, given.rows, customers, terminals)
+    store.register(case.name, book.features)
+    load_history(case, store, given.rows, customers, terminals)
     model = make_model(book, settings.state)
-    models.promote(platform, model, by="benchmark", why="a model of the usual size")
+    models.promote(store, model, by="benchmark", why="a model of the usual size")
     better = make_model(grown(book), settings.state)
-    kept = platform._timelines["transactions", "customer_id"].columns if hasattr(platform, "_timelines") else ()
+    kept = store._timelines["transactions", "customer_id"].columns if hasattr(store, "_timelines") else ()
     assert "terminal_id" not in kept, "the column is there already: nothing would be measured"
-    platform.close()
+    store.close()
     server = start_server(build(case.name, settings, model.version), settings)
     load = Load(port, customers, terminals)
     try:
@@ -123,9 +123,9 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         load.join()
     finally:
         stop_server(server)
-    platform = open_platform(settings)
-    verified = decisions.verify(case, platform)
-    platform.close()
+    store = open_store(settings)
+    verified = decisions.verify(case, store)
+    store.close()
     if verified.mismatches or (load.news and len(verified.models) < 2):
         raise SystemExit(f"decided differently: {verified}")
     p50, p99 = np.percentile(np.array(during) * 1e3, [50, 99])

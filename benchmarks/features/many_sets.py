@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from harness import Row, load_payments, main, row, save_payments
+from harness import ValidatedEvent, load_payments, main, row, save_payments
 from stores import batches, new_store, taken
 from tables import source as payments
 
@@ -39,7 +39,7 @@ def some_set(source: Any, number: int) -> ml.FeatureSet:
     return ml.FeatureSet(f"set_{number}", on=source, **members)
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     events = save_payments(given.folder, given.rows)
     source, rows = payments(), load_payments(given.folder)
     few: Any = new_store(given.folder)
@@ -51,24 +51,24 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     held = events - BATCHES * 1000 - SINGLES
     parts = [slice(0, held), slice(held, events - SINGLES), slice(events - SINGLES, events)]
     before, batched, single = ({name: v[part] for name, v in rows.items()} for part in parts)
-    for platform in (few, many):
+    for store in (few, many):
         for batch in batches(source, before, 50_000):
-            platform.load(batch)
+            store.load(batch)
     took: dict[Any, list[float]] = {}
     for k, batch in enumerate(batches(source, batched, 1000, "b")):
-        for platform in (few, many) if k % 2 else (many, few):
-            took.setdefault(("batch", platform), []).append(taken(lambda p=platform, b=batch: p.load(b)) / 1000)
+        for store in (few, many) if k % 2 else (many, few):
+            took.setdefault(("batch", store), []).append(taken(lambda p=store, b=batch: p.load(b)) / 1000)
     for k in range(SINGLES):
         at, customer, terminal, cents = (single[n][k].item() for n in ("time", "customer_id", "terminal_id", "cents"))
         about = {"customer_id": customer, "terminal_id": terminal}
         body = {"id": f"s{k}", "time": iso(at), **about, "amount": cents / 100}
-        for platform in (few, many) if k % 2 else (many, few):
-            write = taken(lambda p=platform, b=body, t=at: p.accept(source, b, arrived=t))
-            took.setdefault(("single", platform), []).append(write)
+        for store in (few, many) if k % 2 else (many, few):
+            write = taken(lambda p=store, b=body, t=at: p.accept(source, b, arrived=t))
+            took.setdefault(("single", store), []).append(write)
     if few.last_position() != events or many.last_position() != events:
         raise SystemExit("not every payment was written")
     for what, name in (("single", "one event"), ("batch", "an event in a batch of 1,000")):
-        ours, theirs = (float(np.median(took[what, platform])) for platform in (many, few))
+        ours, theirs = (float(np.median(took[what, store])) for store in (many, few))
         yield row(f"write {name} with {SETS} feature sets", ours, "ours, one set", theirs, "ours / theirs <= 1.1", "µs")
     few.close()
     many.close()

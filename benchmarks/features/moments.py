@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tables
-from harness import DAY, Columns, Contender, Row, beside, load_payments, main, row, save_payments
+from harness import DAY, Columns, Contender, ValidatedEvent, beside, load_payments, main, row, save_payments
 
 DAYS = ["30d"]
 VERBS = ["var", "std", "skew", "kurt"]
@@ -63,7 +63,7 @@ def errors(found: Columns, rows: Columns, drawn: np.ndarray) -> dict[str, float]
     return worst
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     payments = save_payments(given.folder, given.rows)
     decimal.getcontext().prec = 60
     rows = load_payments(given.folder)

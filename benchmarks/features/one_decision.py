@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import REAL, Row, main, row
+from harness import REAL, ValidatedEvent, main, row
 from stores import evaluated, new_store, taken
 
 import mlpkg as ml
@@ -73,15 +73,15 @@ def feature_sets(source: Any, frauds: Any) -> dict[str, ml.FeatureSet]:
     return {"14 of the handbook, 3 timelines": book, "14, 4 timelines": fourteen, "100, 4 timelines": hundred}
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     case = use_case("fraud")
     source, frauds = case.on, case.on.outcomes["fraud"]
     sets = feature_sets(source, frauds)
-    platform: Any = new_store(given.folder)
+    store: Any = new_store(given.folder)
     for features in sets.values():
-        platform.register(features.name, features)
-    ingest_file(case, payments_file(given.folder, given.rows), platform)
-    events = platform.history([source], []).events[source.name]
+        store.register(features.name, features)
+    ingest_file(case, payments_file(given.folder, given.rows), store)
+    events = store.history([source], []).events[source.name]
     last, rng = int(events.time[-1]), np.random.default_rng(1)
     known = {key: np.unique(events.columns[key]) for key in ("customer_id", "terminal_id")}
     took: dict[str, list[float]] = {name: [] for name in sets}
@@ -91,12 +91,12 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
             about = {key: int(rng.choice(ids)) for key, ids in known.items()}
             at = last + 1000 * (3 * k + number)
             event = source.parse({"id": f"b{k}-{number}", "time": iso(at), **about, "amount": 12.34})
-            with platform.decision(features.name, source, event, at + DAY) as unit:
+            with store.decision(features.name, source, event, at + DAY) as unit:
                 found: list[Any] = []
                 took[name].append(taken(lambda f=features, e=event, u=unit, v=found: v.extend(evaluated(f, u, e))))
                 values[name].append((unit.own, unit.position, found))
                 unit.record("{}")
-    history = platform.history([source], [frauds])
+    history = store.history([source], [frauds])
     for name, features in sets.items():
         own, seen, found = zip(*values[name], strict=True)
         rows = np.searchsorted(history.events[source.name].position, np.array(own))
@@ -108,7 +108,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         p50, p99 = np.percentile(took[name][100:], [50, 99])
         work = f"features of one decision, reads included, {len(events):,} events stored: {name}, p50"
         yield row(work, float(p50), "", None, f"ours <= {most}", "µs", f"p99 {p99:.0f} µs")
-    platform.close()
+    store.close()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import tables
-from harness import Columns, Contender, Row, agree, beside, main, row, save_payments
+from harness import Columns, Contender, ValidatedEvent, agree, beside, main, row, save_payments
 
 DAYS = ["30d"]
 
@@ -70,7 +70,7 @@ def squared(found: Columns) -> Columns:
     return {name: v**2 if name.startswith("std") else v for name, v in found.items()}
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     payments = save_payments(given.folder, given.rows)
     with ExitStack() as stack:
         own = stack.enter_context(Contender("ours", given))

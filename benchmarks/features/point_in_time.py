@@ -20,7 +20,7 @@ from harness import (
     DAY,
     Columns,
     Contender,
-    Row,
+    ValidatedEvent,
     Work,
     beside,
     fastest,
@@ -185,7 +185,7 @@ def check(found: Columns, folder: Any) -> None:
                 raise SystemExit(f"label {k}, {w}: {found[f'n_{w}'][k]} events, where there are {n}")
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     events = save_payments(given.folder, given.rows)
     labels = prepare(given)
     with ExitStack() as stack:

@@ -10,10 +10,9 @@ import numpy as np
 from harness import Columns
 
 from mlpkg.features import FeatureSet, evaluate
-from mlpkg.schema import Outcome, Row, Source
+from mlpkg.schema import Outcome, Source, ValidatedEvent
 from mlpkg.settings import Settings
-from mlpkg.store import Batch, Platform, Unit
-from mlpkg.store import open as open_platform
+from mlpkg.store import Batch, DecisionTransaction, Store, open_store
 
 
 def batches(source: Source, rows: Columns, size: int, prefix: str = "e") -> Iterator[Batch]:
@@ -48,12 +47,12 @@ def reports(outcome: Outcome, ids: Sequence[str], truth: np.ndarray, arrived: np
     )
 
 
-def new_store(folder: Path) -> Platform:
-    """A platform on a store of its own inside `folder`, which whoever made the folder removes."""
-    return open_platform(Settings(state=Path(tempfile.mkdtemp(prefix="store-", dir=folder))))
+def new_store(folder: Path) -> Store:
+    """A store on a store of its own inside `folder`, which whoever made the folder removes."""
+    return open_store(Settings(state=Path(tempfile.mkdtemp(prefix="store-", dir=folder))))
 
 
-def evaluated(features: FeatureSet, unit: Unit, row: Row) -> list[float | int]:
+def evaluated(features: FeatureSet, unit: DecisionTransaction, row: ValidatedEvent) -> list[float | int]:
     """The features of the event of a decision under way, reads included, as `Decider` gets them."""
     return evaluate(features, row.codes, row.time, unit.position, unit.own, unit.read)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from harness import Columns, Contender, Row, Work, main, microseconds, row
+from harness import Columns, Contender, ValidatedEvent, Work, main, microseconds, row
 
 WINDOWS = ["1h", "3h", "6h", "12h", "1d", "2d", "3d", "7d", "14d", "21d", "30d", "60d"]
 
@@ -69,7 +69,7 @@ def check(found: Columns, events: int) -> None:
                 raise SystemExit(f"customer {customer}: wrong counts over {w}")
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     took, most = {}, 0.0
     for events in (given.rows // 5, 2 * given.rows // 5, given.rows):
         with Contender("ours", given, events=events) as own:

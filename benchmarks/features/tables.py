@@ -32,7 +32,7 @@ def source() -> Any:
         terminal_id: int
         amount: Annotated[ml.Money, Field(le=100_000)]  # so that the fourth powers fit
 
-    return ml.Source("payments", Payment, keep="90d", lateness="3d")
+    return ml.Source("payments", Payment, retention="90d", allowed_lateness="3d")
 
 
 def ours(

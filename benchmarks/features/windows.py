@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import tables
-from harness import Contender, Row, agree, beside, fastest, main, row, save_payments
+from harness import Contender, ValidatedEvent, agree, beside, fastest, main, row, save_payments
 
 WINDOWS = ["1h", "6h", "1d", "7d", "14d", "30d"]
 
@@ -40,7 +40,7 @@ def polars_sums(pl: Any, width: str) -> dict[str, Any]:
     return {"n": n, "mean": pl.col("cents").rolling_sum_by("time", width) / (n * 100)}
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     payments = save_payments(given.folder, given.rows)
     with ExitStack() as stack:
         own = stack.enter_context(Contender("ours", given))

@@ -10,13 +10,13 @@ import argparse
 from collections.abc import Iterator
 from statistics import median
 
-from served import Row, Servers, main, payments, row
+from served import Servers, ValidatedEvent, main, payments, row
 
 FORMS = {"process": ("process", "0"), "disk": ("disk", "0"), "slow": ("disk", "0.01")}
 AT_ONCE = 32
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     rounds, seconds = (10, 4.0) if given.full else (4, 1.0)
     with Servers(given.folder) as servers:
         forms = {

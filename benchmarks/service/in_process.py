@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from served import SERVERS, Row, main, make_store, payments, row, sys
+from served import SERVERS, ValidatedEvent, main, make_store, payments, row, sys
 
 from mlpkg.decisions import Decider
 from mlpkg.settings import Settings
-from mlpkg.store import open as open_platform
+from mlpkg.store import open_store
 
 sys.path.insert(0, str(SERVERS))
 
@@ -25,10 +25,10 @@ from handbook import handbook  # noqa: E402
 TURNS, CALLS = 40, 500
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     model = make_store(given.folder)
-    platform = open_platform(Settings(state=given.folder))
-    decider = Decider(handbook(), platform)
+    store = open_store(Settings(state=given.folder))
+    decider = Decider(handbook(), store)
     settle()
     number = 20_000 if given.full else 3_000
     taken, rows = [], []
@@ -37,7 +37,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         decision = decider.decide(body)
         taken.append((time.perf_counter_ns() - began) / 1000)
         rows.append([float(v) for v in decision.features.values() if v is not None])
-    platform.close()
+    store.close()
     p50, p99 = np.percentile(taken[500:], [50, 99])
     note = f"p99 {p99:.0f} µs, least {min(taken):.0f} µs; {number:,} decisions"
     yield row("one decision in this process, durable, p50", float(p50), "", None, "ours <= 100", "µs", note)

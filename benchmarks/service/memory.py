@@ -8,12 +8,12 @@ One worker under uvicorn, sixteen connections. What counts is its resident memor
 import argparse
 from collections.abc import Iterator
 
-from served import Row, Servers, main, payments, row
+from served import Servers, ValidatedEvent, main, payments, row
 
 FEW, AT_A_TIME = 10_000, 10_000
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     many = 1_000_000 if given.full else 100_000
     with Servers(given.folder) as servers:
         server = servers.ours("uvicorn")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from served import Missing, Row, Server, Servers, features_of, main, payments, row
+from served import Missing, Server, Servers, ValidatedEvent, features_of, main, payments, row
 
 PEERS = {
     "MLflow": ("mlflow_app.py", "mlflow", "/invocations", lambda answer: answer["predictions"][0]),
@@ -19,7 +19,7 @@ PEERS = {
 }
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     rounds, alone, together = (10, 500, 3000) if given.full else (3, 100, 400)
     with Servers(given.folder) as servers:
         ours = servers.ours()

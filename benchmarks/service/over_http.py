@@ -13,14 +13,14 @@ import argparse
 from collections.abc import Iterator
 from statistics import median
 
-from served import Asked, Missing, Row, Server, Servers, main, payments, row, rows_of
+from served import Asked, Missing, Server, Servers, ValidatedEvent, main, payments, row, rows_of
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     rounds, alone, together, seconds = (20, 2000, 10_000, 60) if given.full else (5, 400, 2000, 10)
     with Servers(given.folder) as servers:
         ours, bare = servers.ours(), servers.ours("uvicorn")
-        others, note = [servers.plain("Plain"), servers.plain("Quick")], ""
+        others, note = [servers.plain("Plain"), servers.plain("OnlinePlan")], ""
         try:
             others.append(servers.peer("FastAPI", "fastapi_app.py", "fastapi"))
             others[-1].wait()

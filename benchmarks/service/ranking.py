@@ -23,7 +23,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 from load import Connection, post
-from served import Row, main, row
+from served import ValidatedEvent, main, row
 
 import mlpkg as ml
 from mlpkg import models
@@ -31,7 +31,7 @@ from mlpkg.decisions import verify
 from mlpkg.models import promote
 from mlpkg.serve.app import Application
 from mlpkg.settings import Settings
-from mlpkg.store import Batch, Platform
+from mlpkg.store import Batch, Store
 from mlpkg.times import DAY, iso, now
 
 USERS, ITEMS, CLICKS, DAYS, TREES = 1000, 1500, 100_000, 30, 200
@@ -51,7 +51,7 @@ class Click(ml.Event):
 
 
 visits, clicks = ml.Source("visits", Visit, subject="user"), ml.Source("clicks", Click, subject="user")
-bought = clicks.outcome("bought", bool, presume=False, after="1d")
+bought = clicks.outcome("bought", bool, default=False, matures_after="1d")
 seen = {"n": ml.count(over=["1d", "7d", "30d"]), "price": ml.mean("price", over=["7d", "30d"])}
 features = ml.FeatureSet(
     "offers",
@@ -64,7 +64,7 @@ features = ml.FeatureSet(
 offers = ml.UseCase("offers", features, policy=lambda score, event: f"item {event.item}", rank="item")
 
 
-def load(platform: Platform) -> None:
+def load(store: Store) -> None:
     """A month of clicks up to now."""
     rng, end = np.random.default_rng(7), now()
     at = np.sort(rng.integers(end - DAYS * DAY, end, CLICKS))
@@ -78,19 +78,19 @@ def load(platform: Platform) -> None:
     stream = np.repeat([0, 1], [CLICKS, len(told)])
     ids += [ids[i] for i in told.tolist()]
     when = np.concatenate([at, at[told]])
-    platform.load(Batch([clicks, bought], stream, ids, when, when, bodies, codes, rows))
+    store.load(Batch([clicks, bought], stream, ids, when, when, bodies, codes, rows))
 
 
-def make_live(platform: Platform) -> None:
+def make_live(store: Store) -> None:
     """A model of the usual size; what it has learned does not matter here."""
     rng = np.random.default_rng(1)
     rows = rng.gamma(2, 25, (20_000, len(features.names)))
     label = (rows @ rng.normal(size=rows.shape[1]) > 0) ^ (rng.random(len(rows)) < 0.1)
     data = lgb.Dataset(rows, label.astype(int), feature_name=features.names)
     booster = lgb.train({"objective": "binary", "num_leaves": 31, "verbose": -1, "num_threads": 2}, data, TREES)
-    state = platform.settings.state
+    state = store.settings.state
     version = models.save(state, offers.name, booster, features, metrics={}, lineage={}, policy={})
-    promote(platform, models.find(state, offers.name, version), by="benchmark", why="to measure it")
+    promote(store, models.find(state, offers.name, version), by="benchmark", why="to measure it")
 
 
 def visit(id: str, many: int, rng: random.Random) -> bytes:
@@ -134,12 +134,12 @@ def serve(state: Path) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     settings = Settings(state=given.folder, trust_loopback=True)
-    platform = ml.open(settings)
-    platform.register(offers.name, features)
-    load(platform)
-    make_live(platform)
+    store = ml.open_store(settings)
+    store.register(offers.name, features)
+    load(store)
+    make_live(store)
     app = Application(offers, settings)
     app.start()
     command = [sys.executable, __file__, "--serve", str(given.folder)]
@@ -165,11 +165,11 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     finally:
         server.terminate()
         server.wait()
-    checked = verify(offers, platform)
+    checked = verify(offers, store)
     if checked.mismatches or checked.decisions != (turns + 1) * TURN * len(MUST) * len(ways):
         raise SystemExit(f"verify: {checked}")
     app.close()
-    platform.close()
+    store.close()
     for (many, way), seconds in took.items():
         p50, p99 = np.percentile(np.array(seconds) * 1e6, [50, 99])
         work = f"rank {many:,} candidates, 14 features, recorded, {way}, p50"

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 SERVERS = HERE / "servers"
 sys.path.insert(0, str(HERE.parent))
 
-from bench import ROOT, Missing, Row, arguments, environment, report, row, run_all  # noqa: E402
+from bench import ROOT, Missing, ValidatedEvent, arguments, environment, report, row, run_all  # noqa: E402
 from handbook import handbook, make_model, make_store, payment  # noqa: E402, F401
 from load import Asked, ask  # noqa: E402
 
@@ -32,12 +32,12 @@ from mlpkg.serve.bento.package import Bento  # noqa: E402
 from mlpkg.serve.bento.run import start_server, stop_server  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 
-__all__ = ["ROOT", "Asked", "Missing", "Row", "ask", "row", "run_all"]
+__all__ = ["ROOT", "Asked", "Missing", "ValidatedEvent", "ask", "row", "run_all"]
 
 _PATIENCE = 90.0  # seconds for a server to answer
 
 
-def main(doc: str, measure: Callable[[argparse.Namespace], Iterator[Row]]) -> None:
+def main(doc: str, measure: Callable[[argparse.Namespace], Iterator[ValidatedEvent]]) -> None:
     """Run a benchmark as a script."""
     given = arguments(doc).parse_args()
     build = ROOT / "build"  # on a real disk, as a temporary folder need not be
@@ -133,7 +133,7 @@ class Servers(contextlib.ExitStack):
         return self._tend(Server(name, process, port, "/v1/decide", log, _of_a_decision, state))
 
     def plain(self, service: str) -> Server:
-        """A plain BentoML service that only predicts, ``Plain`` or ``Quick``."""
+        """A plain BentoML service that only predicts, ``Plain`` or ``OnlinePlan``."""
         port = free_port()
         command = [sys.executable, "-m", "bentoml", "serve", f"plain.py:{service}", "--port", str(port)]
         return self._start(f"BentoML, {service}", command, "/predict", port, BENTOML_HOME=str(self.folder / "bentoml"))

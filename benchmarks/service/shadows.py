@@ -13,28 +13,27 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
-from served import Asked, Row, Server, Servers, handbook, main, make_model, payments, row
+from served import Asked, Server, Servers, ValidatedEvent, handbook, main, make_model, payments, row
 
 import mlpkg as ml
 from mlpkg import UseCase
 from mlpkg.models import registry
 from mlpkg.rollout import shadow
 from mlpkg.settings import Settings
-from mlpkg.store import Platform
-from mlpkg.store import open as open_platform
+from mlpkg.store import Store, open_store
 
 WINDOWS = (["1h", "3d", "14d"], ["6h", "2d", "21d"], ["12h", "5d", "30d"])
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     rounds, alone, together = (20, 2000, 10_000) if given.full else (6, 500, 1500)
     with Servers(given.folder) as servers:
         none, three = servers.ours(), servers.ours()
         for server in (none, three):
             server.wait()
         assert three.state
-        with closing(open_platform(Settings(state=three.state))) as platform:
-            begin(platform, three.state)
+        with closing(open_store(Settings(state=three.state))) as store:
+            begin(store, three.state)
             one: dict[str, list[Asked]] = {"none": [], "three": []}
             many: dict[str, list[Asked]] = {"none": [], "three": []}
             behind = [0.0]
@@ -42,10 +41,10 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
                 for connections, size, found in ((1, alone, one), (16, together, many)):
                     for name, server in (("none", none), ("three", three))[:: 1 if number % 2 else -1]:
                         asked = server.ask(payments(size), connections)
-                        behind.append(caught_up(platform, server, three))
+                        behind.append(caught_up(store, server, three))
                         if number:
                             found[name].append(asked)
-            scored = sum(1 for _ in shadow.scores("fraud", platform))
+            scored = sum(1 for _ in shadow.scores("fraud", store))
         note = f"{scored} scores were recorded, at most {max(behind):.1f} s after the last decision of a turn"
         p50 = {name: median(a.p50 for a in asked) for name, asked in one.items()}
         p99 = {name: median(a.p99 for a in asked) for name, asked in one.items()}
@@ -56,7 +55,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         yield row(f"{work}, 16 at once, throughput", rate["three"], peer, rate["none"], "stated", "a second")
 
 
-def begin(platform: Platform, state: Path) -> None:
+def begin(store: Store, state: Path) -> None:
     """Let three models shadow."""
     case = handbook()
     frauds = case.on.outcomes["fraud"]
@@ -69,13 +68,13 @@ def begin(platform: Platform, state: Path) -> None:
         )
         members = {"customer": customer, "terminal": terminal, "amount": ml.field("amount")}
         other = UseCase("fraud", ml.FeatureSet("fraud", on=case.on, **members), policy=case.policy)  # type: ignore[arg-type]
-        registry.shadow(platform, make_model(other, state), by="benchmark", why="models of the usual size")
+        registry.shadow(store, make_model(other, state), by="benchmark", why="models of the usual size")
 
 
-def caught_up(platform: Platform, server: Server, three: Server) -> float:
+def caught_up(store: Store, server: Server, three: Server) -> float:
     """Wait until everything is scored; the seconds that took."""
     began = time.monotonic()
-    while server is three and shadow.lag("fraud", platform) != (len(WINDOWS), 0.0):
+    while server is three and shadow.lag("fraud", store) != (len(WINDOWS), 0.0):
         time.sleep(0.01)
         if time.monotonic() - began > 60:
             raise SystemExit(f"the shadows do not catch up; see {three.log}")

@@ -14,7 +14,7 @@ from contextlib import closing, nullcontext
 from http.client import HTTPConnection
 
 import numpy as np
-from served import Row, Server, Servers, main, payments, row
+from served import Server, Servers, ValidatedEvent, main, payments, row
 
 FORMS = {
     "another process has the store locked": {},
@@ -38,7 +38,7 @@ def asked(server: Server, path: str, seconds: float, found: dict[str, list[float
     connection.close()
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     seconds = 20.0 if given.full else 5.0
     with Servers(given.folder) as servers:
         for what, more in FORMS.items():

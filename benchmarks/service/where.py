@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from statistics import median
 
-from served import Row, Servers, main, payments, row
+from served import Servers, ValidatedEvent, main, payments, row
 
 INSIDE = {  # of a decision
     "parse": "parse: JSON and the contract",
@@ -21,7 +21,7 @@ INSIDE = {  # of a decision
 }
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     rounds, size = (10, 2000) if given.full else (4, 500)
     with Servers(given.folder) as servers:
         forms = {within: servers.ours(within, TIMED="1") for within in ("uvicorn", "BentoML")}

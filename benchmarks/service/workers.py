@@ -17,12 +17,12 @@ from contextlib import suppress
 from statistics import median
 
 from load import Connection, post
-from served import Row, Server, Servers, json, main, payments, row
+from served import Server, Servers, ValidatedEvent, json, main, payments, row
 
 CLIENTS, PATIENCE = 8, 20.0
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
+def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     rounds, size, kills = (20, 10_000, 10) if given.full else (6, 1500, 2)
     with Servers(given.folder) as servers:
         one, two = servers.ours(), servers.ours(WORKERS="2")

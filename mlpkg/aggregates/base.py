@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..engine.columns import NULL, Column
-from ..engine.filters import Condition
+from ..engine.filters import Filter
 from ..engine.timeline import Array
 from ..engine.windows import Windows
 from ..errors import did_you_mean
@@ -63,9 +63,9 @@ class Aggregate:
     kinds: ClassVar[tuple[str, ...]] = ("int", "bool", "number", "text")
     additive: ClassVar[bool] = False  # made of counts and sums alone, which can do without clean windows
     powers: ClassVar[int] = 0  # the highest power of its column that is summed
-    # what of its column `finish` needs, by the names that `live` has for it
-    made_of: ClassVar[tuple[str, ...] | None] = None
-    fewest: ClassVar[int] = 1  # rows below which it is null
+    # what of its column `finalize` needs, by the names that `live` has for it
+    components: ClassVar[tuple[str, ...] | None] = None
+    min_rows: ClassVar[int] = 1  # rows below which it is null
     # the least and the greatest value of options that are numbers
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
     present: ClassVar[bool] = False  # compares with the present event's value of its column
@@ -101,12 +101,12 @@ class Aggregate:
         return ()
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """The names of the parts of its result, where it has several."""
         return ()
 
     @property
-    def inner(self) -> tuple["Aggregate", ...]:
+    def operands(self) -> tuple["Aggregate", ...]:
         """The aggregates whose values it combines."""
         return ()
 
@@ -114,19 +114,19 @@ class Aggregate:
         """What its result is."""
         return "float"
 
-    def words(self) -> str:
+    def description(self) -> str:
         """What it is, for a person who reads a catalogue."""
         return self.verb().replace("_", " ") + (f" of {' and '.join(self.names)}" if self.names else "")
 
-    def part_words(self, part: str) -> str:
+    def output_description(self, part: str) -> str:
         """What one part of its result is, for the same person."""
-        return f"{self.words()}, part {part}"
+        return f"{self.description()}, part {part}"
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """The value of n rows, given the scale of its column and what it is made of: integers, or arrays of integers."""
         raise NotImplementedError
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """The values before `empty` is put in; `inner` are those of the aggregates that it combines."""
         raise NotImplementedError
 
@@ -147,12 +147,12 @@ class Aggregate:
             self.check_column(name, columns[used])
         for condition in (*([] if self.where is None else [self.where]), *self.conditions):
             try:
-                Condition(condition, columns)
+                Filter(condition, columns)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         if self.empty is not None and self.kind(columns) == "category":
             raise ValueError(f"{name}: {self.verb()} gives a category, for which there is no empty=")
-        for part in self.inner:
+        for part in self.operands:
             part.check(name, columns, reach)
 
     def _check_options(self, name: str) -> None:
@@ -216,7 +216,7 @@ class OfColumn(Aggregate):
         """The column."""
         return (self.column,)
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """A value of the column in its unit."""
         return t[0] * 1.0 / scale  # of one integer or of an array of them, as floats
 

@@ -29,7 +29,7 @@ class Nunique(OfColumn):
         """An int."""
         return "int"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``|{x}|``."""
         return order.distinct(windows.codes(self.column), windows.lo, windows.hi)
 
@@ -45,11 +45,11 @@ class _Top(OfColumn):
         """A number or a category, as the column is."""
         return kind_of(columns[self.column])
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """The most frequent values, most frequent first."""
         values, column = windows.codes(self.column), windows.columns[self.column]
         found = windows.each(lambda lo, hi: in_units(column, *order.top(values, lo, hi, self.most)).T)
-        return found if self.parts else found[:, 0]
+        return found if self.outputs else found[:, 0]
 
 
 @register
@@ -73,11 +73,11 @@ class TopK(_Top):
         return self.k
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """1 to k."""
         return tuple(str(i + 1) for i in range(self.k))
 
-    def part_words(self, part: str) -> str:
+    def output_description(self, part: str) -> str:
         """Which of them."""
         return f"number {part} of the {self.k} most frequent values of {self.column}"
 
@@ -90,17 +90,17 @@ class Seen(OfColumn):
     present: ClassVar[bool] = True
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """``before`` and ``ago``."""
         return ("before", "ago")
 
-    def part_words(self, part: str) -> str:
+    def output_description(self, part: str) -> str:
         """Whether, or how long ago."""
         if part == "ago":
             return f"seconds since {self.column} was last the same"
         return f"whether {self.column} was the same before (1 or 0)"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``(t − τ) / 10⁶`` of the latest row with the value, passing over the own event."""
         values, asked = windows.codes(self.column), windows.moments.present[self.column]
         own, time = windows.own(), windows.timeline.time

@@ -14,7 +14,7 @@ import numpy as np
 from .base import Aggregate, Kind, register
 from ..engine import order_statistics as order
 from ..engine.columns import Column
-from ..engine.filters import Condition
+from ..engine.filters import Filter
 from ..engine.timeline import Array
 from ..engine.windows import Windows
 from ..times import SECOND, duration
@@ -34,11 +34,11 @@ def _first(windows: Windows) -> Array:
 class TimeSinceLast(Aggregate):
     """Seconds from the latest earlier event in the window to the moment: ``(t − τ_last) / 10⁶``; null where there is none."""
 
-    def words(self) -> str:
+    def description(self) -> str:
         """In seconds."""
         return "seconds since the last event"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``(t − τ_last) / 10⁶``, passing over the event that is being decided."""
         last = windows.last()
         return np.where(last >= windows.lo, (windows.moments.time - _times(windows, last)) / SECOND, np.nan)
@@ -49,11 +49,11 @@ class TimeSinceLast(Aggregate):
 class TimeSinceFirst(Aggregate):
     """Seconds from the first event in the window to the moment: ``(t − τ_first) / 10⁶``; null where there is none."""
 
-    def words(self) -> str:
+    def description(self) -> str:
         """In seconds."""
         return "seconds since the first event"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``(t − τ_first) / 10⁶``."""
         return np.where(windows.hi > windows.lo, (windows.moments.time - _first(windows)) / SECOND, np.nan)
 
@@ -63,11 +63,11 @@ class TimeSinceFirst(Aggregate):
 class MeanGap(Aggregate):
     """Seconds from one event of the window to the next, on average: ``(τ_last − τ_first) / ((n − 1) · 10⁶)``; null below two."""
 
-    def words(self) -> str:
+    def description(self) -> str:
         """In seconds."""
         return "mean gap in seconds"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``(τ_last − τ_first) / ((n − 1) · 10⁶)``."""
         n = windows.hi - windows.lo
         span = _times(windows, np.broadcast_to(windows.hi - 1, n.shape)) - _first(windows)
@@ -79,11 +79,11 @@ class MeanGap(Aggregate):
 class MaxGap(Aggregate):
     """The longest time from one event of the window to the next, in seconds; null below two."""
 
-    def words(self) -> str:
+    def description(self) -> str:
         """In seconds."""
         return "max gap in seconds"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``max(τ_i − τ_(i−1)) / 10⁶``."""
         time = windows.timeline.time
         gaps = np.concatenate([np.zeros(min(len(time), 1), np.int64), time[1:] - time[:-1]])
@@ -108,11 +108,11 @@ class Rate(Aggregate):
         duration(self.per)
         super().check(name, columns, reach)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Per what."""
         return f"events per {self.per}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``n · per / width``."""
         n, per = (windows.hi - windows.lo).astype(np.float64), float(duration(self.per))
         width = windows.moments.time - _first(windows)
@@ -144,12 +144,12 @@ class Streak(Aggregate):
         """An int."""
         return "int"
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Of what."""
         return f"streak of {self.condition}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """Rows after the last one that breaks it."""
-        meets = Condition(self.condition, windows.columns).mask(windows.timeline.columns)
+        meets = Filter(self.condition, windows.columns).mask(windows.timeline.columns)
         broken = np.maximum.accumulate(np.concatenate([[-1], np.where(meets, -1, np.arange(len(meets)))]))
         return windows.hi - 1 - np.maximum(broken[windows.hi], windows.lo - 1)

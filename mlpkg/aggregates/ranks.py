@@ -40,9 +40,9 @@ class _At(OfColumn):
 class First(_At):
     """The earliest value of a column in the window: a number in its unit, or a category."""
 
-    made_of: ClassVar[tuple[str, ...] | None] = ("first",)
+    components: ClassVar[tuple[str, ...] | None] = ("first",)
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x`` of the first row."""
         return self.values(windows, windows.lo)
 
@@ -52,9 +52,9 @@ class First(_At):
 class Last(_At):
     """The latest value of a column in the window: a number in its unit, or a category."""
 
-    made_of: ClassVar[tuple[str, ...] | None] = ("last",)
+    components: ClassVar[tuple[str, ...] | None] = ("last",)
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x`` of the last row."""
         return self.values(windows, np.broadcast_to(windows.hi - 1, windows.lo.shape))
 
@@ -66,11 +66,11 @@ class _Several(_At):
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {"k": (1, 1000)}
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """1 to k."""
         return tuple(str(i + 1) for i in range(self.k))
 
-    def part_words(self, part: str) -> str:
+    def output_description(self, part: str) -> str:
         """Which of them."""
         return f"number {part} of the {self.k} {'latest' if self.verb() == 'last_k' else 'earliest'} values of {self.column}"
 
@@ -80,7 +80,7 @@ class _Several(_At):
 class FirstK(_Several):
     """The k earliest values of a column in the window, the earliest first; null where there are fewer."""
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x`` of the first rows."""
         return np.stack([self.values(windows, windows.lo + i) for i in range(self.k)], axis=1)
 
@@ -90,7 +90,7 @@ class FirstK(_Several):
 class LastK(_Several):
     """The k latest values of a column in the window, the latest first; null where there are fewer."""
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x`` of the last rows."""
         last = np.broadcast_to(windows.hi - 1, windows.lo.shape)
         return np.stack([self.values(windows, last - i) for i in range(self.k)], axis=1)
@@ -110,11 +110,11 @@ class MinBy(_At):
         """The column, and that by which the row is chosen."""
         return (self.column, self.by)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Which value."""
         return f"{self.column} where {self.by} is {'least' if self.least else 'greatest'}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x[argmin(by)]``."""
         by = windows.codes(self.by)
         rows = windows.each(lambda lo, hi: order.arg_extreme(by, lo, hi, self.least))
@@ -142,11 +142,11 @@ class Quantile(OfNumber):
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {"q": (0.0, 1.0)}
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Which quantile."""
         return f"quantile {self.q:g} of {self.column}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``a + (b − a) · (h − i)``."""
         values, scale, q = windows.codes(self.column), windows.columns[self.column].scale, Fraction(str(self.q))
         return windows.each(lambda lo, hi: _quantile(values, lo, hi, q, scale))
@@ -165,7 +165,7 @@ def _quantile(values: Array, lo: Array, hi: Array, q: Fraction, scale: int) -> A
 class Median(OfNumber):
     """The median of a column over the window, in its unit; of an even number of values, halfway between the middle two."""
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """The quantile of a half."""
         return Quantile(self.column).compute(windows)
 
@@ -177,7 +177,7 @@ class Rank(OfNumber):
 
     present: ClassVar[bool] = True
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """The share of lesser values, equal ones counted half, passing over the own event."""
         values, asked, own = windows.codes(self.column), windows.moments.present[self.column], windows.own()
         found = windows.each(lambda lo, hi: np.stack(order.less_equal(values, lo, hi, asked)))

@@ -15,7 +15,7 @@ import numpy as np
 from .base import Aggregate, Kind, OfColumn, OfNumber, in_units, kind_of, register
 from ..engine import int128 as exact
 from ..engine.columns import NULL, Column
-from ..engine.int128 import Wide
+from ..engine.int128 import Int128
 from ..engine.timeline import Array
 from ..engine.windows import Windows
 from ..schema import Table
@@ -39,11 +39,11 @@ class _Decayed(OfNumber):
         if column.bits > 53:
             raise ValueError(f"{name}: {self.verb()} of {column.name!r} needs a field with bounds")
 
-    def words(self) -> str:
+    def description(self) -> str:
         """With which half-life."""
-        return f"{super().words()} with a half-life of {self.half_life}"
+        return f"{super().description()} with a half-life of {self.half_life}"
 
-    def sums(self, windows: Windows) -> tuple[Wide, Array]:
+    def sums(self, windows: Windows) -> tuple[Int128, Array]:
         """The weighted sum of the values, and the sum of the weights."""
         values, time = windows.codes(self.column), windows.timeline.time
         table, half_life = exact.half_lives(), duration(self.half_life)
@@ -52,12 +52,12 @@ class _Decayed(OfNumber):
         def summed(rows: Array, starts: Array, moment: Array) -> Array:
             step = (end[moment] - time[rows]) * exact.STEPS // half_life
             weight = np.where(step < len(table), table[np.minimum(step, len(table) - 1)], 0)
-            so_far = exact.prefix(Wide.of(values[rows]) * weight).take(starts)
+            so_far = exact.prefix(Int128.of(values[rows]) * weight).take(starts)
             total = so_far[1:] - so_far[:-1]
             return np.stack([total.low.view(np.int64), total.high, np.add.reduceat(weight, starts[:-1])])
 
         low, high, weight = windows.gather(summed, 3)
-        return Wide(low.view(np.uint64), high), weight
+        return Int128(low.view(np.uint64), high), weight
 
 
 @register
@@ -68,7 +68,7 @@ class DecayedSum(_Decayed):
     ``W = ⌊2³⁰ · 2^(−k/64)⌋`` with ``k = ⌊64 · age / half_life⌋``.
     """
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``Σ x·W / (2³⁰ · scale)``."""
         total, _ = self.sums(windows)
         value = exact.to_float(total) / (2.0**30 * windows.columns[self.column].scale)
@@ -80,7 +80,7 @@ class DecayedSum(_Decayed):
 class DecayedMean(_Decayed):
     """The mean of a column over the window, each value weighted by half as much every `half_life`: ``Σ x·W / (scale · Σ W)``."""
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``Σ x·W / (scale · Σ W)``."""
         total, weight = self.sums(windows)
         scale = float(windows.columns[self.column].scale)
@@ -97,11 +97,11 @@ class Trend(OfNumber):
 
     powers: ClassVar[int] = 1
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Per second."""
-        return f"{super().words()} per second"
+        return f"{super().description()} per second"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """Numerator and denominator are exact up to 127 bits."""
         if not len(windows.timeline):
             return np.full(windows.lo.shape, np.nan)
@@ -109,16 +109,18 @@ class Trend(OfNumber):
         since = time - time.min()
         first = since[np.minimum(windows.lo, len(time) - 1)]
         n, sx = windows.hi - windows.lo, windows.sum(self.column)
-        st = _difference(Wide.of(since), windows)
-        su = (st - Wide.of(n) * first).low.view(np.int64)
-        sux = _difference(Wide.of(values) * since, windows) - Wide.of(sx) * first
-        suu = _difference(Wide.of(since) * since, windows) - Wide.of(su) * (2 * first) - Wide.of(first) * first * n
-        above, below = sux * n - Wide.of(su) * sx, suu * n - Wide.of(su) * su
+        st = _difference(Int128.of(since), windows)
+        su = (st - Int128.of(n) * first).low.view(np.int64)
+        sux = _difference(Int128.of(values) * since, windows) - Int128.of(sx) * first
+        suu = (
+            _difference(Int128.of(since) * since, windows) - Int128.of(su) * (2 * first) - Int128.of(first) * first * n
+        )
+        above, below = sux * n - Int128.of(su) * sx, suu * n - Int128.of(su) * su
         slope = exact.to_float(above) / np.where(exact.to_float(below) > 0, exact.to_float(below), np.nan)
         return slope * SECOND / windows.columns[self.column].scale
 
 
-def _difference(values: Wide, windows: Windows) -> Wide:
+def _difference(values: Int128, windows: Windows) -> Int128:
     prefix = exact.prefix(values)
     return prefix.take(np.broadcast_to(windows.hi, windows.lo.shape)) - prefix.take(windows.lo)
 
@@ -150,11 +152,11 @@ class Fold(Aggregate):
         """The columns it is given."""
         return tuple(self.columns)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """By what it is computed."""
         return f"{self.function.__name__}({', '.join(self.columns)})"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``f(x, y, …)`` of each window."""
         given = []
         for name in self.columns:
@@ -188,11 +190,11 @@ class Latest(OfColumn):
         """A number or a category, as the field is."""
         return kind_of(columns[self.column])
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Of which field."""
         return f"latest {self.column}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x`` of the last row."""
         column, codes = windows.columns[self.column], windows.codes(self.column)
         there = windows.hi > windows.lo

@@ -15,7 +15,7 @@ import numpy as np
 from .base import Aggregate, Kind, OfColumn, OfNumber, quotient, register
 from ..engine import int128 as exact
 from ..engine.columns import Column
-from ..engine.filters import Condition
+from ..engine.filters import Filter
 from ..engine.order_statistics import extreme
 from ..engine.timeline import Array
 from ..engine.windows import Windows
@@ -29,8 +29,8 @@ class Count(Aggregate):
     column: str | None = None
 
     additive: ClassVar[bool] = True
-    made_of: ClassVar[tuple[str, ...] | None] = ()
-    fewest: ClassVar[int] = 0
+    components: ClassVar[tuple[str, ...] | None] = ()
+    min_rows: ClassVar[int] = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,11 +46,11 @@ class Count(Aggregate):
         """An int."""
         return "int"
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """``n``."""
         return n
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``n``."""
         return windows.count
 
@@ -66,22 +66,22 @@ class Moment(OfNumber):
     powers: ClassVar[int] = 1
 
     @property
-    def made_of(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """Its sums; `finish` is given the central ones where there are several."""
+    def components(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Its sums; `finalize` is given the central ones where there are several."""
         return {1: ("sum",), 2: ("sum", "squares")}.get(self.powers)
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """The value of n rows, given the sum, or the central sums where there are several; Python integers or exact arrays."""
         raise NotImplementedError
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
-        """`finish` where there are enough rows, else null."""
+    def compute(self, windows: Windows, *operands: Array) -> Array:
+        """`finalize` where there are enough rows, else null."""
         n, scale = windows.count, windows.columns[self.column].scale
         sums: list[Any] = [windows.sum(self.column)]
         if self.powers > 1:
             sums += [windows.power_sum(self.column, k) for k in range(2, self.powers + 1)]
             sums = exact.power_sums(n, *sums)
-        return np.where(n >= self.fewest, self.finish(np.maximum(n, self.fewest), scale, *sums), np.nan)
+        return np.where(n >= self.min_rows, self.finalize(np.maximum(n, self.min_rows), scale, *sums), np.nan)
 
 
 @register
@@ -89,7 +89,7 @@ class Moment(OfNumber):
 class Sum(Moment):
     """The sum of a column over the window: ``S / scale`` in the column's unit, with ``S`` an exact sum of integers."""
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / scale``."""
         return t[0] * 1.0 / scale  # integers, one or an array of them, as floats
 
@@ -99,7 +99,7 @@ class Sum(Moment):
 class Mean(Moment):
     """The mean of a column over the window: ``S / (n · scale)``, one division of two exact integers."""
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """``S / (n · scale)``."""
         return t[0] * 1.0 / (n * 1.0 * scale)
 
@@ -115,11 +115,11 @@ class Var(Moment):
     powers: ClassVar[int] = 2
 
     @property
-    def fewest(self) -> int:  # type: ignore[override]
+    def min_rows(self) -> int:  # type: ignore[override]
         """One row more than the degrees of freedom that are taken away."""
         return self.ddof + 1
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """`exact.variance`."""
         return exact.variance(n, t[0], t[1], scale, self.ddof)
 
@@ -129,7 +129,7 @@ class Var(Moment):
 class Std(Var):
     """The standard deviation of a column over the window, in its unit: the square root of `Var`."""
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """``√var``."""
         return exact.square_root(exact.variance(n, t[0], t[1], scale, self.ddof))
 
@@ -140,9 +140,9 @@ class Skew(Moment):
     """The skewness of a column over the window, unbiased as in pandas; null below three rows, 0 where all values are equal."""
 
     powers: ClassVar[int] = 3
-    fewest: ClassVar[int] = 3
+    min_rows: ClassVar[int] = 3
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """`exact.skewness`."""
         return exact.skewness(n, *t)
 
@@ -153,9 +153,9 @@ class Kurt(Moment):
     """The excess kurtosis of a column over the window, unbiased as in pandas; null below four rows, 0 where all values are equal."""
 
     powers: ClassVar[int] = 4
-    fewest: ClassVar[int] = 4
+    min_rows: ClassVar[int] = 4
 
-    def finish(self, n: Any, scale: Any, *t: Any) -> Any:
+    def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
         """`exact.kurtosis`."""
         return exact.kurtosis(n, *t)
 
@@ -166,13 +166,13 @@ class Min(OfNumber):
     """The least value of a column in the window, in the column's unit."""
 
     reduction: ClassVar[np.ufunc] = np.minimum
-    made_of: ClassVar[tuple[str, ...] | None] = ("least",)
+    components: ClassVar[tuple[str, ...] | None] = ("least",)
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``min(x) / scale``."""
         values, scale = windows.codes(self.column), windows.columns[self.column].scale
         found = windows.each(lambda lo, hi: extreme(values, lo, hi, self.reduction))
-        return np.where(windows.hi > windows.lo, self.finish(1, scale, found), np.nan)
+        return np.where(windows.hi > windows.lo, self.finalize(1, scale, found), np.nan)
 
 
 @register
@@ -181,7 +181,7 @@ class Max(Min):
     """The greatest value of a column in the window, in the column's unit."""
 
     reduction: ClassVar[np.ufunc] = np.maximum
-    made_of: ClassVar[tuple[str, ...] | None] = ("greatest",)
+    components: ClassVar[tuple[str, ...] | None] = ("greatest",)
 
 # %% ../../nbs/03_aggregates/02_sums.ipynb #share
 def _literal(value: Any) -> str:
@@ -200,15 +200,15 @@ class Share(OfColumn):
     def check_column(self, name: str, column: Column) -> None:
         """The value has to be one that the column can have."""
         super().check_column(name, column)
-        Condition(f"{self.column} == {self.value!r}", {self.column: column})
+        Filter(f"{self.column} == {self.value!r}", {self.column: column})
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Which share."""
         return f"share of {self.column} == {self.value!r}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``n(x == value) / n``."""
-        there = windows.where(Condition(f"{self.column} == {self.value!r}", windows.columns)).count
+        there = windows.where(Filter(f"{self.column} == {self.value!r}", windows.columns)).count
         return quotient(there.astype(np.float64), windows.count)
 
 
@@ -222,13 +222,13 @@ class Histogram(OfNumber):
     additive: ClassVar[bool] = True
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """``le_<edge>`` for each edge, and ``gt_<last edge>``."""
         return (*(f"le_{e:g}" for e in self.edges), f"gt_{self.edges[-1]:g}")
 
-    def part_words(self, part: str) -> str:
+    def output_description(self, part: str) -> str:
         """Between which edges."""
-        at = self.parts.index(part)
+        at = self.outputs.index(part)
         above = [f"above {self.edges[at - 1]:g}"] if at else []
         up_to = [f"up to {self.edges[at]:g}"] if at < len(self.edges) else []
         return f"count of {self.column} {' and '.join(above + up_to)}"
@@ -243,9 +243,9 @@ class Histogram(OfNumber):
             raise ValueError(f"{name}: a histogram needs edges=, ascending, such as (10, 50, 200)")
         super().check(name, columns, reach)
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """The numbers of rows up to each edge, less those up to the one before."""
-        up_to = [windows.where(Condition(f"{self.column} <= {e!r}", windows.columns)).count for e in self.edges]
+        up_to = [windows.where(Filter(f"{self.column} <= {e!r}", windows.columns)).count for e in self.edges]
         return np.stack([b - a for a, b in zip([0, *up_to], [*up_to, windows.count])], axis=1)
 
 # %% ../../nbs/03_aggregates/02_sums.ipynb #ratio
@@ -258,7 +258,7 @@ class Ratio(Aggregate):
     b: Aggregate
 
     @property
-    def inner(self) -> tuple[Aggregate, ...]:
+    def operands(self) -> tuple[Aggregate, ...]:
         """Both, with its windows and condition."""
         return _within(self.a, self.over, self.where), _within(self.b, self.over, self.where)
 
@@ -268,13 +268,13 @@ class Ratio(Aggregate):
             _check_inner(f"{name}: {self.verb()}", part, columns)
         super().check(name, columns, reach)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Which two."""
         return f"{_said(self.a)} divided by {_said(self.b)}"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``a / b``."""
-        return quotient(inner[0].astype(np.float64), inner[1])
+        return quotient(operands[0].astype(np.float64), operands[1])
 
 
 @register
@@ -286,7 +286,7 @@ class Change(Aggregate):
     against: str = ""
 
     @property
-    def inner(self) -> tuple[Aggregate, ...]:
+    def operands(self) -> tuple[Aggregate, ...]:
         """The same over both windows."""
         return _within(self.a, self.over, self.where), _within(self.a, (self.against,), self.where)
 
@@ -297,17 +297,17 @@ class Change(Aggregate):
         _check_inner(f"{name}: {self.verb()}", self.a, columns)
         super().check(name, columns, reach)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """What changed."""
         return f"{_said(self.a)} relative to that in {self.against}, less 1,"
 
-    def compute(self, windows: Windows, *inner: Array) -> Array:
+    def compute(self, windows: Windows, *operands: Array) -> Array:
         """``a / b − 1``."""
-        return quotient(inner[0].astype(np.float64), inner[1]) - 1.0
+        return quotient(operands[0].astype(np.float64), operands[1]) - 1.0
 
 
 def _said(a: Aggregate) -> str:
-    return a.words() + (f" where {a.where}" if a.where else "")
+    return a.description() + (f" where {a.where}" if a.where else "")
 
 
 def _within(a: Aggregate, over: Any, where: str | None) -> Aggregate:
@@ -316,7 +316,7 @@ def _within(a: Aggregate, over: Any, where: str | None) -> Aggregate:
 
 
 def _check_inner(name: str, a: Aggregate, columns: Mapping[str, Column]) -> None:
-    if not isinstance(a, Aggregate) or a.parts or a.over or a.delay != "0s":
+    if not isinstance(a, Aggregate) or a.outputs or a.over or a.delay != "0s":
         raise ValueError(f"{name} needs aggregates of a single value, without over= and delay= of their own")
     if set(a.uses) <= set(columns) and a.kind(columns) == "category":
         raise ValueError(f"{name} needs numbers")

@@ -25,7 +25,7 @@ from ..features import to_json
 from ..models import retired, shadows
 from ..schema import Outcome, Source, Table, code_hash, function_of
 from ..settings import Settings
-from ..store import Platform
+from ..store import Store
 from ..times import duration, spoken
 
 # %% ../../nbs/12_catalog/01_describe.ipynb #entries
@@ -67,8 +67,8 @@ def in_words(how: Mapping[str, Any]) -> str:
     """How a feature comes about, in words."""
     if "field" in how:
         return f"{how['field']} of the event"
-    if "request" in how:
-        return f"{how['request']['name']} of the event"
+    if "on_demand" in how:
+        return f"{how['on_demand']['name']} of the event"
     if "aggregate" not in how:
         return _plain(how)
     others = ", ".join(f"{k} {_plain(v)}" for k, v in how.items() if k not in _SAID)
@@ -130,7 +130,7 @@ def changes(old: Definition, new: Definition) -> list[Change]:
         if old[key] != new[key]
     ]
     before, after = ({s["name"]: s for s in d["sources"]} for d in (old, new))
-    found += _either(before, after, "source", lambda s: f"{len(s['columns'])} fields, kept for {s['keep']}")
+    found += _either(before, after, "source", lambda s: f"{len(s['columns'])} fields, kept for {s['retention']}")
     for name in (n for n in before if n in after):
         found += [Change("changed", f"source {name}", w) for w in _source_changes(before[name], after[name])]
     return sorted(found, key=lambda c: c.what != "definition") + _feature_changes(entries(old), entries(new))
@@ -230,7 +230,7 @@ def _outcome_in_words(outcome: Mapping[str, Any]) -> str:
     if presumed is None:
         return words
     said = outcome.get("presumed_text", Column.of(outcome["column"]).decode(presumed))
-    return f"{words}; {_spelt(said)} where nothing is reported for {outcome['after']}"
+    return f"{words}; {_spelt(said)} where nothing is reported for {outcome['matures_after']}"
 
 
 def _spelt(value: Any) -> str:
@@ -276,9 +276,9 @@ def describe_source(source: Source) -> dict[str, Any]:
         "owner": source.owner,
         "subject": source.subject,
         "key": list(source.keys) if isinstance(source, Table) else None,
-        "keep": source.keep,
-        "lateness": source.lateness,
-        "ahead": source.ahead,
+        "retention": source.retention,
+        "allowed_lateness": source.allowed_lateness,
+        "max_clock_skew": source.max_clock_skew,
         "fields": [_describe_field(source, c) for c in source.declared],
         "outcomes": [describe_outcome(o) for o in source.outcomes.values()],
         "decided_by": sorted(source.decided),
@@ -343,8 +343,8 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.name,
         "type": _TYPES[column.kind],
         "step": 1 / column.scale if column.kind == "number" else None,
-        "presumed": outcome.presume or (None if presumed in (None, NULL) else column.decode(presumed)),
-        "after": outcome.after,
+        "presumed": outcome.default or (None if presumed in (None, NULL) else column.decode(presumed)),
+        "matures_after": outcome.matures_after,
     }
 
 
@@ -353,11 +353,11 @@ def _doc(thing: Any) -> str:
     return (text or "").strip().split("\n\n")[0].replace("\n", " ")
 
 # %% ../../nbs/12_catalog/01_describe.ipynb #describe
-def describe(case: UseCase, state: Path, platform: Platform | None = None) -> dict[str, Any]:
-    """A use case as plain data: what it decides, its sources, features and models. `platform` knows which model is live."""
+def describe(case: UseCase, state: Path, store: Store | None = None) -> dict[str, Any]:
+    """A use case as plain data: what it decides, its sources, features and models. `store` knows which model is live."""
     definition = json.loads(to_json(case.features))
-    live = platform.live(case.name) if platform else None
-    beside = shadows(platform.promotions(case.name)) if platform else []
+    live = store.live(case.name) if store else None
+    beside = shadows(store.promotions(case.name)) if store else []
     stored: list[dict[str, Any]] = [
         _describe_model(state, case.name, version, definition) | {"live": version == live, "shadows": version in beside}
         for version in models.versions(state, case.name)
@@ -376,7 +376,7 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
         for e in model["entries"]:
             if e.name not in now or now[e.name].how != e.how:
                 at = f"{e.name}: {e}"
-                older.setdefault(at, {"name": e.name, "words": str(e), "used_by": []})["used_by"].append(
+                older.setdefault(at, {"name": e.name, "description": str(e), "used_by": []})["used_by"].append(
                     model["version"]
                 )
     return {
@@ -387,8 +387,8 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
         "feature_set": case.features.name,
         "definition": _hash(to_json(case.features)),
         "live": live,
-        "store": platform is not None,
-        "sources": [describe_source(s) | _version(platform, s.name) for s in case.sources.values()],
+        "store": store is not None,
+        "sources": [describe_source(s) | _version(store, s.name) for s in case.sources.values()],
         "features": features,
         "code": {name: _doc(function_of(code)) for name, code in _code(definition["members"]).items()},
         "older_features": list(older.values()),
@@ -396,10 +396,10 @@ def describe(case: UseCase, state: Path, platform: Platform | None = None) -> di
     }
 
 
-def list_models(case: UseCase, platform: Platform) -> list[dict[str, Any]]:
+def list_models(case: UseCase, store: Store) -> list[dict[str, Any]]:
     """The models of a use case, oldest first: version, whether it is live, shadows or is retired, metrics, or what is damaged."""
-    state, live, found = platform.settings.state, platform.live(case.name), []
-    changes = platform.promotions(case.name)
+    state, live, found = store.settings.state, store.live(case.name), []
+    changes = store.promotions(case.name)
     gone, beside = retired(changes), shadows(changes)
     for version in models.versions(state, case.name):
         told: dict[str, Any] = {"version": version, "live": version == live}
@@ -429,7 +429,7 @@ def _describe_feature(feature: Any, entry: Entry) -> dict[str, Any]:
     how = entry.how
     return {
         "name": feature.name,
-        "words": feature.words,
+        "description": feature.description,
         "type": _feature_type(feature),
         "window": how.get("over") or None,
         "delay": spoken(how["delay"]) if how.get("delay") else None,
@@ -468,9 +468,9 @@ def _with_entries(features: Sequence[Any], lines: Sequence[Entry]) -> Iterator[t
         yield feature, replace(entry, name=entry.name)
 
 
-def _version(platform: Platform | None, source: str) -> dict[str, Any]:
+def _version(store: Store | None, source: str) -> dict[str, Any]:
     """The version of its contract, and what changed from each to the next."""
-    known = platform.contracts(source) if platform else []
+    known = store.contracts(source) if store else []
     history = [{"version": c["version"], "changes": c["changes"]} for c in known]
     return {"version": known[-1]["version"] if known else None, "history": history}
 
@@ -522,7 +522,9 @@ def _paragraph(case: Mapping[str, Any]) -> str:
         for o in source["outcomes"] if source["name"] == case["on"] else []:
             text += f" What became of it is reported later as `{o['name']}`"
             text += (
-                f"; after {o['after']} without a report, {_spelt(o['presumed'])} is presumed." if o["after"] else "."
+                f"; after {o['matures_after']} without a report, {_spelt(o['presumed'])} is presumed."
+                if o["matures_after"]
+                else "."
             )
     live = f"Live is the model `{case['live']}`." if case["live"] else "No model is live."
     return f"{text} {live}\n"
@@ -537,8 +539,8 @@ def _source_page(case: str, source: Mapping[str, Any]) -> str:
             f"`{source['subject']}`: the person an event is about" if source["subject"] else "none: about no person",
         ),
         ("key", f"`{', '.join(source['key'])}`: the latest event of each is what holds" if source["key"] else None),
-        ("counts for", f"{source['keep']} after its time"),
-        ("may come late by", source["lateness"]),
+        ("counts for", f"{source['retention']} after its time"),
+        ("may come late by", source["allowed_lateness"]),
         (
             "decided by",
             ", ".join(f"`{name}`: `score` and `action` of its decisions may be used" for name in source["decided_by"]),
@@ -563,7 +565,9 @@ def _source_page(case: str, source: Mapping[str, Any]) -> str:
         rows = []
         for o in source["outcomes"]:
             presumed = (
-                f"{_spelt(o['presumed'])} after {o['after']}" if o["after"] else "nothing: unknown until reported"
+                f"{_spelt(o['presumed'])} after {o['matures_after']}"
+                if o["matures_after"]
+                else "nothing: unknown until reported"
             )
             rows.append([f"`{o['name']}`", o["type"] + (f" in steps of {o['step']:g}" if o["step"] else ""), presumed])
         page.append(_table(["reported later", "type", "presumed without a report"], rows))
@@ -575,7 +579,7 @@ def _features_page(case: Mapping[str, Any]) -> str:
     rows = [
         [
             f"{_anchor(case['name'] + '-' + f['name'])}`{f['name']}`",
-            f["words"],
+            f["description"],
             f["type"],
             f["window"] or "the event",
             f"`{f['key']}`" if f["key"] else "",
@@ -593,7 +597,7 @@ def _features_page(case: Mapping[str, Any]) -> str:
     told = {f"{s['name']}.{o['name']}": (s["name"], o) for s in case["sources"] for o in s["outcomes"]}
     for stream in dict.fromkeys(f["stream"] for f in case["features"] if f["stream"] in told):
         source, o = told[stream]
-        known = f"was reported, or is presumed after {o['after']}" if o["after"] else "was reported"
+        known = f"was reported, or is presumed after {o['matures_after']}" if o["matures_after"] else "was reported"
         page.append(f"`{stream}` are the {source} whose `{o['name']}` {known}.\n")
     verbs = dict.fromkeys(f["aggregate"] for f in case["features"] if f["aggregate"] in REGISTRY)
     if verbs:
@@ -606,7 +610,7 @@ def _features_page(case: Mapping[str, Any]) -> str:
             lines.append(f"- `{name}`, for {of}" + (f": {_tidy(about)}" if about else ""))
         page += ["Worked out by code:\n", "\n".join(lines) + "\n"]
     if case["older_features"]:
-        rows = [[f"`{f['name']}`", f["words"], _named(case, f["used_by"])] for f in case["older_features"]]
+        rows = [[f"`{f['name']}`", f["description"], _named(case, f["used_by"])] for f in case["older_features"]]
         page += ["Features that only stored models have, or that meant something else in them:\n"]
         page += [_table(["feature", "what it is", "used by"], rows)]
     return "\n".join(page)

@@ -33,8 +33,7 @@ from ..models import registry as _registry
 from ..rollout import shadow as _shadow
 from ..schema import Outcome, Rejected
 from ..settings import Settings
-from ..store import decisions_of, texts_of
-from ..store import open as open_platform
+from ..store import decisions_of, open_store, texts_of
 from ..store.sqlite import backup as _backup
 from ..times import instant, iso
 from ..untrusted import printable, printable_json
@@ -133,7 +132,7 @@ def opened(name: str, *, create: bool = False) -> tuple[_decisions.UseCase, Any]
     """A use case and the store that the settings name; one that is not there is made only for who means to write."""
     settings = Settings.load()
     case = _decisions.use_case(name, settings)
-    return case, open_platform(settings, create=create)
+    return case, open_store(settings, create=create)
 
 
 def _body(text: str) -> bytes:
@@ -147,9 +146,9 @@ def _body(text: str) -> bytes:
 @as_json
 def decide(use_case: str, event: str, arrived: int | None, as_json: bool) -> None:
     """Decide EVENT, a JSON object ('-' reads it from standard input), in this process."""
-    case, platform = opened(use_case, create=True)
+    case, store = opened(use_case, create=True)
     try:
-        decision = _decisions.Decider(case, platform).decide(_body(event), arrived=arrived)
+        decision = _decisions.Decider(case, store).decide(_body(event), arrived=arrived)
     except Rejected as error:
         if hint := _decide_hint(error, arrived):
             raise MlpkgError(str(error), hint) from None
@@ -207,11 +206,11 @@ def outcome(
     as_json: bool,
 ) -> None:
     """Report the TRUTH about the event ID, for example: mlpkg outcome fraud tx-1 true"""
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     if waiting:
         found = [
             {"id": e.id, "outcome": e.source, "arrived": iso(e.arrived), **msgspec.json.decode(e.body)}
-            for e in platform.waiting()
+            for e in store.waiting()
         ]
         return (
             say(found)
@@ -226,11 +225,11 @@ def outcome(
     name = name or names.pop()
     if name not in case.outcomes:
         raise MlpkgError(f"{use_case!r} has no outcome {name!r}", f"it has: {', '.join(sorted(names))}")
-    platform.register(case.name, case.features)
+    store.register(case.name, case.features)
     told = case.outcomes[name]
     report = {"id": id, told.name: _truth(told, truth)} | ({"corrects": True} if corrects else {})
     try:
-        receipt = platform.report(told, report, arrived=arrived)
+        receipt = store.report(told, report, arrived=arrived)
     except Rejected as error:
         raise MlpkgError(str(error), "where that was wrong, say --corrects") if error.status == 409 else error from None
     if as_json:
@@ -238,10 +237,10 @@ def outcome(
     show(f"{id}: {'noted' if receipt.new else 'known already'}{', waits for its event' if receipt.waiting else ''}")
 
 
-def _with_texts(features: FeatureSet, values: dict[str, Any], platform: Any) -> dict[str, Any]:
+def _with_texts(features: FeatureSet, values: dict[str, Any], store: Any) -> dict[str, Any]:
     """The features of a record, categories as their texts as far as the log has them."""
     codes = {name: values[name] for name in features.categories if isinstance(values.get(name), int)}
-    texts = texts_of([*features.sources, *features.outcomes], codes.values(), platform)
+    texts = texts_of([*features.sources, *features.outcomes], codes.values(), store)
     return values | {name: texts.get(code, code) for name, code in codes.items()}
 
 
@@ -253,17 +252,15 @@ def _with_texts(features: FeatureSet, values: dict[str, Any], platform: Any) -> 
 @as_json
 def decisions(use_case: str, id: str | None, since: int, most: int, as_json: bool) -> None:
     """List the recorded decisions, or print that of the event ID: as recorded with --json, else with the texts of categories."""
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     stream = decisions_of(case.name)
     if id is not None:
-        entry = platform.entry(stream, id)
+        entry = store.entry(stream, id)
         if entry is None:
             raise MlpkgError(f"{use_case!r} has no decision on the event {id!r}")
         record = msgspec.json.decode(entry.body)
-        return say(
-            record if as_json else record | {"features": _with_texts(case.features, record["features"], platform)}
-        )
-    found = [msgspec.json.decode(e.body) for e in platform.read(streams=[stream]) if e.time >= since]
+        return say(record if as_json else record | {"features": _with_texts(case.features, record["features"], store)})
+    found = [msgspec.json.decode(e.body) for e in store.read(streams=[stream]) if e.time >= since]
     found = found[-most:] if most else found
     if as_json:
         return say(found)
@@ -280,12 +277,12 @@ def decisions(use_case: str, id: str | None, since: int, most: int, as_json: boo
 @as_json
 def models(use_case: str, changes: bool, as_json: bool) -> None:
     """List the models: * is live, ~ shadows it, - is retired."""
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     if changes:
-        made = [c | {"at": iso(c["at"])} for c in platform.promotions(case.name)]
+        made = [c | {"at": iso(c["at"])} for c in store.promotions(case.name)]
         lines = [f"{c['at']}  {c['change']:8}  {c['version']}  by {c['by']}: {c['why']}" for c in made]
         return say(made) if as_json else show(*lines or ["nothing was ever live"])
-    found = _catalog.list_models(case, platform)
+    found = _catalog.list_models(case, store)
     if as_json:
         return say(found)
     for m in found:
@@ -309,8 +306,8 @@ _why = click.option("--why", required=True, help="The reason, for the record.")
 @_by
 def promote(use_case: str, version: str, why: str, by: str) -> None:
     """Make the model VERSION live, after checking that it can decide."""
-    case, platform = opened(use_case, create=True)
-    _registry.promote(platform, _models.find(platform.settings.state, case.name, version), by=by, why=why)
+    case, store = opened(use_case, create=True)
+    _registry.promote(store, _models.find(store.settings.state, case.name, version), by=by, why=why)
     show(f"{version} is live")
 
 
@@ -320,8 +317,8 @@ def promote(use_case: str, version: str, why: str, by: str) -> None:
 @_by
 def rollback(use_case: str, why: str, by: str) -> None:
     """Make the model live again that was so before the present one."""
-    case, platform = opened(use_case)
-    show(f"{_registry.rollback(platform, case.name, by=by, why=why)} is live")
+    case, store = opened(use_case)
+    show(f"{_registry.rollback(store, case.name, by=by, why=why)} is live")
 
 
 @mlpkg.command()
@@ -332,8 +329,8 @@ def rollback(use_case: str, why: str, by: str) -> None:
 @_by
 def retire(use_case: str, version: str, why: str, successor: str | None, by: str) -> None:
     """Take the model VERSION out of use for good."""
-    case, platform = opened(use_case)
-    _registry.retire(platform, case.name, version, by=by, why=why, successor=successor)
+    case, store = opened(use_case)
+    _registry.retire(store, case.name, version, by=by, why=why, successor=successor)
     show(f"{version} is retired{f', {successor} is live' if successor else ''}")
 
 
@@ -345,11 +342,11 @@ def retire(use_case: str, version: str, why: str, successor: str | None, by: str
 @_by
 def shadow(use_case: str, version: str, why: str, stop: bool, by: str) -> None:
     """Let the model VERSION score what others decide, off the path of their answers."""
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     if stop:
-        _registry.unshadow(platform, case.name, version, by=by, why=why)
+        _registry.unshadow(store, case.name, version, by=by, why=why)
     else:
-        _registry.shadow(platform, _models.find(platform.settings.state, case.name, version), by=by, why=why)
+        _registry.shadow(store, _models.find(store.settings.state, case.name, version), by=by, why=why)
     show(f"{version} shadows{' no longer' if stop else ''}")
 
 
@@ -357,11 +354,11 @@ def shadow(use_case: str, version: str, why: str, stop: bool, by: str) -> None:
 @use_case_argument
 def follow(use_case: str) -> None:
     """Let shadows score what was decided so far, where no service does so."""
-    case, platform = opened(use_case)
-    with _shadow.alone(platform.settings, case.name) as alone:
+    case, store = opened(use_case)
+    with _shadow.alone(store.settings, case.name) as alone:
         if alone is None:
             raise MlpkgError(f"another process follows {case.name!r} already")
-        follower = _shadow.Follower(case, platform)
+        follower = _shadow.Follower(case, store)
         with progress("following") as bar:
             while n := follower.step():
                 bar.update(n)
@@ -382,10 +379,10 @@ def _user() -> str:
 @as_json
 def verify(use_case: str, as_json: bool) -> None:
     """Recompute every recorded decision from the log alone; exit 1 where features or score differ by a bit."""
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     with progress("verifying") as bar:
-        found = _decisions.verify(case, platform, bar.update)
-    shadows = _shadow.verify_scores(case, platform)
+        found = _decisions.verify(case, store, bar.update)
+    shadows = _shadow.verify_scores(case, store)
     if as_json:
         say(msgspec.to_builtins(found) | {"shadows": shadows})
     else:
@@ -410,9 +407,9 @@ def verify(use_case: str, as_json: bool) -> None:
 @as_json
 def replay(use_case: str, start: int, end: int, into: Path, model: str | None, as_json: bool) -> None:
     """Send a stretch of the log through the decision path into a fresh store."""
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     with progress("replaying") as bar:
-        done = _decisions.replay(case, platform, start, end, into.resolve(), model=model, progress=bar.update)
+        done = _decisions.replay(case, store, start, end, into.resolve(), model=model, progress=bar.update)
     if as_json:
         return say(done)
     show(
@@ -429,8 +426,8 @@ def replay(use_case: str, start: int, end: int, into: Path, model: str | None, a
 @as_json
 def dead_letters(use_case: str, as_json: bool) -> None:
     """List what was refused, and why."""
-    _, platform = opened(use_case)
-    found = platform.dead_letters()
+    _, store = opened(use_case)
+    found = store.dead_letters()
     if as_json:
         return say(found)
     for d in found:
@@ -489,13 +486,13 @@ def _columns_of(features: FeatureSet, stream: str) -> dict[str, Column]:
     return next((s.seen for s in features.sources if s.stream == stream), {})
 
 
-def _rows(platform: Any, timeline: Timeline, columns: dict[str, Column], most: int) -> list[dict[str, Any]]:
+def _rows(store: Any, timeline: Timeline, columns: dict[str, Column], most: int) -> list[dict[str, Any]]:
     """The latest rows in the units of their fields, with what the log has of them: the id, and the words behind a text's hash."""
     found = []
     for i in range(max(0, len(timeline) - most) if most else 0, len(timeline)):
         position = int(timeline.position[i])
         about = int(timeline.columns["about"][i]) if "about" in timeline.columns else position
-        entry, said = (next(platform.read(p - 1, until=p), None) for p in (about, position))
+        entry, said = (next(store.read(p - 1, until=p), None) for p in (about, position))
         bodies = [msgspec.json.decode(e.body) for e in (entry, said) if e]
         row: dict[str, Any] = {"time": iso(int(timeline.time[i])), "position": position, "id": entry and entry.id}
         for name, codes in timeline.columns.items():
@@ -526,9 +523,9 @@ def timeline(use_case: str, key: tuple[str, ...], stream: str | None, most: int,
     """Print what the store holds of one entity, for example: mlpkg timeline fraud customer_id=596"""
     given = _given(key)
     fields, moment = {k: v for k, v in given.items() if k != "time"}, _moment(given.get("time"))
-    case, platform = opened(use_case)
-    live = platform.live(case.name)
-    sets = [case.features] + ([_models.find(platform.settings.state, case.name, live).features] if live else [])
+    case, store = opened(use_case)
+    live = store.live(case.name)
+    sets = [case.features] + ([_models.find(store.settings.state, case.name, live).features] if live else [])
     kept = {(s.stream, s.key): (features, s) for features in sets for s in features.streams}
     found: list[dict[str, Any]] = []
     not_built = MlpkgError(
@@ -543,11 +540,11 @@ def timeline(use_case: str, key: tuple[str, ...], stream: str | None, most: int,
         if entity is None:
             continue
         try:
-            held = platform.timeline(name, by, entity)
+            held = store.timeline(name, by, entity)
         except MlpkgError as error:  # a feature that was never registered: others may have been
             not_built = error
             continue
-        rows = _rows(platform, held, _columns_of(features, name), most)
+        rows = _rows(store, held, _columns_of(features, name), most)
         found.append({"stream": name, "key": by, "rows": len(held), "latest": rows})
     if not found:
         raise not_built
@@ -569,12 +566,12 @@ def catalog(use_cases: tuple[str, ...], folder: Path | None, as_json: bool) -> N
     """Describe sources, features and models in words; by default those of all use cases."""
     settings = Settings.load()
     cases = [_decisions.use_case(name, settings) for name in use_cases or settings.use_cases]
-    platform = open_platform(settings, create=False) if settings.store.exists() else None
-    if platform is None:
+    store = open_store(settings, create=False) if settings.store_path.exists() else None
+    if store is None:
         show(
             f"there is no store in {settings.state}: this tells of no model; check MLPKG_STATE and MLPKG_ENV", err=True
         )
-    found = [_catalog.describe(case, settings.state, platform) for case in cases]
+    found = [_catalog.describe(case, settings.state, store) for case in cases]
     if folder is None:
         return say(found) if as_json else show(*_catalog.markdown(found).rstrip("\n").split("\n"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -613,8 +610,8 @@ def token() -> None:
 @as_json
 def create_token(role: str, name: str, expires: str | None, as_json: bool) -> None:
     """Make a token and print it, this once."""
-    platform = open_platform(Settings.load())
-    text, made = _auth.create(platform, role, name=name, expires=expires, by=_user())
+    store = open_store(Settings.load())
+    text, made = _auth.create(store, role, name=name, expires=expires, by=_user())
     if as_json:
         return say({"token": text, **_auth.tell(made)})
     show(text)
@@ -625,7 +622,7 @@ def create_token(role: str, name: str, expires: str | None, as_json: bool) -> No
 @as_json
 def list_tokens(as_json: bool) -> None:
     """List the tokens, without their secrets, which nobody has but their holders."""
-    known = open_platform(Settings.load(), create=False).tokens().values()
+    known = open_store(Settings.load(), create=False).tokens().values()
     found = [_auth.tell(t) for t in sorted(known, key=lambda t: t.created)]
     if as_json:
         return say(found)
@@ -641,7 +638,7 @@ def list_tokens(as_json: bool) -> None:
 @as_json
 def revoke_token(id: str, as_json: bool) -> None:
     """Revoke the token ID; running services refuse it from the next request on."""
-    revoked = _auth.revoke(open_platform(Settings.load(), create=False), id)
+    revoked = _auth.revoke(open_store(Settings.load(), create=False), id)
     return say(_auth.tell(revoked)) if as_json else show(f"{id} is revoked")
 
 
@@ -651,8 +648,8 @@ def revoke_token(id: str, as_json: bool) -> None:
 @as_json
 def access_log(since: int, most: int, as_json: bool) -> None:
     """List who looked at decisions, events, features and models over HTTP, and what was refused to a token."""
-    platform = open_platform(Settings.load(), create=False)
-    recent = takewhile(lambda a: instant(a["at"]) >= since, _auth.all_accesses(platform))
+    store = open_store(Settings.load(), create=False)
+    recent = takewhile(lambda a: instant(a["at"]) >= since, _auth.all_accesses(store))
     found = list(islice(recent, most or None))[::-1]
     if as_json:
         return say(found)

@@ -27,11 +27,10 @@ from .ranking import Alternative, Candidates, Ranking, compute_alternatives, eva
 from ..engine.columns import NULL
 from ..errors import MlpkgError
 from ..features import FeatureSet, evaluate
-from ..models import Champion, Model, promote, ready
-from ..schema import Event, Outcome, Rejected, Row, Source, code_hash, validated
+from ..models import ActiveModel, Model, promote, ready
+from ..schema import Event, Outcome, Rejected, Source, ValidatedEvent, code_hash, validated
 from ..settings import Settings
-from ..store import Batch, Entry, Platform, decisions_of, reopened
-from ..store import open as open_platform
+from ..store import Batch, Entry, Store, decisions_of, open_store, reopened
 from ..times import duration, instant, iso, now
 from ..untrusted import path_name
 
@@ -171,11 +170,11 @@ class UseCase:
 
     def _decider(self) -> "Decider":
         settings = Settings.load()
-        if getattr(self._deciders, "store", None) != settings.store:
-            self._deciders.decider = Decider(self, open_platform(settings))
-            self._deciders.store = settings.store
-        platform = self._deciders.decider.platform
-        if (current := reopened(platform)) is not platform:
+        if getattr(self._deciders, "store", None) != settings.store_path:
+            self._deciders.decider = Decider(self, open_store(settings))
+            self._deciders.store_path = settings.store_path
+        store = self._deciders.decider.store
+        if (current := reopened(store)) is not store:
             self._deciders.decider = Decider(self, current)
         return self._deciders.decider
 
@@ -225,16 +224,16 @@ def _not_loaded(what: str, module: str, error: Exception) -> MlpkgError:
 
 # %% ../../nbs/07_decisions/04_decider.ipynb #decider
 class Decider:
-    """Decides the events of a use case on a platform; one per thread."""
+    """Decides the events of a use case on a store; one per thread."""
 
-    def __init__(self, use_case: UseCase, platform: Platform):
-        self.use_case, self.platform = use_case, platform
-        self.champion = Champion(platform, use_case.name, use_case.on)
+    def __init__(self, use_case: UseCase, store: Store):
+        self.use_case, self.store = use_case, store
+        self.champion = ActiveModel(store, use_case.name, use_case.on)
         self._policy_version = code_hash(use_case.policy)
         self._fallback_version = code_hash(use_case.fallback) if callable(use_case.fallback) else "constant"
         self.deadline_us = use_case.deadline_us
-        platform.register(use_case.name, use_case.features)
-        self.champion.take(platform.live(use_case.name))
+        store.register(use_case.name, use_case.features)
+        self.champion.take(store.live(use_case.name))
 
     @property
     def model(self) -> Model | None:
@@ -243,12 +242,12 @@ class Decider:
 
     def check(self) -> None:
         """Raise `MlpkgError` unless a decision could be made now: the store can be written and a model is live."""
-        self.platform.check()
+        self.store.check()
         self.check_model()
 
     def check_model(self) -> None:
         """Raise `MlpkgError` unless there is a model to decide with."""
-        live = self.platform.live(self.use_case.name)
+        live = self.store.live(self.use_case.name)
         if self.champion.take(live) is None and live is not None:
             self.champion.load(live)  # nothing could be decided meanwhile
         if self.champion.take(live) is None:
@@ -284,7 +283,7 @@ class Decider:
             row, _ = self._take(body, lambda given: (source.parse(given), None))
             return self._decide(row, arrived, clock, caller, began)
         except Rejected as why:
-            self.platform.bury(source.name, body, why)
+            self.store.add_dead_letter(source.name, body, why)
             raise
 
     def rank(
@@ -312,12 +311,12 @@ class Decider:
             row, given = self._take(body, ranking.parse)
             return self._decide(row, arrived, clock, caller, began, given or self._find(row), given is not None)
         except Rejected as why:
-            self.platform.bury(source.name, body, why)
+            self.store.add_dead_letter(source.name, body, why)
             raise
 
     def _take(
-        self, body: bytes | str | Mapping[str, Any], parse: Callable[[Any], tuple[Row, Candidates | None]]
-    ) -> tuple[Row, Candidates | None]:
+        self, body: bytes | str | Mapping[str, Any], parse: Callable[[Any], tuple[ValidatedEvent, Candidates | None]]
+    ) -> tuple[ValidatedEvent, Candidates | None]:
         """What `parse` makes of a body, or of the event in the log that it names by the id alone."""
         try:
             return parse(body)
@@ -335,14 +334,14 @@ class Decider:
             given = validated(_OnlyId, source.name, body)
         except Rejected:
             return None
-        if (entry := self.platform.entry(source.stream, id := given.id)) is None:
+        if (entry := self.store.entry(source.stream, id := given.id)) is None:
             what = "is the id of no event that was sent; send the whole event"
             raise Rejected("id", id, what, event=id, source=source.name)
         said = msgspec.json.decode(entry.body)
         known = {name: said[name] for name in source.seen if name in said}  # a newer contract may have a field more
         return given.model_dump(exclude_unset=True) | {"time": iso(entry.time), **known}, entry.body
 
-    def _find(self, row: Row) -> Candidates:
+    def _find(self, row: ValidatedEvent) -> Candidates:
         """What the use case itself would rank."""
         ranking, find = self.use_case.ranking, self.use_case.candidates
         assert ranking is not None
@@ -356,7 +355,7 @@ class Decider:
 
     def _decide(
         self,
-        row: Row,
+        row: ValidatedEvent,
         arrived: int,
         clock: int,
         caller: str | None,
@@ -365,7 +364,7 @@ class Decider:
         given: bool = False,
     ) -> Decision:
         source = self.use_case.on
-        with self.platform.decision(self.use_case.name, source, row, arrived, clock) as unit:
+        with self.store.decision(self.use_case.name, source, row, arrived, clock) as unit:
             if unit.known is not None:
                 known = _decoder.decode(unit.known)
                 if among and not (known.alternatives and (not given or among.same(known.alternatives))):
@@ -488,7 +487,7 @@ class Verification:
     fallbacks: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
 
-    def note(self, wrong: Sequence[Difference]) -> None:
+    def add(self, wrong: Sequence[Difference]) -> None:
         """Count one decision as a mismatch where anything of it is wrong."""
         self.mismatches += bool(wrong)
         self.differences += wrong[: max(0, _SHOWN - len(self.differences))]
@@ -497,7 +496,7 @@ class Verification:
 _SHOWN = 20
 
 
-def verify(use_case: UseCase, platform: Platform, progress: Callable[[int], object] = lambda n: None) -> Verification:
+def verify(use_case: UseCase, store: Store, progress: Callable[[int], object] = lambda n: None) -> Verification:
     """Recompute every recorded decision of a use case from the log alone and compare features and score to the bit.
 
     Raises
@@ -506,19 +505,19 @@ def verify(use_case: UseCase, platform: Platform, progress: Callable[[int], obje
         When a model that a decision names is missing, damaged, or cannot be evaluated here.
     """
     found = Verification()
-    state = platform.settings.state
+    state = store.settings.state
     loaded: dict[str, Model] = {}
-    until = platform.last_position()
-    decided = platform.decided(use_case.name)
-    bodies = (e.body for e in platform.read(streams=[decisions_of(use_case.name)], until=until))
+    until = store.last_position()
+    decided = store.decided(use_case.name)
+    bodies = (e.body for e in store.read(streams=[decisions_of(use_case.name)], until=until))
     named = {_numbers_of(msgspec.json.decode(body, type=_Named)) for body in bodies}
     for version in sorted(version for version in named if version):
         loaded[version] = ready(models.find(state, use_case.name, version))
     sources = {s.name: s for m in loaded.values() for s in m.features.sources}
     outcomes = {o.stream: o for m in loaded.values() for o in m.features.outcomes}
-    history = platform.history(list(sources.values()), list(outcomes.values()), until=until)
+    history = store.history(list(sources.values()), list(outcomes.values()), until=until)
     seen = dict(zip(*(a.tolist() for a in decided), strict=True))
-    for page in pages(platform.read(streams=[decisions_of(use_case.name)], until=until), _PAGE):
+    for page in pages(store.read(streams=[decisions_of(use_case.name)], until=until), _PAGE):
         records = [(e, _decoder.decode(e.body)) for e in page]
         for version, model in loaded.items():
             of_it = ((e, d) for e, d in records if _numbers_of(d) == version)
@@ -590,7 +589,7 @@ def _compare(
             wrong += [Difference(decision.event, what, old, new) for (what, old), new in told if not _same(old, new)]
         if decision.moment[1] != seen[entry.about or 0]:
             wrong.append(Difference(decision.event, "moment", decision.moment[1], seen[entry.about or 0]))
-        found.note(wrong)
+        found.add(wrong)
 
 
 def _same(recorded: float | int | None, value: float | int) -> bool:
@@ -619,7 +618,7 @@ class Replayed:
 
 def replay(
     use_case: UseCase,
-    platform: Platform,
+    store: Store,
     start: int,
     end: int,
     into: Path,
@@ -637,33 +636,33 @@ def replay(
     MlpkgError
         When `into` holds a store already, there is no such model, or none is named and none is live.
     """
-    version = model or platform.live(use_case.name)
+    version = model or store.live(use_case.name)
     if version is None:
         name = use_case.name
         raise MlpkgError(
             f"no model is live for {name!r}", f"train one: mlpkg train {name}; or promote one of: mlpkg models {name}"
         )
-    settings = platform.settings.model_copy(update={"state": into})
-    if settings.store.exists():
+    settings = store.settings.model_copy(update={"state": into})
+    if settings.store_path.exists():
         raise MlpkgError(f"there is a store in {into} already", "name a folder that does not exist yet")
-    chosen = ready(models.find(platform.settings.state, use_case.name, version))
-    fresh = open_platform(settings)
+    chosen = ready(models.find(store.settings.state, use_case.name, version))
+    fresh = open_store(settings)
     try:
         fresh.register(use_case.name, use_case.features)
         why = f"{'asked for' if model else 'live'} at {iso(now())} in the store that is replayed"
         promote(fresh, models.adopt(into, chosen.folder), by="replay", why=why)
-        return _send(use_case, platform, fresh, start, end, progress)
+        return _send(use_case, store, fresh, start, end, progress)
     finally:
         fresh.close()
 
 
 def _send(
-    use_case: UseCase, platform: Platform, fresh: Platform, start: int, end: int, progress: Callable[[int], object]
+    use_case: UseCase, store: Store, fresh: Store, start: int, end: int, progress: Callable[[int], object]
 ) -> Replayed:
     done = Replayed()
     streams: dict[str, Source | Outcome] = dict(use_case.sources)
     streams |= {o.stream: o for s in use_case.sources.values() for o in s.outcomes.values()}
-    entries, last = _by_arrival(use_case, platform, list(streams), lambda arrived: start <= arrived < end)
+    entries, last = _by_arrival(use_case, store, list(streams), lambda arrived: start <= arrived < end)
     decider = Decider(use_case, fresh)
     decider.deadline_us = None  # of another machine and another day
     page: list[Entry] = []
@@ -674,7 +673,7 @@ def _send(
         elif start <= entry.arrived < end:
             _warm(fresh, page, streams, done)
             try:
-                _step(use_case, platform, decider, entry, streams, done)
+                _step(use_case, store, decider, entry, streams, done)
             except Rejected:
                 done.refused += 1
         elif entry.source in streams:  # or it was decided at another time than this
@@ -688,17 +687,17 @@ _WARM = 200_000  # entries that are loaded at once
 
 # %% ../../nbs/07_decisions/04_decider.ipynb #replay-order
 def _by_arrival(
-    use_case: UseCase, platform: Platform, streams: list[str], asked: Callable[[int], bool]
+    use_case: UseCase, store: Store, streams: list[str], asked: Callable[[int], bool]
 ) -> tuple[Iterable[Entry], int]:
     """What is to be replayed in its order, and the place of the last entry whose arrival is `asked` for.
 
     A log that is in this order already is read an entry at a time, another one is sorted in memory.
     """
-    until = platform.last_position()
+    until = store.last_position()
     wanted = [*streams, decisions_of(use_case.name)]
 
     def read() -> Iterator[tuple[Any, Entry]]:
-        return _placed(platform.read(streams=wanted, until=until), platform, use_case)
+        return _placed(store.read(streams=wanted, until=until), store, use_case)
 
     last, before, sorted_already = -1, None, True
     for n, (place, entry) in enumerate(read()):
@@ -710,12 +709,12 @@ def _by_arrival(
     return entries, max((n for n, entry in enumerate(entries) if asked(entry.arrived)), default=-1)
 
 
-def _placed(entries: Iterator[Entry], platform: Platform, use_case: UseCase) -> Iterator[tuple[Any, Entry]]:
+def _placed(entries: Iterator[Entry], store: Store, use_case: UseCase) -> Iterator[tuple[Any, Entry]]:
     """Each entry with its place: decisions stay where they are in the log, and what lies between them goes by arrival.
 
     An event and its decision are one, unless something was appended between them.
     """
-    until = dict(zip(*(a.tolist() for a in platform.decided(use_case.name)), strict=True))
+    until = dict(zip(*(a.tolist() for a in store.decided(use_case.name)), strict=True))
     events, stretch = {s.stream for s in use_case.sources.values()}, 0
     for e in entries:
         about = e.about if e.source == decisions_of(use_case.name) else e.position
@@ -727,14 +726,14 @@ def _placed(entries: Iterator[Entry], platform: Platform, use_case: UseCase) -> 
         yield (stretch, not fixed, e.arrived, e.source in events, e.time, len(e.id), e.id), e
 
 # %% ../../nbs/07_decisions/04_decider.ipynb #replay-step
-def _warm(fresh: Platform, page: list[Entry], streams: Mapping[str, Source | Outcome], done: Replayed) -> None:
+def _warm(fresh: Store, page: list[Entry], streams: Mapping[str, Source | Outcome], done: Replayed) -> None:
     if page:
         fresh.load(as_batch(page, streams), trusted=True)
         done.warmed += len(page)
         page.clear()
 
 
-def _judge(fresh: Platform, entry: Entry, streams: Mapping[str, Source | Outcome]) -> bool:
+def _judge(fresh: Store, entry: Entry, streams: Mapping[str, Source | Outcome]) -> bool:
     stream = streams.get(entry.source)
     if not isinstance(stream, Outcome) or not fresh.entry(stream.source.stream, entry.id):
         return False
@@ -746,20 +745,20 @@ def _judge(fresh: Platform, entry: Entry, streams: Mapping[str, Source | Outcome
 
 def _step(
     use_case: UseCase,
-    platform: Platform,
+    store: Store,
     decider: Decider,
     entry: Entry,
     streams: Mapping[str, Source | Outcome],
     done: Replayed,
 ) -> None:
     """Send one entry the way that it came."""
-    fresh, stream = decider.platform, streams.get(entry.source)
+    fresh, stream = decider.store, streams.get(entry.source)
     body = {"id": entry.id, **msgspec.json.decode(entry.body)}
     if isinstance(stream, Outcome):
         fresh.report(stream, body, arrived=entry.arrived, clock=entry.arrived)
         done.outcomes += 1
         return
-    recorded = platform.entry(decisions_of(use_case.name), entry.id) if stream in (None, use_case.on) else None
+    recorded = store.entry(decisions_of(use_case.name), entry.id) if stream in (None, use_case.on) else None
     if stream is not None:
         done.events += 1
         if stream is not use_case.on or (recorded and recorded.position > entry.position + 1):  # it was decided later
@@ -767,7 +766,7 @@ def _step(
             return
         event: Entry | None = entry
     else:
-        event = platform.entry(use_case.on.stream, entry.id)
+        event = store.entry(use_case.on.stream, entry.id)
     assert event is not None
     _decide_again(use_case, decider, event, entry.arrived, recorded, done)
 

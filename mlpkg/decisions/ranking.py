@@ -18,8 +18,8 @@ from ..engine.columns import Column
 from ..engine.history import History
 from ..engine.timeline import Array, Timeline
 from ..features import FeatureSet, compute, evaluate_many
-from ..schema import Event, Rejected, Row, Source, Table, validated
-from ..store import Unit
+from ..schema import Event, Rejected, Source, Table, ValidatedEvent, validated
+from ..store import DecisionTransaction
 
 # %% ../../nbs/07_decisions/01_ranking.ipynb #alternative
 class Alternative(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ class Ranking:
         name, config = self.source.contract.__name__, Event.model_config
         return create_model(name, __config__=config, id=(str, ...), candidates=(self._several, ...))
 
-    def parse(self, body: bytes | str | Mapping[str, Any]) -> tuple[Row, Candidates | None]:
+    def parse(self, body: bytes | str | Mapping[str, Any]) -> tuple[ValidatedEvent, Candidates | None]:
         """Take an event and, if it brings some, its candidates through the door.
 
         Raises
@@ -176,7 +176,7 @@ def _unkept(column: Column, values: Sequence[Any]) -> int | None:
 
 # %% ../../nbs/07_decisions/01_ranking.ipynb #alternatives
 def evaluate_candidates(
-    features: FeatureSet, source: Source, row: Row, candidates: Candidates, unit: Unit
+    features: FeatureSet, source: Source, row: ValidatedEvent, candidates: Candidates, unit: DecisionTransaction
 ) -> dict[str, Array]:
     """The features of an event with each of its candidates, inside its unit of work: a column per feature."""
     many = len(candidates.fields)

@@ -114,7 +114,7 @@ class Events:
 class Reports:
     """Facts about events: the position of the event, from where the fact counts, the facts, when they arrived, and which correct.
 
-    Ordered by `about`; of several about one event a later one supersedes those before it (see `Fact.precedence`).
+    Ordered by `about`; of several about one event a later one supersedes those before it (see `Feedback.precedence`).
     """
 
     about: Array

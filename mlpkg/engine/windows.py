@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['edges_of', 'rows_until', 'window_bounds', 'running_max', 'may_know_itself', 'sees_all', 'seen_from', 'visible_bounds',
-           'private_windows', 'Unseen', 'Missing', 'Windows']
+           'private_windows', 'LateRows', 'Missing', 'Windows']
 
 # %% ../../nbs/01_engine/08_windows.ipynb #imports
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,10 @@ import numpy as np
 from . import int128 as exact
 from . import order_statistics as order
 from .columns import Column
-from .filters import Condition
+from .filters import Filter
 from .history import span_of
-from .int128 import Wide
-from .timeline import FAR, Array, Moments, Timeline, blocks, ragged
+from .int128 import Int128
+from .timeline import FAR, Array, AsOf, Timeline, blocks, ragged
 
 # %% ../../nbs/01_engine/08_windows.ipynb #bounds
 def edges_of(delay: int, widths: Sequence[int]) -> Array:
@@ -27,7 +27,7 @@ def edges_of(delay: int, widths: Sequence[int]) -> Array:
     return np.array([*(delay + width for width in widths), delay], np.int64)[:, None]
 
 
-def rows_until(timeline: Timeline, moments: Moments, until: Array) -> Array:
+def rows_until(timeline: Timeline, moments: AsOf, until: Array) -> Array:
     """How many rows lie at or before each time: places in the timeline, of the shape of `until`, (edges, moments)."""
     if moments.live:
         return timeline.time.searchsorted(until, "right")
@@ -41,7 +41,7 @@ def rows_until(timeline: Timeline, moments: Moments, until: Array) -> Array:
     return keys.searchsorted(asked, "right")
 
 
-def window_bounds(timeline: Timeline, moments: Moments, edges: Array) -> tuple[Array, Array]:
+def window_bounds(timeline: Timeline, moments: AsOf, edges: Array) -> tuple[Array, Array]:
     """The rows inside ``(t - delay - width, t - delay]`` as ``lo`` of shape (widths, moments) and ``hi`` of shape (moments,)."""
     places = rows_until(timeline, moments, moments.time - edges)
     return places[:-1], places[-1]
@@ -62,12 +62,12 @@ def running_max(values: Array, starts: Array) -> Array:
     return out
 
 
-def may_know_itself(timeline: Timeline, moments: Moments) -> Array:
+def may_know_itself(timeline: Timeline, moments: AsOf) -> Array:
     """Which moments might see the truth about their own event: those of an event that was decided some time after it came in."""
     return (moments.position > moments.own) & (timeline.truth is not None or timeline.about is not None)
 
 
-def sees_all(timeline: Timeline, moments: Moments, delay: int) -> bool:
+def sees_all(timeline: Timeline, moments: AsOf, delay: int) -> bool:
     """Whether it is plain that every moment sees every row, as live decisions nearly always do."""
     if not len(timeline):
         return True
@@ -86,7 +86,7 @@ def seen_from(timeline: Timeline) -> Array:
 
 
 def visible_bounds(
-    timeline: Timeline, moments: Moments, lo: Array, hi: Array, delay: int
+    timeline: Timeline, moments: AsOf, lo: Array, hi: Array, delay: int
 ) -> tuple[Array, Array, Array, Array]:
     """`lo` and `hi` without invisible rows at the end of each window; which moments are clean, and which are odd."""
     if not len(timeline):
@@ -113,7 +113,7 @@ def visible_bounds(
     return lo, hi, clean & ~odd, odd
 
 # %% ../../nbs/01_engine/08_windows.ipynb #private
-def private_windows(timeline: Timeline, moments: Moments, lo: Array, hi: Array) -> tuple[Timeline, Array, Array]:
+def private_windows(timeline: Timeline, moments: AsOf, lo: Array, hi: Array) -> tuple[Timeline, Array, Array]:
     """A timeline in which each moment owns a copy of the rows it can see, with the bounds of its windows there.
 
     What was reported about its own event a moment never sees.
@@ -139,7 +139,7 @@ def private_windows(timeline: Timeline, moments: Moments, lo: Array, hi: Array) 
     return kept, count[lo + shift], count[starts[1:]]
 
 # %% ../../nbs/01_engine/08_windows.ipynb #unseen
-class Unseen:
+class LateRows:
     """Rows that lie in windows of moments which cannot see them.
 
     Parameters
@@ -227,11 +227,11 @@ def _from_here(values: Array) -> Array:
 class Missing:
     """What some moments cannot see: the moments, the rows missing for each, and the truths not yet told."""
 
-    def __init__(self, timeline: Timeline, moments: Moments, late: Array, least: Array, hi: Array):
+    def __init__(self, timeline: Timeline, moments: AsOf, late: Array, least: Array, hi: Array):
         self.late = late
         asked = (moments.entity[late], least[late], hi[late], moments.position[late])
-        self.gone = Unseen(timeline.seen_from, *asked)
-        self.untold = Unseen(seen_from(timeline), *asked) if timeline.truth is not None else None
+        self.gone = LateRows(timeline.seen_from, *asked)
+        self.untold = LateRows(seen_from(timeline), *asked) if timeline.truth is not None else None
 
 
 def _halves(word: Array) -> tuple[Array, Array]:
@@ -248,7 +248,7 @@ class Windows:
     def __init__(
         self,
         timeline: Timeline,
-        moments: Moments,
+        moments: AsOf,
         lo: Array,
         hi: Array,
         columns: Mapping[str, Column],
@@ -287,7 +287,7 @@ class Windows:
             return self._without(total, np.full(len(values), truth.presumed))
         return self._without(total, values)
 
-    def power_sum(self, column: str, power: int) -> Array | Wide:
+    def power_sum(self, column: str, power: int) -> Array | Int128:
         """The exact sum of a power of a column over each window: int64 where that holds central sums too, else modulo 2¹²⁸."""
         values = self.codes(column)
         most = max(-int(values.min(initial=0)), int(values.max(initial=0)))
@@ -295,7 +295,7 @@ class Windows:
             raised = values**power
             prefix = self._prefix(f"{column}^{power}", raised)
             return self._without(prefix.take(self.hi) - prefix.take(self.lo), raised)
-        raised = Wide.of(values)
+        raised = Int128.of(values)
         for _ in range(power - 1):
             raised = raised * values
         name = f"{column}^{power}"
@@ -307,7 +307,7 @@ class Windows:
             halves = np.stack(
                 [half.view(np.int64) for word in (raised.low, raised.high.view(np.uint64)) for half in _halves(word)]
             )
-            a, b, c, d = (Wide.of(part) for part in self.missing.gone.sum(halves, self.lo[:, late]))
+            a, b, c, d = (Int128.of(part) for part in self.missing.gone.sum(halves, self.lo[:, late]))
             gone = ((d * 2**32 + c) * 2**32 + b) * 2**32 + a
             right = total[:, late] - gone
             where = np.arange(total.low.size).reshape(total.low.shape)[:, late]
@@ -343,7 +343,7 @@ class Windows:
         """The same windows cut to their latest rows."""
         return self._but(np.maximum(self.lo, self.hi - most), None)
 
-    def where(self, condition: Condition) -> "Windows":
+    def where(self, condition: Filter) -> "Windows":
         """The same windows with only the rows that meet a condition."""
         name = f"where {condition.text}"
         if name not in self._cache:

@@ -16,13 +16,12 @@ import lightgbm as lgb
 
 from .. import models
 from ..decisions import UseCase, replay
-from ..lab.frames import the_platform
+from ..lab.frames import find_store
 from ..lab.ingest import ingest_file, lab_of
 from ..lab.training import categories_of, matrix, training_set
 from ..models import promote
 from ..settings import Settings
-from ..store import Platform, decisions_of
-from ..store import open as open_platform
+from ..store import Store, decisions_of, open_store
 from ..times import DAY
 
 # %% ../../nbs/18_examples/01_example_store.ipynb #example-store
@@ -40,7 +39,7 @@ class ExampleStore:
     def close(self) -> None:
         """Go back to the store of the settings and remove the simulated one."""
         if self.folder:
-            the_platform().close()
+            find_store().close()
             os.environ.pop("MLPKG_STATE") if self._before is None else os.environ.update(MLPKG_STATE=self._before)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder = None
@@ -65,28 +64,28 @@ def example_store(case: UseCase, *, decided_days: int = 0, **simulation: Any) ->
     events = simulator(**simulation)
     events.to_parquet(found.folder / "events.parquet")
     state = found.folder / ("history" if decided_days else "state")
-    platform = open_platform(Settings.load(state=state))
-    ingest_file(case, found.folder / "events.parquet", platform)
+    store = open_store(Settings.load(state=state))
+    ingest_file(case, found.folder / "events.parquet", store)
     if decided_days:
         end = int(events["time"].max().timestamp()) * 1_000_000 // DAY * DAY + DAY
         start = end - decided_days * DAY
-        _train(case, platform, start)
-        replay(case, platform, start, end, found.folder / "state")
-    platform.close()
+        _train(case, store, start)
+        replay(case, store, start, end, found.folder / "state")
+    store.close()
     return found
 
 
 def _has(case: UseCase, decided: bool) -> bool:
-    if not Settings.load().store.exists():
+    if not Settings.load().store_path.exists():
         return False
     streams = [decisions_of(case.name)] if decided else [case.on.stream]
-    return next(iter(the_platform().read(streams=streams)), None) is not None
+    return next(iter(find_store().read(streams=streams)), None) is not None
 
 
-def _train(case: UseCase, platform: Platform, until: int) -> None:
+def _train(case: UseCase, store: Store, until: int) -> None:
     """A quick model of what was known at `until`, live at once."""
     features = case.features
-    rows: Any = training_set(features, 0, until, as_of=until, platform=platform)
+    rows: Any = training_set(features, 0, until, as_of=until, store=store)
     rows = rows.dropna(subset="label")
     categories = categories_of(rows, features)
     data = lgb.Dataset(
@@ -97,7 +96,7 @@ def _train(case: UseCase, platform: Platform, until: int) -> None:
     )
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 15, "lambda_l2": 1, "verbosity": -1}
     booster = lgb.train(settings | {"num_threads": 1, "seed": 0}, data, 100)
-    state = platform.settings.state
+    state = store.settings.state
     about: dict[str, Any] = {"metrics": {}, "lineage": {}, "policy": {}}
     version = models.save(state, case.name, booster, features, categories=categories, **about)
-    promote(platform, models.find(state, case.name, version), by="example", why="an example")
+    promote(store, models.find(state, case.name, version), by="example", why="an example")

@@ -23,12 +23,12 @@ import numpy as np
 from ..aggregates import Aggregate, Kind, Span, from_spec
 from ..engine.columns import NULL, Column
 from ..engine.history import Events, History, Layout, facts, presumed
-from ..engine.tiles import Cells
-from ..engine.timeline import FAR, Array, Moments, Packed, Timeline, as_timeline, stable_order, with_truth
+from ..engine.tiles import Tiles
+from ..engine.timeline import FAR, Array, AsOf, Packed, Timeline, as_timeline, stable_order, with_truth
 from ..errors import MlpkgError, did_you_mean
-from .expressions import OtherFeature, PresentField, Request, Term, feature, field, request, term_of
-from .online import Formulas, Quick
-from .plan import Reduction
+from .expressions import OnDemand, OtherFeature, PresentField, Term, feature, field, on_demand, term_of
+from .online import ExpressionPlan, OnlinePlan
+from .plan import AggregationPlan
 from ..schema import Group, Key, Source, function_of, key_of, reference, source_of
 from ..times import duration, spoken
 
@@ -42,7 +42,7 @@ class Feature:
 
     name: str
     kind: Kind
-    words: str
+    description: str
 
     @property
     def integer(self) -> bool:
@@ -68,12 +68,14 @@ class _Part:
         self.base, self.key, self.places = group.source.base, group.key, places
         self.presumes = self.fact is not None and self.fact.presumed is not None
         truth = self.fact.name if self.fact is not None and self.presumes else None
-        self.reduction = Reduction(aggregates, group.source.seen, delay, self.base.keep_us, truth)
-        presumed, after = (group.source.presumed or 0, group.source.after_us or 0) if truth else (0, 0)  # type: ignore[union-attr]
+        self.reduction = AggregationPlan(aggregates, group.source.seen, delay, self.base.retention_us, truth)
+        presumed, after = (group.source.presumed or 0, group.source.matures_after_us or 0) if truth else (0, 0)  # type: ignore[union-attr]
         self.settled = not self.presumes or 0 < after <= delay  # whether silence has decided all that nobody reported
-        self.quick = Quick(self.reduction, presumed, after)
+        self.quick = OnlinePlan(self.reduction, presumed, after)
         self.slow = [aggregates[i] for i in self.quick.rest]
-        self.rest = Reduction(self.slow, group.source.seen, delay, self.base.keep_us, truth) if self.slow else None
+        self.rest = (
+            AggregationPlan(self.slow, group.source.seen, delay, self.base.retention_us, truth) if self.slow else None
+        )
         self.columns = tuple(sorted(self.reduction.uses))
         own = tuple(c for c in self.columns if c != truth)
         if self.fact is None:
@@ -94,11 +96,11 @@ class _Part:
         """Whether a live decision needs no more of its rows than counts, sums and extremes."""
         return self.rest is None and self.settled and not self.quick.by_row
 
-    def is_plain(self, rows: Packed | Timeline | Cells, position: int, own: int) -> bool:
+    def is_plain(self, rows: Packed | Timeline | Tiles, position: int, own: int) -> bool:
         """Whether a live moment sees all rows of its windows, and all that was said about these."""
         if self.fact is None or not self.settled:
             return self.settled
-        if self.presumes or isinstance(rows, Cells):
+        if self.presumes or isinstance(rows, Tiles):
             return own == position
         latest = int(rows.position.max(initial=0))
         return own == position and latest <= position  # what is said of the own event comes later
@@ -122,7 +124,7 @@ class _Part:
         if not self.presumes:
             return None
         assert self.fact is not None
-        return {"name": self.fact.name, "presumed": self.fact.presumed, "after": self.fact.after_us}
+        return {"name": self.fact.name, "presumed": self.fact.presumed, "after": self.fact.matures_after_us}
 
 # %% ../../nbs/04_features/04_feature_set.ipynb #feature-set
 class FeatureSet:
@@ -135,7 +137,7 @@ class FeatureSet:
     on
         The source whose events the features are asked for.
     members
-        Groups (``source.by(key).agg(...)``), `field`s, `request`s and formulas of them. A group's features are named member,
+        Groups (``source.by(key).agg(...)``), `field`s, `on_demand` features and formulas of them. A group's features are named member,
         aggregate, window (and part, where there are several): ``customer_n_tx_7d``.
 
     Raises
@@ -144,22 +146,22 @@ class FeatureSet:
         Where two features have one name, a key or field is no column of `on`, or a function or formula asks for what is not there.
     """
 
-    def __init__(self, name: str, *, on: Source, **members: Group | Term | Request):
+    def __init__(self, name: str, *, on: Source, **members: Group | Term | OnDemand):
         self.name, self.on, self.members = name, on, members
         self.features: list[Feature] = []
         self._parts: list[_Part] = []
-        self._present: list[tuple[int, PresentField | Request]] = []
+        self._present: list[tuple[int, PresentField | OnDemand]] = []
         self._formulas: list[tuple[int, Term]] = []
         for member, what in members.items():
             if isinstance(what, Group):
                 self._add_group(member, what)
-            elif isinstance(what, PresentField | Request):
+            elif isinstance(what, PresentField | OnDemand):
                 self._add_present(member, what)
             elif isinstance(what, Term):
                 self._add_formula(member, what)
             else:
                 raise ValueError(
-                    f"{name}.{member}: {what!r} is neither source.by(...).agg(...), field(...), request(...) nor a formula"
+                    f"{name}.{member}: {what!r} is neither source.by(...).agg(...), field(...), on_demand(...) nor a formula"
                 )
         names = [f.name for f in self.features]
         if twice := {n for n in names if names.count(n) > 1}:
@@ -172,7 +174,7 @@ class FeatureSet:
         by_delay: dict[int, list[tuple[Aggregate, list[int]]]] = {}
         for name, aggregate in group.aggregates.items():
             assert isinstance(aggregate, Aggregate)
-            if any(a.present for a in (aggregate, *aggregate.inner)):
+            if any(a.present for a in (aggregate, *aggregate.operands)):
                 self._same(f"{where}.{name}", aggregate.verb(), group.source.seen[aggregate.names[0]])
             first = len(self.features)
             self.features += _features_of(member, name, group, aggregate)
@@ -193,7 +195,7 @@ class FeatureSet:
         if (mine.kind, mine.scale) != (column.kind, column.scale):
             raise ValueError(f"{where}: {column.name!r} is a {column.kind} there and a {mine.kind} in {self.on.name!r}")
 
-    def _add_present(self, member: str, what: PresentField | Request) -> None:
+    def _add_present(self, member: str, what: PresentField | OnDemand) -> None:
         if isinstance(what, PresentField):
             column = self.on.column(what.name)
             kind: Kind = "category" if column.kind == "text" else "int" if column.kind == "int" else "float"
@@ -294,13 +296,13 @@ class FeatureSet:
 
     def __repr__(self) -> str:
         width = max((len(n) for n in self.names), default=0)
-        lines = [f"{f.name:{width}}  {_TYPES[f.kind]:8}  {f.words}" for f in self.features]
+        lines = [f"{f.name:{width}}  {_TYPES[f.kind]:8}  {f.description}" for f in self.features]
         return "\n".join([f"FeatureSet {self.name!r} on {self.on.name!r}, {len(lines)} features", *lines])
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td><code>{f.name}</code></td><td>{_TYPES[f.kind]}</td>"
-            f"<td style='text-align:left'>{html.escape(f.words)}</td></tr>"
+            f"<td style='text-align:left'>{html.escape(f.description)}</td></tr>"
             for f in self.features
         )
         head = "<tr><th>feature</th><th>type</th><th style='text-align:left'>what it is</th></tr>"
@@ -319,8 +321,8 @@ def _features_of(member: str, name: str, group: Group, aggregate: Aggregate) -> 
     for span in aggregate.spans:
         window = "" if aggregate.verb() == "latest" else f"_{span.name}"
         words = _rows_in_words(group, aggregate, span)
-        for part in aggregate.parts or ("",):
-            what, tail = (aggregate.part_words(part), f"_{part}") if part else (aggregate.words(), "")
+        for part in aggregate.outputs or ("",):
+            what, tail = (aggregate.output_description(part), f"_{part}") if part else (aggregate.description(), "")
             found.append(Feature(f"{member}_{name}{window}{tail}", kind, f"{what} {words}"))
     return found
 
@@ -330,7 +332,7 @@ def _rows_in_words(group: Group, aggregate: Aggregate, span: Span) -> str:
     late = group.delay + duration(aggregate.delay)
     delay = f", {spoken(late)} before" if late else ""
     empty = f"; {aggregate.empty:g} where there is none" if aggregate.empty is not None else ""
-    kept = f"all kept ({group.source.base.keep})"
+    kept = f"all kept ({group.source.base.retention})"
     within = kept if span.name == "all" else f"the last {span.latest} events" if span.latest else span.name
     over = f"over {group.source.stream}{where} of the same {group.key.name.replace(',', ' and ')} in {within}"
     return f"{over}{delay}{empty}"
@@ -381,7 +383,7 @@ def compute(
     with ThreadPoolExecutor(threads) as pool:
         for part in features._parts:
             asked = {name: present[name] for name in part.reduction.present}
-            moments = Moments(np.empty(0, np.int64), time, own if seen is None else seen, own, asked)
+            moments = AsOf(np.empty(0, np.int64), time, own if seen is None else seen, own, asked)
             own_rows = every and part.fact is None and part.base.name == features.on.name
             found = _compute_part(part, history, part.key.of_many(present, time), moments, own_rows, pool, threads)
             for place, column in zip(part.places, found, strict=True):
@@ -419,7 +421,7 @@ def _compute_part(
     part: _Part,
     history: History,
     keys: Array,
-    moments: Moments,
+    moments: AsOf,
     own_rows: bool,
     pool: ThreadPoolExecutor,
     threads: int,
@@ -444,7 +446,7 @@ def _compute_part(
             seen = timeline.position if moments.position is moments.own else moments.position[to]
             present = {k: v[to] for k, v in moments.present.items()}
             entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-            those = Moments(entity, timeline.time, seen, timeline.position, present)
+            those = AsOf(entity, timeline.time, seen, timeline.position, present)
         else:
             those = moments.take(to)
             those.entity -= entities.start
@@ -495,7 +497,7 @@ class _Live:
             (part, [number[s.stream, s.key] for s in part.streams], slice(end - len(part.quick.offsets), end))
             for part, end in zip(features._parts, ends, strict=True)
         ]
-        self.formulas = Formulas([(p.quick, p.places) for p in features._parts], len(features.features))
+        self.formulas = ExpressionPlan([(p.quick, p.places) for p in features._parts], len(features.features))
 
 
 _NO_OFFSETS = np.zeros(0, np.int64)
@@ -512,7 +514,7 @@ def evaluate(
     time: int,
     position: int,
     own: int,
-    read: Callable[[str, str, int, int, Array | None], Packed | Timeline | Cells],
+    read: Callable[[str, str, int, int, Array | None], Packed | Timeline | Tiles],
 ) -> list[float | int]:
     """The features of one event, as Python numbers in the order of the features; NaN, or `NULL` for a category, is null.
 
@@ -528,14 +530,14 @@ def evaluate(
     """
     live = features._live
     named, edges = dict(zip(live.fields, codes, strict=True)), time - live.offsets
-    timelines: list[Packed | Timeline | Cells] = []
+    timelines: list[Packed | Timeline | Tiles] = []
     for stream, key, name, reach, windows, nothing in live.reads:
         if (value := key.of(named, time)) == NULL:
             timelines.append(nothing)
         else:
             timelines.append(read(stream, name, value, time - reach, windows if own == position else None))
     found: list[int] = []
-    slow: list[tuple[_Part, Any, Any, Sequence[int], Reduction]] = []
+    slow: list[tuple[_Part, Any, Any, Sequence[int], AggregationPlan]] = []
     for part, which, within in live.parts:
         rows, reports = timelines[which[0]], timelines[which[-1]]
         if part.is_plain(rows, position, own):
@@ -547,7 +549,7 @@ def evaluate(
             slow.append((part, rows, reports, range(len(part.reduction.plans)), part.reduction))
     out = live.formulas.numbers(found)
     for each in slow:
-        _evaluate_slow(*each, named, Moments.one(time, position, own), out)
+        _evaluate_slow(*each, named, AsOf.one(time, position, own), out)
     if features._present or features._formulas:
         _evaluate_terms(features, named, time, out)
     return out
@@ -558,15 +560,15 @@ def _evaluate_slow(
     rows: Any,
     reports: Any,
     which: Sequence[int],
-    reduction: Reduction,
+    reduction: AggregationPlan,
     named: Mapping[str, int],
-    moment: Moments,
+    moment: AsOf,
     out: list[Any],
 ) -> None:
     """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
     rows, reports = as_timeline(rows), as_timeline(reports)
     if part.presumes:
-        rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.after_us)
+        rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.matures_after_us)
     elif part.fact is not None:
         rows = replace(rows, about=rows.columns["about"])
     moment.present = {name: np.array([named[name]]) for name in reduction.present}
@@ -653,13 +655,13 @@ def evaluate_many(
     for part in features._parts:
         rows, reports = (held[s.stream, s.key] for s in (part.streams[0], part.streams[-1]))
         if part.presumes:
-            rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.after_us)
+            rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.matures_after_us)
         elif part.fact is not None:
             rows = replace(rows, about=rows.columns["about"])
         entity, keys = entities[part.key.name]
         order = stable_order(entity + 1)
         asked = {name: present[name] for name in part.reduction.present}
-        moments = Moments(entity, time, position, own, asked).take(order)
+        moments = AsOf(entity, time, position, own, asked).take(order)
         bits = np.empty((part.reduction.size, len(time)), np.int64)
         first = moments.entity.searchsorted(np.arange(len(rows.starts)))
         for some, mine, its in Layout(order, rows.starts, np.array(keys)).pieces(rows.time, first):
@@ -681,14 +683,14 @@ def to_json(features: FeatureSet) -> str:
     return json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
 
 
-def _member_spec(what: Group | Term | Request) -> dict[str, Any]:
+def _member_spec(what: Group | Term | OnDemand) -> dict[str, Any]:
     if isinstance(what, Group):
         aggregates: Any = what.aggregates
         about = {"stream": what.source.stream, "key": what.key.spec(), "delay": what.delay}
         return {**about, "aggregates": {name: a.spec() for name, a in aggregates.items()}}
     if isinstance(what, PresentField):
         return {"field": what.name}
-    return {"request": reference(what.function)} if isinstance(what, Request) else {"formula": what.spec()}
+    return {"on_demand": reference(what.function)} if isinstance(what, OnDemand) else {"formula": what.spec()}
 
 
 def version_of(features: FeatureSet) -> str:
@@ -718,13 +720,13 @@ def from_json(text: str) -> FeatureSet:
     return FeatureSet(spec["name"], on=sources[spec["on"]], **members)
 
 
-def _member_of(m: Mapping[str, Any], streams: Mapping[str, Any], needed_by: str) -> Group | Term | Request:
+def _member_of(m: Mapping[str, Any], streams: Mapping[str, Any], needed_by: str) -> Group | Term | OnDemand:
     if "field" in m:
         return PresentField(m["field"])
     if "formula" in m:
         return term_of(m["formula"])
-    if "request" in m:
-        return Request(function_of(m["request"], f"{needed_by}, for {m['member']!r},"))
+    if "on_demand" in m:
+        return OnDemand(function_of(m["on_demand"], f"{needed_by}, for {m['member']!r},"))
     source = streams[m["stream"]]
     key = key_of(m["key"], source.base.seen, needed_by)
     return Group(source, key, m["delay"], {name: from_spec(a) for name, a in m["aggregates"].items()})

@@ -22,8 +22,8 @@ from ..engine.columns import NULL, Column
 from ..engine.history import Events, History, Reports
 from ..engine.timeline import Array
 from ..errors import MlpkgError
-from ..schema import Decisions, Fact, Outcome, Source
-from ..store import Entry, Platform, decisions_of
+from ..schema import Decisions, Feedback, Outcome, Source
+from ..store import Entry, Store, decisions_of
 from ..times import DAY, LATEST, iso
 
 # %% ../../nbs/17_lab/05_archive.ipynb #schema
@@ -94,9 +94,9 @@ class Archive:
 
     def export(
         self,
-        platform: Platform,
+        store: Store,
         sources: Sequence[Source],
-        outcomes: Sequence[Fact],
+        outcomes: Sequence[Feedback],
         use_cases: Sequence[str] = (),
         progress: Callable[[int], object] = lambda n: None,
     ) -> dict[str, int]:
@@ -104,14 +104,14 @@ class Archive:
         kinds = {s.stream: _fields(s.columns) for s in sources}
         kinds |= {o.stream: _fields(told_in(o)) for o in outcomes}
         kinds |= {decisions_of(name): [_RECORD] for name in use_cases}
-        contents, until = self._contents(), platform.last_position()
+        contents, until = self._contents(), store.last_position()
         if set(kinds) - set(contents["streams"]):  # one that is new here starts from the beginning, and so do all
             contents = {"position": 0, "streams": [], "files": {}}
         files = contents["files"]
         self._drop_unfinished(files)
         count = dict.fromkeys(kinds, 0)
         page: list[Entry] = []
-        for entry in platform.read(contents["position"], streams=list(kinds), until=until):
+        for entry in store.read(contents["position"], streams=list(kinds), until=until):
             page.append(entry)
             count[entry.source] += 1
             if len(page) >= _PAGE:
@@ -241,13 +241,13 @@ class Archive:
     def history(
         self,
         sources: Sequence[Source],
-        outcomes: Sequence[Fact],
+        outcomes: Sequence[Feedback],
         *,
         until: int | None = None,
         since: int = 0,
         before: int = LATEST,
     ) -> History:
-        """As `Platform.history`, from the archive."""
+        """As `Store.history`, from the archive."""
         until = self.reaches if until is None else until
         if until == 0:
             raise MlpkgError(f"there is no archive in {self.folder}", "bring it up to date with: mlpkg export USE_CASE")
@@ -265,7 +265,7 @@ class Archive:
         pages = list(self.pages(stream, columns, until=until, since=since, before=before))
         return pa.concat_tables(pages) if pages else pa.schema(_FIRST + _fields(columns)).empty_table()
 
-    def _reports(self, outcome: Fact, events: Events, until: int) -> Reports:
+    def _reports(self, outcome: Feedback, events: Events, until: int) -> Reports:
         table = self._read(outcome.stream, told_in(outcome), until)
         place = dict(zip(events.ids, range(len(events)), strict=True))
         found = np.array([place.get(i, -1) for i in table["id"].to_pylist()], np.int64)
@@ -282,7 +282,7 @@ class Archive:
         return reports_of(outcome, about, np.maximum(position, about + 1), arrived, corrects, facts)
 
     def decided(self, use_case: str) -> tuple[Array, Array]:
-        """As `Platform.decided`, from the archive."""
+        """As `Store.decided`, from the archive."""
         if not self.has(decisions_of(use_case)):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         table = self._read(decisions_of(use_case), (), self.reaches)
@@ -320,19 +320,19 @@ _RECORDED = Column("record", "text")
 _CORRECTS = Column("corrects", "bool", nullable=True)
 
 
-def told_in(fact: Fact) -> tuple[Column, ...]:
+def told_in(fact: Feedback) -> tuple[Column, ...]:
     """The columns of a page that say what was told: of a decision its record, else the facts and whether it corrects."""
     return (_RECORDED,) if isinstance(fact, Decisions) else (*fact.facts, _CORRECTS)
 
 
-def corrects_of(fact: Fact, table: pa.Table) -> Array:
+def corrects_of(fact: Feedback, table: pa.Table) -> Array:
     """Which of the reports in a page correct an earlier one, 1 or 0."""
     if isinstance(fact, Decisions):
         return np.zeros(len(table), np.int64)
     return int64_of(table[_CORRECTS.name]).copy()
 
 
-def facts_of(fact: Fact, table: pa.Table) -> list[Array]:
+def facts_of(fact: Feedback, table: pa.Table) -> list[Array]:
     """The int64 of each of the facts in a page."""
     if not isinstance(fact, Decisions):
         return [codes_of(c, table[c.name]) for c in fact.facts]
@@ -341,7 +341,7 @@ def facts_of(fact: Fact, table: pa.Table) -> list[Array]:
 
 
 def reports_of(
-    fact: Fact, about: Array, known: Array, arrived: Array, corrects: Array, facts: Sequence[Array]
+    fact: Feedback, about: Array, known: Array, arrived: Array, corrects: Array, facts: Sequence[Array]
 ) -> Reports:
     """What was told about events, in the order of a history."""
     columns = {c.name: codes for c, codes in zip(fact.facts, facts, strict=True)}

@@ -90,9 +90,9 @@ def ingest(use_case: str, file: Path, source: str | None, max_rejected: int | fl
     """
     from mlpkg.lab.ingest import ingest_file
 
-    case, platform = opened(use_case, create=True)
+    case, store = opened(use_case, create=True)
     with _rows_read() as count:
-        done = ingest_file(case, file, platform, count, source=source, max_rejected=max_rejected)
+        done = ingest_file(case, file, store, count, source=source, max_rejected=max_rejected)
     if as_json:
         say(done)
     else:
@@ -158,12 +158,12 @@ def export(use_case: str, as_json: bool) -> None:
     """Bring the archive (partitioned Parquet under the state) up to date with the log."""
     from mlpkg.lab.archive import Archive
 
-    case, platform = opened(use_case)
-    platform.register(case.name, case.features)
-    archive = Archive(platform.settings.state)
+    case, store = opened(use_case)
+    store.register(case.name, case.features)
+    archive = Archive(store.settings.state)
     outcomes = [o for s in case.sources.values() for o in s.outcomes.values()]
     with progress("exporting") as bar:
-        new = archive.export(platform, list(case.sources.values()), outcomes, [case.name], bar.update)
+        new = archive.export(store, list(case.sources.values()), outcomes, [case.name], bar.update)
     if as_json:
         return say({"folder": str(archive.folder), "new": new})
     show(f"{', '.join(f'{n} {stream}' for stream, n in new.items())} written to {archive.folder}")
@@ -211,9 +211,9 @@ def training_set(
 
     if (out is None) == (into is None):
         raise click.UsageError("say where to: either -o FILE or --into FOLDER")
-    case, platform = opened(use_case)
+    case, store = opened(use_case)
     asked: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "source": source, "history": history}
-    asked |= {"use_case": case, "platform": platform}
+    asked |= {"use_case": case, "store": store}
     if into is not None:
         rows = streaming.stream_training_set(
             case.features, start, end, into=into, progress=sys.stderr.isatty(), **asked
@@ -248,10 +248,10 @@ def train(
     """Run the training notebook with checked parameters and make a model of what it hands over."""
     from mlpkg.lab.runs import train as run
 
-    case, platform = opened(use_case)
-    model = run(case, platform, dict(parameters), notebook=notebook, why=why, log_output=log)
+    case, store = opened(use_case)
+    model = run(case, store, dict(parameters), notebook=notebook, why=why, log_output=log)
     metrics, executed = model.read("metrics"), model.folder / "executed.ipynb"
-    live = platform.live(case.name) == model.version
+    live = store.live(case.name) == model.version
     if as_json:
         return say({"version": model.version, "live": live, **metrics, "notebook": str(executed)})
     measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
@@ -268,7 +268,7 @@ def report(use_case: str, since: int, as_json: bool) -> None:
     from mlpkg.lab.reports import in_words
     from mlpkg.lab.reports import report as make
 
-    case, platform = opened(use_case)
-    platform.register(case.name, case.features)
-    found = make(case, platform, since)
+    case, store = opened(use_case)
+    store.register(case.name, case.features)
+    found = make(case, store, since)
     say(found) if as_json else show(*in_words(found).split("\n"))

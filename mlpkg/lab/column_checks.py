@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from ..engine.columns import NULL, Column, text_code
 from .cell_values import Said, Unsayable, say
 from .files import Chunk
-from ..schema import Event, Outcome, Rejected, Resolution, Row, Source, Table, column_of, what_is
+from ..schema import Event, Outcome, Rejected, Resolution, Source, Table, ValidatedEvent, column_of, what_is
 from ..times import EARLIEST, LATEST, WRITE, now, read_time
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
@@ -204,7 +204,7 @@ class Taken:
         zeros = np.zeros(rows, np.int64)
         return cls(np.arange(rows), [""] * rows, zeros, zeros + NULL, [""] * rows, np.zeros((rows, columns), np.int64))
 
-    def put(self, i: int, row: Row, arrived: int) -> None:
+    def put(self, i: int, row: ValidatedEvent, arrived: int) -> None:
         """Put a row that came through the JSON door in its place."""
         self.ids[i], self.time[i], self.arrived[i] = row.id, row.time, arrived
         self.bodies[i], self.codes[i] = row.body, row.codes
@@ -455,7 +455,7 @@ class EventChecks:
             refused.append(Refused(int(chunk.rows[i]), shown(body), columns.missing(why), self.source.name))
         return taken.where(fine)
 
-    def _arrived(self, row: Row, said: Any) -> int:
+    def _arrived(self, row: ValidatedEvent, said: Any) -> int:
         if isinstance(said, Unsayable):
             raise Rejected(f"{self._where}.arrived", said.shown, said.reason, event=row.id, source=self.source.name)
         arrived = moment_of(said, self._where, row.id, self.source.name)
@@ -610,7 +610,7 @@ class ReportChecks:
     def _arrived(self, id: str, said: Any) -> int:
         arrived = moment_of(said, self.outcome.stream, id, self.outcome.stream)
         if arrived != NULL:
-            self.outcome.check_arrival(Row(id, 0, "", ()), arrived, now())
+            self.outcome.check_arrival(ValidatedEvent(id, 0, "", ()), arrived, now())
         return arrived
 
     def _take_lines(self, chunk: Chunk, lines: list[bytes], refused: list[Refused]) -> Taken:

@@ -27,19 +27,19 @@ from ..engine.timeline import Array
 from ..errors import MlpkgError, did_you_mean
 from .bootstrap import LEVEL, Mean, Measure, Paired, Ranking, paired
 from mlpkg.lab.frames import (
+    find_store,
     find_use_case,
     nullable,
     readable,
     series,
     texts_of_events,
     texts_of_outcome,
-    the_platform,
     times,
 )
 from .training import compute_past, find_outcome, label_of, seen_of
 from ..models import Model
 from ..schema import Outcome
-from ..store import Platform, decisions_of
+from ..store import Store, decisions_of
 from ..times import instant, iso, now
 
 # %% ../../nbs/17_lab/13_compare.ipynb #measures
@@ -366,7 +366,7 @@ class Rows:
     """The events that are compared, with what they could see."""
 
     case: UseCase
-    platform: Platform
+    store: Store
     history: History
     places: Array
     seen: Array
@@ -392,7 +392,7 @@ class Rows:
 
     def texts(self) -> dict[str, list[str | None]]:
         """The text fields, whose words only the log has."""
-        return texts_of_events(self.case.on, self.position, self.platform)
+        return texts_of_events(self.case.on, self.position, self.store)
 
 
 def score_rows(model: Model, rows: Rows) -> tuple[Table, Array]:
@@ -400,13 +400,13 @@ def score_rows(model: Model, rows: Rows) -> tuple[Table, Array]:
     past = compute_past(model.features, rows.history, rows.places, rows.seen)
     scores = model.predictor.score_many(past) if len(rows.places) else np.empty(0)
     shown = pd.DataFrame(past).assign(**{name: nullable(past[name]) for name in model.features.categories})
-    return readable(shown, model.features, platform=rows.platform), scores
+    return readable(shown, model.features, store=rows.store), scores
 
 
 def _served(rows: Rows) -> dict[int, _Served]:
     """What was served, by the position of the event."""
     wanted, found = set(rows.position.tolist()), {}
-    for entry in rows.platform.read(min(wanted, default=0), streams=[decisions_of(rows.case.name)]):
+    for entry in rows.store.read(min(wanted, default=0), streams=[decisions_of(rows.case.name)]):
         if entry.about in wanted:
             found[entry.about] = _served_decoder.decode(entry.body)
     return found
@@ -442,7 +442,7 @@ def compare(
     positive: str | Sequence[str] = (),
     as_of: str | int | None = None,
     costs: Costs | None = None,
-    platform: Platform | None = None,
+    store: Store | None = None,
 ) -> Comparison:
     """Put the events from `start` to just before `end` through two models.
 
@@ -472,10 +472,10 @@ def compare(
         When there is no such model, column or outcome, or the models decide events of another source.
     """
     case = find_use_case(use_case or next((m.use_case for m in (a, b) if isinstance(m, Model)), None))
-    platform = platform or the_platform()
-    sides = [side_of(m, case, platform) for m in (a, b)]
+    store = store or find_store()
+    sides = [side_of(m, case, store) for m in (a, b)]
     told = find_outcome(case.on, outcome)
-    rows, left_out = rows_of(case, platform, [m for m in sides if m], told, instant(start), instant(end), None in sides)
+    rows, left_out = rows_of(case, store, [m for m in sides if m], told, instant(start), instant(end), None in sides)
     if None in sides:
         rows, left_out["were decided by the fallback"] = _scored(rows)
     texts = rows.texts()
@@ -502,11 +502,11 @@ def compare(
     return Comparison(name_a, name_b, name, case.on.subject, frame, metrics, segments, left_out, (given_a, given_b))
 
 
-def side_of(model: str | Model, case: UseCase, platform: Platform) -> Model | None:
+def side_of(model: str | Model, case: UseCase, store: Store) -> Model | None:
     """The model that is meant, which has to decide the events of this use case; None for what was served."""
     if model == SERVED:
         return None
-    found = model if isinstance(model, Model) else models.find(platform.settings.state, case.name, model)
+    found = model if isinstance(model, Model) else models.find(store.settings.state, case.name, model)
     if found.features.on.name != case.on.name:
         raise MlpkgError(f"{found.version} decides {found.features.on.name!r}, and {case.name!r} {case.on.name!r}")
     return found
@@ -514,7 +514,7 @@ def side_of(model: str | Model, case: UseCase, platform: Platform) -> Model | No
 
 def rows_of(
     case: UseCase,
-    platform: Platform,
+    store: Store,
     sides: Sequence[Model],
     told: Outcome | None,
     first: int,
@@ -530,10 +530,10 @@ def rows_of(
     sources = {s.name: case.sources.get(s.name, s) for f in needed for s in f.sources} | {case.on.name: case.on}
     facts = {o.stream: o for f in needed for o in f.outcomes} | ({told.stream: told} if told else {})
     since = max(0, first - max((reach for f in needed for reach in f.reach.values()), default=0))
-    history = platform.history(list(sources.values()), list(facts.values()), since=since, before=last)
+    history = store.history(list(sources.values()), list(facts.values()), since=since, before=last)
     events = history.events[case.on.name]
     places = np.flatnonzero((events.time >= first) & (events.time < last))
-    about, until = platform.decided(case.name)
+    about, until = store.decided(case.name)
     was = np.isin(events.position[places], about) if decided else np.ones(len(places), bool)
     left_out = {"more were not decided": int((~was).sum())} if decided else {}
     places = places[was]
@@ -541,7 +541,7 @@ def rows_of(
         single = np.any([events.columns[name][places] != NULL for name in case.ranking.fields], axis=0)
         left_out["are rankings, see lab.rankings"] = int((~single).sum())
         places = places[single]
-    return Rows(case, platform, history, places, seen_of(events.position[places], about, until)), left_out
+    return Rows(case, store, history, places, seen_of(events.position[places], about, until)), left_out
 
 
 def _through(model: Model | None, rows: Rows, texts: Mapping[str, Any]) -> tuple[Table | None, Array, Array]:
@@ -565,10 +565,10 @@ def _truth(
     """The truth as 1, 0 or NaN where a row is not judged; the outcome and `judged` become columns of the frame."""
     truth = np.full(len(frame), np.nan)
     if told is not None:
-        texts = texts_of_outcome(told, rows.platform)
+        texts = texts_of_outcome(told, rows.store)
         frame[told.name] = label_of(told, rows.history, as_of, texts)[rows.places]
         unknown = pd.isna(frame[told.name]).to_numpy()
-        young = rows.time + (told.after_us or 0) > (now() if as_of is None else as_of)
+        young = rows.time + (told.matures_after_us or 0) > (now() if as_of is None else as_of)
         old = ~unknown & ~young
         left_out["too young"], left_out["not known"] = int(young.sum()), int((unknown & ~young).sum())
         if (yes := _is_yes(frame[told.name], told, positive, texts)) is None:

@@ -21,16 +21,16 @@ import pandas as pd
 from ..aggregates import OfNumber, from_spec
 from ..decisions import UseCase
 from ..engine.columns import NULL, Column
-from ..engine.filters import Condition, either_way
+from ..engine.filters import Filter, either_way
 from ..engine.history import Events, History, as_arrived
 from ..engine.timeline import FAR, Array
 from ..errors import MlpkgError, did_you_mean
-from ..features import FeatureSet, Formula, OtherFeature, PresentField, Request, compute, to_json
-from .frames import Order, check_order, preview, series, texts_of, the_platform, times, warn_of_late
+from ..features import BinaryOp, FeatureSet, OnDemand, OtherFeature, PresentField, compute, to_json
+from .frames import Order, check_order, find_store, preview, series, texts_of, times, warn_of_late
 from .frames import events as events_of
 from .training import UNDECIDED, name_of_use_case, seen_of
-from ..schema import Fact, Group, Key, Source
-from ..store import Platform
+from ..schema import Feedback, Group, Key, Source
+from ..store import Store
 from ..times import LATEST, duration, iso, spoken
 
 # %% ../../nbs/17_lab/11_explain.ipynb #origin
@@ -108,7 +108,7 @@ def _candidates(
 ) -> _Candidates:
     stream, base = group.source, history.events[group.source.base.name]
     mine = group.key.of({n: int(c[row]) for n, c in on.columns.items()}, at.time)
-    width = duration(window) if window[:1].isdigit() else group.source.base.keep_us - late
+    width = duration(window) if window[:1].isdigit() else group.source.base.retention_us - late
     inside = (base.time > at.time - late - width) & (base.time <= at.time)
     inside &= (group.key.of_many(base.columns, base.time) == mine) & (mine != NULL)
     rows = np.flatnonzero(inside)
@@ -120,7 +120,7 @@ def _candidates(
         np.full(len(rows), "", object),
         np.full(len(rows), "", object),
     )
-    if isinstance(stream, Fact):
+    if isinstance(stream, Feedback):
         found = _with_reports(found, stream, stream.facts, history.reports[stream.stream], at)
     found.leave_out(found.position > at.position, "came later")
     found.leave_out(found.time > at.time - late, f"younger than the delay of {spoken(late)}")
@@ -129,7 +129,7 @@ def _candidates(
 
 
 def _with_reports(
-    found: _Candidates, stream: Fact, facts: tuple[Column, ...], reports: Any, at: _Moment
+    found: _Candidates, stream: Feedback, facts: tuple[Column, ...], reports: Any, at: _Moment
 ) -> _Candidates:
     """The candidates with what was reported of them by then, or is presumed; else only those of which something was reported."""
     reports = reports.standing()
@@ -144,14 +144,16 @@ def _with_reports(
                 values[name][i] = codes[k]
     own, known = found.event == at.own, since <= at.position
     found.columns |= values
-    if stream.presumed is None or stream.after_us is None:
+    if stream.presumed is None or stream.matures_after_us is None:
         found.position = since
         found.leave_out(own, "is what the event itself is about")
         return _take(found, np.flatnonzero(since < FAR))
     told = known & ~own
     found.columns[facts[0].name] = np.where(told, values[facts[0].name], stream.presumed)
     found.note[:] = np.where(told, "reported", "presumed")
-    found.leave_out(~told & (found.time > at.time - stream.after_us) & (found.position <= at.position), "not known yet")
+    found.leave_out(
+        ~told & (found.time > at.time - stream.matures_after_us) & (found.position <= at.position), "not known yet"
+    )
     return found
 
 
@@ -178,10 +180,10 @@ def _asked(aggregate: Any) -> list[str]:
 def _apply(aggregate: Any, stream: Any, window: str, found: _Candidates, own: int) -> None:
     """Leave out what the aggregate itself leaves out."""
     if aggregate.where is not None:
-        condition = Condition(aggregate.where, stream.seen)
+        condition = Filter(aggregate.where, stream.seen)
         found.leave_out(~condition.mask(found.columns), f"not where {aggregate.where}")
     for text in aggregate.conditions:
-        found.leave_out(~Condition(either_way(text), stream.seen).mask(found.columns), f"{text} is unknown")
+        found.leave_out(~Filter(either_way(text), stream.seen).mask(found.columns), f"{text} is unknown")
     if aggregate.verb() != "latest":
         for name in _asked(aggregate):
             found.leave_out(found.columns[name] == NULL, f"{name} is missing")
@@ -350,7 +352,7 @@ def explain(
     seen: int | None = None,
     history: Order = "as_arrived",
     use_case: UseCase | str | None = None,
-    platform: Platform | None = None,
+    store: Store | None = None,
 ) -> Explanation:
     """How one feature of one event came about.
 
@@ -371,25 +373,25 @@ def explain(
         When the rows that count do not give the number: a fault of mlpkg, never of the data.
     """
     check_order(history)
-    platform, origin = platform or the_platform(), origin_of(features, feature)
+    store, origin = store or find_store(), origin_of(features, feature)
     id = event if isinstance(event, str) else str(event["id"])
-    entry = platform.entry(features.on.stream, id)
+    entry = store.entry(features.on.stream, id)
     if entry is None:
         raise MlpkgError(
             f"there is no event {id!r} of {features.on.name!r}", "see lab.events, whose rows can be given too"
         )
     since = max(0, entry.time - max(features.reach.values(), default=0))
-    past = platform.history(features.sources, features.outcomes, since=since, before=entry.time + 1)
+    past = store.history(features.sources, features.outcomes, since=since, before=entry.time + 1)
     on = past.events[features.on.name]
     row = int(np.searchsorted(on.position, entry.position))
     if seen is None:
-        (recorded,) = seen_of(on.position[[row]], *platform.decided(name_of_use_case(features, use_case))).tolist()
+        (recorded,) = seen_of(on.position[[row]], *store.decided(name_of_use_case(features, use_case))).tolist()
         seen = None if recorded == UNDECIDED else recorded
     how: dict[str, Any] = {
         "seen": seen,
         "history": history,
         "use_case": use_case or features.name,
-        "platform": platform,
+        "store": store,
     }
     if history == "as_arrived" and seen is None:
         past, row = _as_arrived(features, past, row)
@@ -398,12 +400,12 @@ def explain(
     at = _Moment(entry.time, own if seen is None else seen, own)
     value = _value(features, feature, past, at)
     about = next(f for f in features.features if f.name == feature)
-    shown = _text(value, [*features.sources, *features.outcomes], platform) if about.kind == "category" else value
-    made = {"feature": feature, "meaning": about.words, "event": id, "time": iso(at.time), "value": shown}
+    shown = _text(value, [*features.sources, *features.outcomes], store) if about.kind == "category" else value
+    made = {"feature": feature, "meaning": about.description, "event": id, "time": iso(at.time), "value": shown}
     if not origin.label:
         return _explain_present(features, origin, made, on, row, at, how)
     group, aggregate = origin.what, origin.what.aggregates[origin.label]
-    if aggregate.inner:
+    if aggregate.operands:
         return _explain_inner(features, origin, made, how)
     if history == "as_logged":
         warn_of_late(_alone(features, origin), past, np.array([row]), np.array([at.position]))
@@ -415,7 +417,7 @@ def explain(
     assert _same(again, value), f"{feature}: {again!r} from the rows that count, {value!r} from all"
     _check_count(features, origin, aggregate, past, kept, found, at)
     written = _write(aggregate, group.source, feature, found, at.time)
-    rows = _frame(group, aggregate, found, past.events[group.source.base.name], platform)
+    rows = _frame(group, aggregate, found, past.events[group.source.base.name], store)
     if written is None:
         words = f"{_given(aggregate, feature, rows)} = {_shown(shown)}"
     else:
@@ -429,8 +431,8 @@ def explain(
 
 def _given(aggregate: Any, feature: str, rows: pd.DataFrame) -> str:
     """What an aggregate without a formula is, and the values that it was given."""
-    part = next((p for p in aggregate.parts if feature.endswith(f"_{p}")), None)
-    what = aggregate.words() if part is None else aggregate.part_words(part)
+    part = next((p for p in aggregate.outputs if feature.endswith(f"_{p}")), None)
+    what = aggregate.description() if part is None else aggregate.output_description(part)
     counted = rows.loc[rows["counts"], [name for name in _asked(aggregate) if name in rows]]
     if not len(counted):
         return f"{what}; no event counts"
@@ -457,8 +459,8 @@ def _value(features: FeatureSet, feature: str, history: History, at: _Moment) ->
     return compute(features, history, row, np.array([at.position]))[feature].item()
 
 
-def _text(code: int, streams: Sequence[Source | Fact], platform: Platform) -> str | None:
-    return None if code == NULL else texts_of(streams, [code], platform).get(code, f"#{code % 2**64:016x}")
+def _text(code: int, streams: Sequence[Source | Feedback], store: Store) -> str | None:
+    return None if code == NULL else texts_of(streams, [code], store).get(code, f"#{code % 2**64:016x}")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -513,23 +515,23 @@ def _cut(table: Any, keep: Array) -> Any:
     return replace(table, **new)  # type: ignore[type-var]
 
 
-def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, platform: Platform) -> pd.DataFrame:
+def _frame(group: Group, aggregate: Any, found: _Candidates, base: Events, store: Store) -> pd.DataFrame:
     """The candidates as a person reads them."""
     stream = group.source
     conditions = [*([aggregate.where] if aggregate.where else []), *aggregate.conditions]
-    used = set(_asked(aggregate)).union(*(Condition(text, stream.seen).used for text in conditions))
-    used |= {c.name for c in stream.facts} if isinstance(stream, Fact) else set()
+    used = set(_asked(aggregate)).union(*(Filter(text, stream.seen).used for text in conditions))
+    used |= {c.name for c in stream.facts} if isinstance(stream, Feedback) else set()
     names = [n for n in stream.seen if n in used]
     columns: dict[str, Any] = {n: series(stream.seen[n], found.columns[n]) for n in names}
     texts = [n for n in names if stream.seen[n].kind == "text" and n in stream.base.seen]
     named: Any = base.ids
     ids = [named[i] for i in np.searchsorted(base.position, found.event).tolist()]
-    entries = [platform.entry(stream.base.stream, id) for id in ids] if texts else []
+    entries = [store.entry(stream.base.stream, id) for id in ids] if texts else []
     bodies = [entry.body for entry in entries if entry]
     for name in texts:
         columns[name] = [msgspec.json.decode(body).get(name) for body in bodies]
     for name in (n for n in names if stream.seen[n].kind == "text" and n not in stream.base.seen):
-        columns[name] = [_text(code, [stream], platform) for code in found.columns[name].tolist()]
+        columns[name] = [_text(code, [stream], store) for code in found.columns[name].tolist()]
     why = np.where(found.counts, found.note, found.why)
     known = {"position": found.position, "id": ids, "time": times(found.time)}
     return pd.DataFrame({**known, **columns, "counts": found.counts, "why": why})
@@ -553,7 +555,7 @@ def _explain_present(
     if isinstance(what, PresentField):
         asked = {what.name: made["value"] if seen[what.name].kind == "text" else field(what.name)}
         words = f"{what.name} of the event = {_shown(made['value'])}"
-    elif isinstance(what, Request):
+    elif isinstance(what, OnDemand):
         asked = {name: field(name) for name in what.arguments}
         given = ", ".join(f"{name}={value}" for name, value in asked.items())
         words = f"{what.function.__name__}({given}) = {_shown(made['value'])}"
@@ -571,12 +573,14 @@ def _explain_present(
 def _explain_inner(features: FeatureSet, origin: Origin, made: dict[str, Any], how: Mapping[str, Any]) -> Explanation:
     """An aggregate of aggregates, each of which has rows of its own."""
     whole, parts = replace(origin.what.aggregates[origin.label], over=origin.window), {}
-    for inner in whole.inner:
+    for inner in whole.operands:
         group = replace(origin.what, aggregates={origin.label: replace(inner, delay=whole.delay)})
         alone = FeatureSet(features.name, on=features.on, **{origin.member: group})
         of = explain(alone, alone.names[0], made["event"], **how)
         parts[of.meaning] = of
-    return Explanation(**made, words=f"{whole.words()} = {_shown(made['value'])}", rows=pd.DataFrame(), parts=parts)
+    return Explanation(
+        **made, words=f"{whole.description()} = {_shown(made['value'])}", rows=pd.DataFrame(), parts=parts
+    )
 
 
 def _parts_of(features: FeatureSet, member: str, feature: str) -> list[str]:
@@ -615,7 +619,7 @@ def plot_timeline(
     end: str | int | None = None,
     ax: Any = None,
     history: Order = "as_arrived",
-    platform: Platform | None = None,
+    store: Store | None = None,
     **entity: Any,
 ) -> Any:
     """Draw the events of one entity over time, and features over them, as they were at each event.
@@ -648,7 +652,7 @@ def plot_timeline(
 
     names = [feature] if isinstance(feature, str) else list(feature)
     column = column or _column_of(features, names[0])
-    drawn = preview(features, _of_entity(features, entity, start, end, platform), history=history, platform=platform)
+    drawn = preview(features, _of_entity(features, entity, start, end, store), history=history, store=store)
     drawn = drawn.sort_values(["time", "position"])
     new = ax is None
     ax = plt.subplots(figsize=(8, 3))[1] if new else ax
@@ -672,7 +676,7 @@ def plot_timeline(
 _COLOURS = ("tab:orange", "tab:green", "tab:purple", "tab:brown")
 
 
-def _of_entity(features: FeatureSet, entity: Mapping[str, Any], start: Any, end: Any, platform: Platform | None) -> Any:
+def _of_entity(features: FeatureSet, entity: Mapping[str, Any], start: Any, end: Any, store: Store | None) -> Any:
     """The events of one entity."""
     source = features.on
     made = {p.function.__name__: p for key in _keys(features) for p in key.parts if not isinstance(p, str)}
@@ -681,13 +685,13 @@ def _of_entity(features: FeatureSet, entity: Mapping[str, Any], start: Any, end:
         raise MlpkgError(wrong, f"it has {', '.join(known)}")
     if not entity:
         raise MlpkgError("no entity was named", f"name it by a field, such as {(*features.keys, *source.seen)[0]}=...")
-    rows: Any = events_of(source, 0 if start is None else start, LATEST if end is None else end, platform=platform)
+    rows: Any = events_of(source, 0 if start is None else start, LATEST if end is None else end, store=store)
     for name, wanted in entity.items():
         if name in source.seen:
             rows = rows[rows[name] == wanted]
         elif len(rows):
             before = rows["time"].max().value // 1000 + 1
-            all = (platform or the_platform()).history([source], [], before=before).events[source.name]
+            all = (store or find_store()).history([source], [], before=before).events[source.name]
             there = made[name].of_many(all.columns, all.time) == wanted
             rows = rows[rows["position"].isin(all.position[there])]
     if not len(rows):
@@ -700,7 +704,7 @@ def _keys(features: FeatureSet, feature: str | None = None) -> list[Key]:
     if feature is None:
         return [what.key for what in features.members.values() if isinstance(what, Group)]
     what = origin_of(features, feature).what
-    if isinstance(what, Formula):
+    if isinstance(what, BinaryOp):
         return [key for leaf in what.leaves() if isinstance(leaf, OtherFeature) for key in _keys(features, leaf.name)]
     return [what.key] if isinstance(what, Group) else []
 

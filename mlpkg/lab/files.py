@@ -310,8 +310,8 @@ def read_file(path: str | Path, stream: Source | Outcome, size: int = 100_000) -
     """The rows of a file as `ingest` takes them, by the contract of a source or as reports of an outcome.
 
     A file of a source has ``id``, ``time`` (with a zone) and its fields as columns; optional fields may be missing. ``arrived`` says when
-    an event arrived, if not at its time. A column named like an outcome with `presume` and `after` holds the truth; where it is not the
-    presumed one, it was reported `after` the event. A file of an outcome has ``id`` and the outcome's name as columns, and maybe
+    an event arrived, if not at its time. A column named like an outcome with `default` and `matures_after` holds the truth; where it is not
+    the default, it was reported `matures_after` the event. A file of an outcome has ``id`` and the outcome's name as columns, and maybe
     ``arrived`` and ``corrects``.
 
     Raises
@@ -336,7 +336,7 @@ def check_columns(where: str, stream: Source | Outcome, columns: Collection[str]
     if isinstance(stream, Outcome):
         needed, known = ["id", stream.name], ["id", stream.name, "arrived", "corrects"]
     else:
-        later = [o.name for o in stream.outcomes.values() if o.after is not None]
+        later = [o.name for o in stream.outcomes.values() if o.matures_after is not None]
         needed = ["id", "time", *(c.name for c in stream.columns if _needed(stream, c))]
         known = ["id", "time", *(c.name for c in stream.columns), "arrived", *later]
     for name in columns:

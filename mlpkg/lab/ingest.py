@@ -24,7 +24,7 @@ from .column_checks import EventChecks, Refused, ReportChecks, Taken
 from .files import Chunk, check_columns, read_file
 from ..schema import Outcome, Source
 from ..settings import Settings
-from ..store import Batch, Platform
+from ..store import Batch, Store
 from ..times import now
 
 # %% ../../nbs/17_lab/04_ingest.ipynb #frames
@@ -113,7 +113,7 @@ class _OfSource:
     """Rows of a source, each with what was reported later in columns beside it."""
 
     def __init__(self, source: Source):
-        later = [o for o in source.outcomes.values() if o.after is not None]
+        later = [o for o in source.outcomes.values() if o.matures_after is not None]
         self.source, self.streams = source, [source, *later]
         self._events, self._told = EventChecks(source), [ReportChecks(o) for o in later]
         self._waiting, self._latest = _Reports.none(), np.iinfo(np.int64).min
@@ -149,7 +149,7 @@ class _OfSource:
             said = checks.beside(taken, cells, chunk, refused)
             own = said.places
             due = np.minimum(
-                taken.time[own] + (checks.outcome.after_us or 0), now()
+                taken.time[own] + (checks.outcome.matures_after_us or 0), now()
             )  # what a file knows has arrived by now
             due = np.maximum(due, taken.arrived[own])
             yield _Reports.of(said, number, due, chunk.rows[taken.places[own]], own + 1)
@@ -285,9 +285,9 @@ class Ingested:
         """How many entries are in the log now, whether they were before or not."""
         return sum(self.new.values()) + self.known
 
-    def add(self, batch: Batch, platform: Platform, refused: list[Refused], gone: set[int]) -> None:
+    def add(self, batch: Batch, store: Store, refused: list[Refused], gone: set[int]) -> None:
         """Put a batch into the log, and what was refused to the dead letters."""
-        loaded = platform.load(batch)
+        loaded = store.load(batch)
         if loaded.refused:
             names = [s.stream for s in batch.streams]
             place = {(names[s], int(r)): i for i, (s, r) in enumerate(zip(batch.stream, batch.rows, strict=True))}
@@ -301,10 +301,10 @@ class Ingested:
         self.known += loaded.known
         self.waiting += loaded.waiting
 
-    def bury(self, platform: Platform, refused: list[Refused]) -> None:
+    def add_dead_letter(self, store: Store, refused: list[Refused]) -> None:
         """Put what was refused to the dead letters, in the order of its rows."""
         refused.sort(key=lambda one: one.row)
-        platform.bury_many((one.stream, one.body, one.why, one.row) for one in refused)
+        store.bury_many((one.stream, one.body, one.why, one.row) for one in refused)
         self.refused += [(one.row, str(one.why)) for one in refused]
 
 # %% ../../nbs/17_lab/04_ingest.ipynb #limit
@@ -322,7 +322,7 @@ def _check_limit(total: Ingested, refused: int, most: int | float | None, use_ca
 def ingest(
     use_case: UseCase,
     frames: Frame | Iterable[Frame],
-    platform: Platform,
+    store: Store,
     progress: Callable[[int], object] = lambda n: None,
     *,
     source: str | None = None,
@@ -348,7 +348,7 @@ def ingest(
     named: dict[str, Source | Outcome] = {**use_case.outcomes, **use_case.sources}
     if (name := source or use_case.on.name) not in named:
         raise MlpkgError(f"{use_case.name!r} has no source or outcome {name!r}", f"it has: {', '.join(sorted(named))}")
-    platform.register(use_case.name, use_case.features)
+    store.register(use_case.name, use_case.features)
     stream = named[name]
     alone = _OfOutcome(stream) if isinstance(stream, Outcome) else _OfSource(stream)
     mixed, total, gone = _Mixed(use_case), Ingested(), set[int]()
@@ -363,15 +363,15 @@ def ingest(
         batch = way.batch(chunk, refused, gone)
         try:
             _check_limit(total, len(total.refused) + len(refused), max_rejected, use_case.name)
-            total.add(batch, platform, refused, gone)
+            total.add(batch, store, refused, gone)
         finally:
-            total.bury(platform, refused)
+            total.add_dead_letter(store, refused)
         _check_limit(total, len(total.refused), max_rejected, use_case.name)
         progress(len(chunk))
     if isinstance(alone, _OfSource) and (rest := alone.rest(gone)).ids:
         refused = []
-        total.add(rest, platform, refused, gone)
-        total.bury(platform, refused)
+        total.add(rest, store, refused, gone)
+        total.add_dead_letter(store, refused)
     return total
 
 
@@ -409,7 +409,7 @@ def lab_of(use_case: str, verb: str, settings: Settings) -> Callable[..., Any] |
 def ingest_file(
     use_case: UseCase,
     path: str | Path,
-    platform: Platform,
+    store: Store,
     progress: Callable[[int], object] = lambda n: None,
     *,
     source: str | None = None,
@@ -426,11 +426,11 @@ def ingest_file(
     MlpkgError
         When the file cannot be read, there is no such source or outcome, or too many rows were refused.
     """
-    own = lab_of(use_case.name, "read", platform.settings) if source is None else None
+    own = lab_of(use_case.name, "read", store.settings) if source is None else None
     if own is not None:
-        return ingest(use_case, own(Path(path)), platform, progress, max_rejected=max_rejected)
+        return ingest(use_case, own(Path(path)), store, progress, max_rejected=max_rejected)
     named: dict[str, Source | Outcome] = {**use_case.outcomes, **use_case.sources}
     if (name := source or use_case.on.name) not in named:
         raise MlpkgError(f"{use_case.name!r} has no source or outcome {name!r}", f"it has: {', '.join(sorted(named))}")
     rows = read_file(path, named[name])
-    return ingest(use_case, rows, platform, progress, source=source, max_rejected=max_rejected)
+    return ingest(use_case, rows, store, progress, source=source, max_rejected=max_rejected)

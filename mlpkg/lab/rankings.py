@@ -15,9 +15,9 @@ import pandas as pd
 
 from .. import models
 from ..decisions import Decision, UseCase, compute_alternatives
-from .frames import When, find_use_case, nullable, the_platform, times
+from .frames import When, find_store, find_use_case, nullable, times
 from ..models import Model
-from ..store import Platform, decisions_of
+from ..store import Store, decisions_of
 from ..times import LATEST, instant
 
 # %% ../../nbs/17_lab/15_rankings.ipynb #rankings
@@ -27,7 +27,7 @@ def rankings(
     *,
     model: Model | str | None = None,
     use_case: UseCase | str | None = None,
-    platform: Platform | None = None,
+    store: Store | None = None,
 ) -> pd.DataFrame:
     """The alternatives of the rankings of events with a time from `start` to just before `end`, in the order of the log.
 
@@ -42,14 +42,14 @@ def rankings(
     A row per alternative: `id` of the event, `time`, `place` (from 1), what the alternative filled in, the `score` as recorded, and the
     features at that moment, as in a training set: a category is the code of its text, which `lab.readable` shows.
     """
-    case, platform = find_use_case(use_case), platform or the_platform()
-    by = models.find(platform.settings.state, case.name, model) if isinstance(model, str) else model
+    case, store = find_use_case(use_case), store or find_store()
+    by = models.find(store.settings.state, case.name, model) if isinstance(model, str) else model
     features, first, last = (by or case).features, instant(start), instant(end)
-    read = platform.read(streams=[decisions_of(case.name)])
+    read = store.read(streams=[decisions_of(case.name)])
     decided = [(e.about or 0, msgspec.json.decode(e.body, type=Decision)) for e in read if first <= e.time < last]
     ranked = sorted(((about, d) for about, d in decided if d.alternatives), key=lambda pair: pair[0])
     since = max(0, first - max(features.reach.values(), default=0))
-    history = platform.history(features.sources, features.outcomes, since=since, before=last)
+    history = store.history(features.sources, features.outcomes, since=since, before=last)
     rows = history.events[case.on.name].position.searchsorted(np.array([about for about, _ in ranked], np.int64))
     seen = np.array([d.moment[1] for _, d in ranked], np.int64)
     several = [d.alternatives or [] for _, d in ranked]

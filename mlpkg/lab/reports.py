@@ -13,7 +13,7 @@ import numpy as np
 from ..decisions import UseCase
 from .frames import decisions, times
 from ..schema import Outcome
-from ..store import Platform
+from ..store import Store
 from ..times import now
 from ..untrusted import printable
 
@@ -50,14 +50,14 @@ def _cumulated(label: Any, score: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(label[order])[last], np.flatnonzero(last) + 1
 
 # %% ../../nbs/17_lab/10_reports.ipynb #report
-def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str, Any]:
+def report(case: UseCase, store: Store, since: str | int = 0) -> dict[str, Any]:
     """Decisions by action and model, quality on those whose outcome is known, and what waits or was refused, as plain data."""
-    frame: Any = decisions(since, use_case=case, platform=platform)
+    frame: Any = decisions(since, use_case=case, store=store)
     outcomes = {name: _quality(frame, outcome) for name, outcome in case.on.outcomes.items() if len(frame)}
     latency = frame["latency_us"]
     return {
         "use_case": case.name,
-        "live": platform.live(case.name),
+        "live": store.live(case.name),
         "decisions": len(frame),
         "actions": {k: int(v) for k, v in frame["action"].value_counts().items()},
         "fallbacks": {k: int(v) for k, v in frame["fallback"].value_counts().items()},
@@ -66,8 +66,8 @@ def report(case: UseCase, platform: Platform, since: str | int = 0) -> dict[str,
         if len(frame)
         else None,
         "outcomes": outcomes,
-        "waiting": len(platform.waiting()),
-        "dead_letters": len(platform.dead_letters()),
+        "waiting": len(store.waiting()),
+        "dead_letters": len(store.dead_letters()),
     }
 
 
@@ -77,9 +77,9 @@ def mature(frame: Any, outcome: Outcome) -> Any:
     Of younger ones only what was reported is known, and that is not like the others.
     """
     known = frame[frame[outcome.name].notna()]
-    if outcome.after_us is None:
+    if outcome.matures_after_us is None:
         return known
-    return known[known["time"] <= times(np.array([now() - outcome.after_us]))[0]]
+    return known[known["time"] <= times(np.array([now() - outcome.matures_after_us]))[0]]
 
 
 def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:

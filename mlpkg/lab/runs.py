@@ -37,7 +37,7 @@ from ..features import from_json, to_json, version_of
 from .training import fingerprint
 from ..schema import code_hash
 from ..settings import Settings
-from ..store import Platform
+from ..store import Store
 from ..times import iso
 
 # %% ../../nbs/17_lab/09_runs.ipynb #parameters
@@ -277,7 +277,7 @@ def find_notebook(root: Path, use_case: str) -> Path:
 # %% ../../nbs/17_lab/09_runs.ipynb #train
 def train(
     case: UseCase,
-    platform: Platform,
+    store: Store,
     parameters: Mapping[str, Any] | None = None,
     *,
     notebook: Path | None = None,
@@ -294,7 +294,7 @@ def train(
     MlpkgError
         When a parameter is unknown or ill-typed (before anything runs), a cell fails, the kernel dies, or nothing was handed over.
     """
-    settings = platform.settings
+    settings = store.settings
     notebook = Path(notebook or find_notebook(settings.root, case.name)).absolute()
     if not notebook.is_file():
         raise MlpkgError(f"there is no notebook {notebook}", f"name another: mlpkg train {case.name} --notebook FILE")
@@ -314,8 +314,8 @@ def train(
         "parameters": parameters_of(notebook) | given,
     }
     model = _made(case.name, run, settings, path_and_parameters, by=by, why=why or "mlpkg train")
-    if platform.live(case.name) is None:
-        models.promote(platform, model, by=by or _user(), why="the first model")
+    if store.live(case.name) is None:
+        models.promote(store, model, by=by or _user(), why="the first model")
     return model
 
 

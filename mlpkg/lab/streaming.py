@@ -27,10 +27,10 @@ from ..engine.timeline import Array, stable_order
 from ..errors import MlpkgError
 from ..features import FeatureSet, complete
 from .archive import Archive, corrects_of, events_of, facts_of, int64_of, reports_of, table_of, told_in
-from .frames import Order, texts_of_outcome, the_platform
+from .frames import Order, find_store, texts_of_outcome
 from .training import Plan, as_frame, key_fields, seen_of
-from ..schema import Fact, Group, Key, Outcome, Source
-from ..store import Platform, decisions_of
+from ..schema import Feedback, Group, Key, Outcome, Source
+from ..store import Store, decisions_of
 from ..times import DAY, LATEST, instant, iso
 
 # %% ../../nbs/17_lab/08_streaming.ipynb #spill
@@ -184,8 +184,8 @@ class _Route:
 class _Log:
     """The log, with the manners of the archive."""
 
-    def __init__(self, platform: Platform):
-        self.platform, self.reaches = platform, platform.last_position()
+    def __init__(self, store: Store):
+        self.store, self.reaches = store, store.last_position()
 
     def has(self, stream: str) -> bool:
         return True
@@ -203,7 +203,7 @@ class _Log:
         before: int = LATEST,
         rows: int = 200_000,
     ) -> Iterator[pa.Table]:
-        entries = (e for e in self.platform.read(streams=[stream], until=until) if since <= e.time < before)
+        entries = (e for e in self.store.read(streams=[stream], until=until) if since <= e.time < before)
         columns = list(columns)
         while page := list(islice(entries, rows)):
             yield table_of(page, columns)
@@ -215,7 +215,7 @@ _NEAR = 20  # what is about events with the same position >> 20 is held together
 class _About:
     """What one stream says about events, to be had by their positions: about, position, time, arrived, corrects, and its columns."""
 
-    def __init__(self, pages: Iterable[pa.Table], fact: Fact | None, until: int, path: Path):
+    def __init__(self, pages: Iterable[pa.Table], fact: Feedback | None, until: int, path: Path):
         self._fact = fact  # whose facts are kept
         self._spill = Spill(path, (until >> _NEAR) + 1, (5 + len(fact.facts)) if fact else 4)
         self.waiting: dict[str, list[tuple[int, ...]]] = {}  # said before their event was known: by its id
@@ -271,7 +271,7 @@ def stream_training_set(
     source: str | Archive = "archive",
     history: Order = "as_arrived",
     buckets: int | None = None,
-    platform: Platform | None = None,
+    store: Store | None = None,
     progress: bool = True,
 ) -> ds.Dataset:
     """The rows of `training_set`, bit for bit, as a folder of Parquet files; memory holds a page and a bucket of entities.
@@ -296,12 +296,12 @@ def stream_training_set(
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise MlpkgError(f"{into} is there already", "remove it, or name another folder")
     plan = Plan.of(features, start, end, as_of, outcome, use_case, history)
-    store = _store(source, platform)
+    log = _log_of(source, store)
     work = into.with_name(f"{into.name}.part")
     shutil.rmtree(work, ignore_errors=True)  # of a run that died
     (work / "rows").mkdir(parents=True)
     try:
-        stream = _Stream(features, plan, store, work, buckets, progress)
+        stream = _Stream(features, plan, log, work, buckets, progress)
         stream.read()
         stream.compute()
         stream.write(plan.attrs | {"source": source if isinstance(source, str) else "archive"})
@@ -311,11 +311,11 @@ def stream_training_set(
     return ds.dataset(into)
 
 
-def _store(source: str | Archive, platform: Platform | None) -> Any:
+def _log_of(source: str | Archive, store: Store | None) -> Any:
     if isinstance(source, Archive):
         return source
-    platform = platform or the_platform()
-    return Archive(platform.settings.state) if source == "archive" else _Log(platform)
+    store = store or find_store()
+    return Archive(store.settings.state) if source == "archive" else _Log(store)
 
 # %% ../../nbs/17_lab/08_streaming.ipynb #sort
 def _sort(folder: Path, parts: Path) -> None:
@@ -350,13 +350,13 @@ _OPEN = 500  # files that may be open at once
 class _Stream:
     """One streamed training set under way."""
 
-    def __init__(self, features: FeatureSet, plan: Plan, store: Any, work: Path, buckets: int | None, progress: bool):
-        self.features, self.plan, self.store, self.work, self.progress = features, plan, store, work, progress
-        self.until = store.reaches
+    def __init__(self, features: FeatureSet, plan: Plan, log: Any, work: Path, buckets: int | None, progress: bool):
+        self.features, self.plan, self.log, self.work, self.progress = features, plan, log, work, progress
+        self.until = log.reaches
         if not self.until:
             raise MlpkgError("there is nothing to read", "bring the archive up to date with: mlpkg export USE_CASE")
         span = {"since": plan.since, "before": plan.last}
-        self.events = sum(store.rows(s.stream, **span) for s in features.sources)
+        self.events = sum(log.rows(s.stream, **span) for s in features.sources)
         self.buckets = buckets or max(1, min(2**14, self.events >> 19))
         keys = {g.key.name: g.key for g in features.members.values() if isinstance(g, Group)}
         self.ids = {s.name: _Ids(work / f"ids.{s.name}") for s in features.sources}
@@ -369,7 +369,7 @@ class _Stream:
         self.kept = work / "kept"  # of the rows, what comes along: ids, times, codes, labels
         self.starts = [0]  # the first row of each page, and how many there are
         self.results: list[Spill] = []
-        self.texts = texts_of_outcome(plan.label, getattr(store, "platform", store))
+        self.texts = texts_of_outcome(plan.label, getattr(log, "store", log))
 
     # -- dealing out -------------------------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ class _Stream:
         """Deal out the past, and keep what comes along with the rows, a page at a time."""
         said = self._said()
         stream = decisions_of(self.plan.use_case)
-        pages = self.store.pages(stream, until=self.until) if self.store.has(stream) else ()
+        pages = self.log.pages(stream, until=self.until) if self.log.has(stream) else ()
         decided = _About(pages, None, self.until, self.work / "decided")
         with self.kept.open("wb") as kept, self._bar("reading", self.events) as bar:
             for source in self.features.sources:
@@ -403,7 +403,7 @@ class _Stream:
         """The outcomes, dealt out by the event that they are about, also those that had to wait for it."""
         said = {
             o.stream: _About(
-                self.store.pages(o.stream, told_in(o), until=self.until),
+                self.log.pages(o.stream, told_in(o), until=self.until),
                 o,
                 self.until,
                 self.work / f"about.{o.stream}",
@@ -414,7 +414,7 @@ class _Stream:
             open_ones = [said[o.stream] for o in self.plan.outcomes if o.base.name == source.name]
             if any(found.waiting for found in open_ones):
                 span = {"since": self.plan.since, "before": self.plan.last}
-                for page in self.store.pages(source.stream, until=self.until, **span):
+                for page in self.log.pages(source.stream, until=self.until, **span):
                     ids, positions, times = page["id"].to_pylist(), int64_of(page["position"]), int64_of(page["time"])
                     for found in open_ones:
                         found.settle(ids, positions, times)
@@ -426,7 +426,7 @@ class _Stream:
             used |= {c.name for c in source.columns} if self.present else set(key_fields(self.features))
         columns = [c for c in source.columns if c.name in used]
         span = {"since": self.plan.since, "before": self.plan.last}
-        for page in self.store.pages(source.stream, columns, until=self.until, **span):
+        for page in self.log.pages(source.stream, columns, until=self.until, **span):
             events = events_of(page, columns, **span)
             if len(events):
                 yield events
@@ -532,7 +532,7 @@ def simulate_archive(
             n = min(page, events - first)
             lo, hi = (begin + span * k // events for k in (first, first + n))
             arrived = np.sort(rng.integers(lo, hi, n))
-            delay = np.where(rng.random(n) < late, rng.integers(0, source.lateness_us, n), 0)
+            delay = np.where(rng.random(n) < late, rng.integers(0, source.allowed_lateness_us, n), 0)
             position = np.arange(first + 1, first + n + 1)
             fields = draw(rng, n)
             data = {

@@ -24,10 +24,10 @@ from ..engine.timeline import Array
 from ..errors import MlpkgError
 from ..features import FeatureSet, compute
 from .archive import Archive
-from .frames import Order, check_order, nullable, texts_of_outcome, the_platform, times, truths, warn_of_late
+from .frames import Order, check_order, find_store, nullable, texts_of_outcome, times, truths, warn_of_late
 from ..models import MOST, Categories
-from ..schema import Fact, Outcome, Source
-from ..store import Platform
+from ..schema import Feedback, Outcome, Source
+from ..store import Store
 from ..times import instant, iso, now
 
 # %% ../../nbs/17_lab/07_training.ipynb #label
@@ -39,8 +39,8 @@ def label_of(outcome: Outcome, history: History, as_of: int | None, texts: Mappi
     events, reports = history.events[outcome.source.name], history.reports[outcome.stream]
     as_of = now() if as_of is None else as_of
     values = np.full(len(events), NULL, np.int64)
-    if outcome.presumed is not None and outcome.after_us is not None:
-        values[events.time + outcome.after_us <= as_of] = outcome.presumed
+    if outcome.presumed is not None and outcome.matures_after_us is not None:
+        values[events.time + outcome.matures_after_us <= as_of] = outcome.presumed
     by_then = np.flatnonzero(reports.arrived <= as_of)
     place = np.minimum(np.searchsorted(events.position, reports.about[by_then]), max(len(events) - 1, 0))
     if len(events):
@@ -93,7 +93,7 @@ class Plan:
     since: int  # from where the history is read
     as_of: int | None
     label: Outcome | None
-    outcomes: list[Fact]  # all that are read: for the features and for the label
+    outcomes: list[Feedback]  # all that are read: for the features and for the label
     use_case: str
     history: Order
 
@@ -167,7 +167,7 @@ def training_set(
     use_case: UseCase | str | None = None,
     source: str = "log",
     history: Order = "as_arrived",
-    platform: Platform | None = None,
+    store: Store | None = None,
 ) -> pd.DataFrame:
     """The features of every event from `start` to just before `end` at its own moment, with the label as known at `as_of`.
 
@@ -192,17 +192,17 @@ def training_set(
     or float64; a category is an Int64, the code of its text, which `lab.readable` shows), ``label`` (null where it is not known; that of
     an outcome that is a text is its text). `lab.stream_training_set` writes the same rows to files where they do not fit into memory.
     """
-    platform = platform or the_platform()
+    store = store or find_store()
     plan = Plan.of(features, start, end, as_of, outcome, use_case, history)
-    store: Any = Archive(platform.settings.state) if source == "archive" else platform
-    found = store.history(features.sources, plan.outcomes, since=plan.since, before=plan.last)
+    log: Any = Archive(store.settings.state) if source == "archive" else store
+    found = log.history(features.sources, plan.outcomes, since=plan.since, before=plan.last)
     events = found.events[features.on.name]
     rows = np.flatnonzero((events.time >= plan.first) & (events.time < plan.last))
-    seen = seen_of(events.position[rows], *store.decided(plan.use_case))
+    seen = seen_of(events.position[rows], *log.decided(plan.use_case))
     if history == "as_logged":
         warn_of_late(features, found, rows, np.where(seen == UNDECIDED, events.position[rows], seen))
     values = plan.compute(features, found, rows, seen)
-    label = plan.label_of(found, rows, texts_of_outcome(plan.label, store))
+    label = plan.label_of(found, rows, texts_of_outcome(plan.label, log))
     codes = {name: events.columns[name][rows] for name in key_fields(features)}
     ids = [events.ids[i] for i in rows.tolist()]
     frame = as_frame(features, ids, events.time[rows], codes, values, label)

@@ -26,7 +26,7 @@ from ..engine.columns import NULL
 from ..engine.timeline import Array
 from ..errors import MlpkgError
 from ..features import FeatureSet, from_json, to_json
-from .isolated_load import smoke_test
+from .isolated_load import load_isolated
 from ..untrusted import path_name
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ class Model:
     def predictor(self) -> Predictor:
         """What turns the features into a score; a file that is met for the first time is loaded by another process first."""
         data, around = (self.folder / "model.txt").read_bytes(), self.folder.parent.parent
-        smoke_test(data, around.parent if around.name == "models" else None)
+        load_isolated(data, around.parent if around.name == "models" else None)
         return LightGBM(data.decode(), self.categories)
 
     @cached_property

@@ -31,10 +31,10 @@ from ..engine.history import History
 from ..engine.timeline import Array
 from ..errors import MlpkgError, StoreMoved
 from ..features import FeatureSet
-from ..models import Standing, shadowing, stand
+from ..models import LoadedModel, load_for, shadowing
 from ..schema import MissingCode, code_hash
 from ..settings import Settings
-from ..store import Entry, Platform, decisions_of, scores_of
+from ..store import Entry, Store, decisions_of, scores_of
 from ..times import now
 from ..untrusted import logger
 
@@ -60,16 +60,16 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Scored)
 
 
-def scores(use_case: str, platform: Platform, until: int | None = None) -> Iterator[tuple[Entry, Scored]]:
+def scores(use_case: str, store: Store, until: int | None = None) -> Iterator[tuple[Entry, Scored]]:
     """What shadows said, in the order of the log, up to a position."""
-    for entry in platform.read(streams=[scores_of(use_case)], until=until):
+    for entry in store.read(streams=[scores_of(use_case)], until=until):
         yield entry, _decoder.decode(entry.body)
 
 
-def scores_about(use_case: str, event: str, platform: Platform) -> list[Scored]:
+def scores_about(use_case: str, event: str, store: Store) -> list[Scored]:
     """What shadows said of the decision on one event."""
-    versions = dict.fromkeys(s.version for s in shadowing(platform.promotions(use_case)))
-    entries = (platform.entry(scores_of(use_case), _id(event, version)) for version in versions)
+    versions = dict.fromkeys(s.version for s in shadowing(store.promotions(use_case)))
+    entries = (store.entry(scores_of(use_case), _id(event, version)) for version in versions)
     return [_decoder.decode(entry.body) for entry in entries if entry]
 
 
@@ -102,25 +102,25 @@ def _fields_of(decision: Entry) -> list[dict[str, Any]]:
     return [a.fields for a in msgspec.json.decode(decision.body, type=_Ranked).alternatives]
 
 
-def _features_of(standing: Standing, asked: Sequence[_Asked], platform: Platform) -> tuple[dict[str, Array], Array]:
+def _features_of(standing: LoadedModel, asked: Sequence[_Asked], store: Store) -> tuple[dict[str, Array], Array]:
     """A row for each decision or, of a ranking, for each alternative, and where each decision begins."""
     features = standing.model.features
     codes = np.array([standing.codes(a.codes) for a in asked], np.int64)
     present = {c.name: codes[:, i] for i, c in enumerate(features.on.columns)}
     at, seen, own = np.array([(a.event.time, a.seen, a.event.position) for a in asked], np.int64).T
     fields = [a.fields for a in asked]
-    found = evaluate_alternatives(features, present, at, seen, own, platform.timelines, fields)
-    if _is_as_then(features, int(seen.min()), platform):
+    found = evaluate_alternatives(features, present, at, seen, own, store.timelines, fields)
+    if _is_as_then(features, int(seen.min()), store):
         return found
-    history = platform.history(features.sources, features.outcomes, until=int(seen.max()))
+    history = store.history(features.sources, features.outcomes, until=int(seen.max()))
     return _computed(features, history, own, seen, fields)
 
 
-def _is_as_then(features: FeatureSet, seen: int, platform: Platform) -> bool:
+def _is_as_then(features: FeatureSet, seen: int, store: Store) -> bool:
     """Whether the timelines hold all that could be seen from a position on: no correction came since; to be asked after a read."""
     if not features.outcomes:
         return True
-    reports = platform.read(seen, streams=[fact.stream for fact in features.outcomes])
+    reports = store.read(seen, streams=[fact.stream for fact in features.outcomes])
     return not any('"corrects":true' in entry.body for entry in reports)
 
 
@@ -140,23 +140,23 @@ _PIECE = 2**14  # characters of records whose scores are appended in one transac
 class Follower:
     """Scores the decisions of a use case by the models that shadow it."""
 
-    def __init__(self, use_case: UseCase, platform: Platform):
-        self.use_case, self.platform = use_case, platform
+    def __init__(self, use_case: UseCase, store: Store):
+        self.use_case, self.store = use_case, store
         self._reader = scores_of(use_case.name)
-        self._standing: dict[str, Standing | MlpkgError] = {}
+        self._standing: dict[str, LoadedModel | MlpkgError] = {}
         self._policy, self._refused_at = code_hash(use_case.policy), 0.0
         self.behind = False  # whether more was decided than the last step could look at
 
     def step(self) -> int:
         """Score the next decisions; how many there were."""
         self.behind = False
-        case, platform = self.use_case, self.platform
-        until = platform.last_position()  # first: of what comes after it, a shadow may not be known yet
-        spans = shadowing(platform.promotions(case.name))
-        after = max(platform.reached(self._reader), min((s.since for s in spans), default=until))
+        case, store = self.use_case, self.store
+        until = store.last_position()  # first: of what comes after it, a shadow may not be known yet
+        spans = shadowing(store.promotions(case.name))
+        after = max(store.consumer_offset(self._reader), min((s.since for s in spans), default=until))
         if until <= after:
             return 0
-        decided = platform.read(after, streams=[decisions_of(case.name)], until=until)
+        decided = store.read(after, streams=[decisions_of(case.name)], until=until)
         page = next(pages(decided, _PAGE), [])
         self.behind = next(decided, None) is not None
         until = page[-1].position if self.behind else until
@@ -173,12 +173,12 @@ class Follower:
         for piece in pieces:
             entries = [entry for e in piece for entry in said[e.position]]
             reached = until if piece is pieces[-1] else piece[-1].position
-            platform.derive(scores_of(case.name), entries, reader=self._reader, until=reached)
+            store.append_derived(scores_of(case.name), entries, reader=self._reader, until=reached)
         return len(page)
 
     def _asked(self, decision: Entry) -> _Asked:
         on = self.use_case.on
-        event = self.platform.entry(on.stream, decision.id)
+        event = self.store.entry(on.stream, decision.id)
         assert event is not None
         said = msgspec.json.decode(event.body)
         values = {c.name: said.get(c.name) for c in on.columns}
@@ -189,25 +189,25 @@ class Follower:
             standing = self._stand(version)
             if isinstance(standing, MlpkgError):
                 raise standing
-            columns, starts = _features_of(standing, asked, self.platform)
+            columns, starts = _features_of(standing, asked, self.store)
             found = _per_decision(standing.model.predictor.score_many(columns), starts)
         except Exception as error:
-            self.platform.check()  # where the store fails, it is not the model that does
+            self.store.check()  # where the store fails, it is not the model that does
             _log.warning("the shadow %s cannot score: %s", version, error)
             return [self._failed(version, a, error) for a in asked]
         return [self._judged(version, a, some) for a, some in zip(asked, found, strict=True)]
 
-    def _stand(self, version: str) -> Standing | MlpkgError:
+    def _stand(self, version: str) -> LoadedModel | MlpkgError:
         before = self._standing.get(version)
         again = isinstance(before, MlpkgError) and not isinstance(before, MissingCode)  # its folder may be back
         if before is None or (again and time.monotonic() - self._refused_at > _AGAIN):
             try:
-                model = models.find(self.platform.settings.state, self.use_case.name, version)
-                found = stand(model, self.use_case.on)
+                model = models.find(self.store.settings.state, self.use_case.name, version)
+                found = load_for(model, self.use_case.on)
             except MlpkgError as error:
                 self._standing[version], self._refused_at = error, time.monotonic()
             else:
-                self.platform.register(self.use_case.name, model.features)
+                self.store.register(self.use_case.name, model.features)
                 self._standing[version] = found
         return self._standing[version]
 
@@ -242,7 +242,7 @@ def _holds(span: Any, position: int) -> bool:
     return span.since < position and (span.until is None or position < span.until)
 
 # %% ../../nbs/08_rollout/01_shadow.ipynb #verify-scores
-def verify_scores(use_case: UseCase, platform: Platform) -> Verification:
+def verify_scores(use_case: UseCase, store: Store) -> Verification:
     """Recompute every score of a shadow from the log alone, and compare it to the bit.
 
     Raises
@@ -250,36 +250,36 @@ def verify_scores(use_case: UseCase, platform: Platform) -> Verification:
     MlpkgError
         When a model that shadowed is missing, damaged, or cannot be evaluated here.
     """
-    found, until = Verification(), platform.last_position()
-    found.models = dict(Counter(s.model for _, s in scores(use_case.name, platform, until) if not s.failed))
+    found, until = Verification(), store.last_position()
+    found.models = dict(Counter(s.model for _, s in scores(use_case.name, store, until) if not s.failed))
     found.decisions = sum(found.models.values())
-    about = {seen + 1: own for own, seen in zip(*(a.tolist() for a in platform.decided(use_case.name)), strict=True)}
+    about = {seen + 1: own for own, seen in zip(*(a.tolist() for a in store.decided(use_case.name)), strict=True)}
     for version in found.models:
-        model = models.ready(models.find(platform.settings.state, use_case.name, version))
-        history = platform.history(model.features.sources, model.features.outcomes, until=until)
-        told = (e for e, s in scores(use_case.name, platform, until) if s.model == version and not s.failed)
+        model = models.ready(models.find(store.settings.state, use_case.name, version))
+        history = store.history(model.features.sources, model.features.outcomes, until=until)
+        told = (e for e, s in scores(use_case.name, store, until) if s.model == version and not s.failed)
         for page in pages(told, _VERIFIED):
             page.sort(key=lambda e: about[e.about or 0])
             seen = np.array([(e.about or 0) - 1 for e in page], np.int64)
             own = np.array([about[p + 1] for p in seen.tolist()], np.int64)
             mine = [_decoder.decode(e.body) for e in page]
-            fields = [_fields_about(use_case.name, s, platform) for s in mine]
+            fields = [_fields_about(use_case.name, s, store) for s in mine]
             past, starts = _computed(model.features, history, own, seen, fields)
             again = _per_decision(model.predictor.score_many(past), starts)
             for said, filled, recomputed in zip(mine, fields, again, strict=True):
                 old = _numbers(said.score, said.alternatives or [])
                 new = _numbers(max(recomputed), _ranked(filled, recomputed))
                 wrong = [name for name in old | new if old.get(name) != new.get(name)]
-                found.note([Difference(said.event, f"{n} by {version}", old.get(n), new.get(n)) for n in wrong])
+                found.add([Difference(said.event, f"{n} by {version}", old.get(n), new.get(n)) for n in wrong])
     return found
 
 
 _VERIFIED = 2**26  # characters of what was said, recomputed together
 
 
-def _fields_about(use_case: str, said: Scored, platform: Platform) -> list[dict[str, Any]]:
+def _fields_about(use_case: str, said: Scored, store: Store) -> list[dict[str, Any]]:
     """What there was to be ranked, as the decision has it."""
-    decision = platform.entry(decisions_of(use_case), said.event) if said.alternatives else None
+    decision = store.entry(decisions_of(use_case), said.event) if said.alternatives else None
     return _fields_of(decision) if decision else []
 
 
@@ -289,19 +289,19 @@ def _numbers(score: float | None, ranked: Sequence[Alternative]) -> dict[str, fl
     return {"score": score, **{f"score of {a}": a.score for a in ranked}, **places}
 
 # %% ../../nbs/08_rollout/01_shadow.ipynb #waiting
-def is_needed(use_case: str, platform: Platform) -> bool:
+def is_needed(use_case: str, store: Store) -> bool:
     """Whether a model shadows, or has shadowed decisions that are not scored yet."""
-    spans, reached = shadowing(platform.promotions(use_case)), platform.reached(scores_of(use_case))
+    spans, reached = shadowing(store.promotions(use_case)), store.consumer_offset(scores_of(use_case))
     return any(s.until is None or reached < s.until for s in spans)
 
 
-def lag(use_case: str, platform: Platform) -> tuple[int, float]:
+def lag(use_case: str, store: Store) -> tuple[int, float]:
     """How many models shadow, and for how many seconds the oldest decision waits that they have not scored."""
-    spans = [s for s in shadowing(platform.promotions(use_case)) if s.until is None]
+    spans = [s for s in shadowing(store.promotions(use_case)) if s.until is None]
     if not spans:
         return 0, 0.0
-    after = max(platform.reached(scores_of(use_case)), min(s.since for s in spans))
-    first = next(platform.read(after, streams=[decisions_of(use_case)]), None)
+    after = max(store.consumer_offset(scores_of(use_case)), min(s.since for s in spans))
+    first = next(store.read(after, streams=[decisions_of(use_case)]), None)
     return len(spans), max(0.0, (now() - first.arrived) / 1e6) if first else 0.0
 
 # %% ../../nbs/08_rollout/01_shadow.ipynb #follow
@@ -322,14 +322,14 @@ def alone(settings: Settings, use_case: str) -> Iterator[int | None]:
             yield file.fileno()
 
 
-def follow(use_case: UseCase, platform: Platform, go_on: Callable[[], bool] = lambda: True) -> None:
+def follow(use_case: UseCase, store: Store, go_on: Callable[[], bool] = lambda: True) -> None:
     """Score what is decided, as long as `go_on` says so and there is something to score."""
-    platform.defer()  # what is lost with the power is found again in the log
-    follower = Follower(use_case, platform)
+    store.defer_fsync()  # what is lost with the power is found again in the log
+    follower = Follower(use_case, store)
     while go_on():
         try:
-            platform.stay_in_place()
-            if not is_needed(use_case.name, platform):
+            store.stay_in_place()
+            if not is_needed(use_case.name, store):
                 return
             follower.step()
             behind = follower.behind

@@ -22,20 +22,19 @@ import msgspec
 from ..auth import LOOPBACK, Caller
 from ..errors import MlpkgError, StoreError, StoreLocked, StoreMoved
 from ..schema import ClockDiffers, Outcome, Source
-from .auth import Guard, Head, read_head
-from .batching import Turn
+from .auth import Authorizer, Head, read_head
+from .batching import RequestBatcher
 from .bodies import BATCH, Ahead, Incoming
 from .follower import Following
-from .group_commit import Gate
+from .group_commit import GroupCommit
 from .health import Watch
 from .in_flight import Places
 from .metrics import Metrics
 from .openapi import openapi
 from .problems import Problem, problem
 from ..settings import Settings
-from ..store import Checker, Entry, Platform, decisions_of, reopened
+from ..store import Checker, Entry, Store, decisions_of, open_store, reopened
 from ..store import counts as counts_of
-from ..store import open as open_platform
 from ..times import iso
 from ..untrusted import logger
 
@@ -250,12 +249,12 @@ class Application:
 
     def __init__(self, use_case: "UseCase | str", settings: Settings | None = None):
         self.settings = settings or Settings.load()
-        self.guard = Guard(self.settings, lambda: self.platform)
+        self.guard = Authorizer(self.settings, lambda: self.store)
         self._use_case = use_case
         self._serves = False
         self.watch = Watch(self._look)
-        self._checker: tuple[Platform, Checker] | None = None
-        self._aside: Platform | None = None
+        self._checker: tuple[Store, Checker] | None = None
+        self._aside: Store | None = None
         self._opening = threading.Lock()
         self._following: Following | None = None
         self._alone: Callable[[], bool] = lambda: False  # not every server tells
@@ -269,44 +268,44 @@ class Application:
         return use_case(self._use_case, self.settings) if isinstance(self._use_case, str) else self._use_case
 
     @cached_property
-    def platform(self) -> Platform:
+    def store(self) -> Store:
         """The store, opened on first use; while serving, by the thread that looks after it."""
         self._check_opened()
-        return open_platform(self.settings)
+        return open_store(self.settings)
 
     @cached_property
     def decider(self) -> "Decider":
         """The decider of this process, made on first use; while serving, by the thread that looks after the store."""
         self._check_opened()
-        return self._decider_on(self.platform)
+        return self._decider_on(self.store)
 
     def _check_opened(self) -> None:
         if self._serves and (trouble := self.watch.trouble):
             raise trouble
 
-    def _decider_on(self, platform: Platform) -> "Decider":
+    def _decider_on(self, store: Store) -> "Decider":
         from mlpkg.decisions import Decider
 
-        made = Decider(self.use_case, platform)
-        platform.patience = _HASTE
-        platform.defer()  # from the first one on, no request waits for the disk where all others wait too
+        made = Decider(self.use_case, store)
+        store.patience = _HASTE
+        store.defer_fsync()  # from the first one on, no request waits for the disk where all others wait too
         if self._serves:
             made.champion.watch()
-            platform.copy_aside()
+            store.start_checkpointer()
         return made
 
-    def _open(self, platform: Platform) -> None:
+    def _open(self, store: Store) -> None:
         """Decide on this store from now on; who serves goes on with the one before until all is there."""
         before = dict(self.__dict__)
         try:
-            decider = self._decider_on(platform)
+            decider = self._decider_on(store)
         except BaseException:
-            if platform is not before.get("platform"):
-                platform.close()
+            if store is not before.get("store"):
+                store.close()
             raise
-        self.__dict__.update(platform=platform, decider=decider)
+        self.__dict__.update(store=store, decider=decider)
         self.__dict__.pop("gate", None)
-        if (old := before.get("platform")) is None or old is platform:
+        if (old := before.get("store")) is None or old is store:
             return
         if "metrics" in before:
             self.__dict__["metrics"] = Metrics(self.settings)
@@ -319,38 +318,38 @@ class Application:
 
     def _look(self, closely: bool) -> None:
         """Find out whether a decision could be made now, and open the store, or what has taken its place, where that is needed."""
-        platform: Platform | None = self.__dict__.get("platform")
-        if platform is None:
-            self._open(self._patient(open_platform(self.settings)))
+        store: Store | None = self.__dict__.get("store")
+        if store is None:
+            self._open(self._patient(open_store(self.settings)))
         elif "decider" not in self.__dict__:
-            platform.stay_in_place()
-            self._open(self._patient(platform))
+            store.stay_in_place()
+            self._open(self._patient(store))
         else:
             try:
-                platform.stay_in_place()
+                store.stay_in_place()
             except StoreMoved as moved:
                 if not moved.replaced:
                     raise
-                self._open(open_platform(self.settings, create=False))
-        platform = self.platform
-        if self._checker is None or self._checker[0] is not platform:
+                self._open(open_store(self.settings, create=False))
+        store = self.store
+        if self._checker is None or self._checker[0] is not store:
             if self._checker is not None:
                 self._checker[1].close()
-            self._checker = platform, platform.checker()
+            self._checker = store, store.checker()
         self._checker[1].check(closely)
         self.decider.check_model()
 
     @staticmethod
-    def _patient(platform: Platform) -> Platform:
+    def _patient(store: Store) -> Store:
         """The store as it is opened at the start, which nobody can wait for long."""
-        platform.patience = min(platform.patience, _PATIENCE)
-        return platform
+        store.patience = min(store.patience, _PATIENCE)
+        return store
 
-    def aside(self) -> Platform:
+    def aside(self) -> Store:
         """The store for threads, so that the loop does not wait while one of them reads."""
         with self._opening:
             if self._aside is None:
-                self._aside = open_platform(self.settings, create=False)
+                self._aside = open_store(self.settings, create=False)
             self._aside = reopened(self._aside)
             self._aside.patience = _BRIEF
             return self._aside
@@ -361,19 +360,19 @@ class Application:
         return Metrics(self.settings)
 
     @cached_property
-    def turn(self) -> Turn:
+    def turn(self) -> RequestBatcher:
         """Where requests that came together are worked on."""
-        return Turn(self._together, self._alone)
+        return RequestBatcher(self._together, self._alone)
 
     def _together(self) -> AbstractContextManager[object]:
-        platform: Platform | None = self.__dict__.get("platform")
-        return platform.together() if platform is not None else nullcontext()
+        store: Store | None = self.__dict__.get("store")
+        return store.write_lock() if store is not None else nullcontext()
 
     @cached_property
-    def gate(self) -> Gate | None:
+    def gate(self) -> GroupCommit | None:
         """Where requests wait for the disk, when the settings say so."""
-        sync = self.platform.defer()
-        return Gate(sync) if sync else None
+        sync = self.store.defer_fsync()
+        return GroupCommit(sync) if sync else None
 
     @cached_property
     def places(self) -> Places:
@@ -427,9 +426,7 @@ class Application:
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], self.settings.state)
         name = self._use_case if isinstance(self._use_case, str) else self._use_case.name
         if name in self.settings.use_cases:  # where another process can find it
-            self._following = Following(
-                self.settings, name, lambda: self.aside() if "platform" in self.__dict__ else None
-            )
+            self._following = Following(self.settings, name, lambda: self.aside() if "store" in self.__dict__ else None)
         self.watch.start()
         if "uvicorn" in sys.modules:
             from mlpkg.serve.uvicorn_protocol import bound_heads, only_one_begun
@@ -453,8 +450,8 @@ class Application:
             self.__dict__.pop("decider").champion.close()
         if gate := self.__dict__.pop("gate", None):
             gate.close()
-        if "platform" in self.__dict__:
-            self.__dict__.pop("platform").close()
+        if "store" in self.__dict__:
+            self.__dict__.pop("store").close()
         if "metrics" in self.__dict__:
             self.__dict__.pop("metrics").close()
 
@@ -560,11 +557,11 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
     name, _, id = (asked.name or "").partition("/")
     source = _named(app.sources, "source", name)
     if id:
-        find = partial(_get, asked, lambda: _event(app.platform.entry(source.stream, id)), f"{name} has no event", id)
+        find = partial(_get, asked, lambda: _event(app.store.entry(source.stream, id)), f"{name} has no event", id)
         return await app.turn.read(find)
     return await _take(
         app,
-        lambda body: app.platform.accept(source, body),
+        lambda body: app.store.accept(source, body),
         asked.scope,
         asked.head,
         asked.receive,
@@ -575,7 +572,7 @@ async def _events(app: Application, asked: _Asked) -> _Answer | None:
 async def _outcomes(app: Application, asked: _Asked) -> _Answer | None:
     outcome = _named(app.outcomes, "outcome", asked.name or "")
     return await _take(
-        app, lambda body: app.platform.report(outcome, body), asked.scope, asked.head, asked.receive, asked.send
+        app, lambda body: app.store.report(outcome, body), asked.scope, asked.head, asked.receive, asked.send
     )
 
 
@@ -596,7 +593,7 @@ async def _decisions(app: Application, asked: _Asked) -> _Answer:
         return await asyncio.to_thread(_get, asked, lambda: decisions(case, app.aside(), query))
     id = asked.name.removeprefix(f"{case.name}/{case.on.name}/")  # the id of the event, or that of the record
     stream = decisions_of(case.name)
-    find = partial(_get, asked, lambda: _record(app.platform.entry(stream, id)), f"{case.name} has no decision", id)
+    find = partial(_get, asked, lambda: _record(app.store.entry(stream, id)), f"{case.name} has no decision", id)
     return await app.turn.read(find)
 
 
@@ -606,7 +603,7 @@ async def _features(app: Application, asked: _Asked) -> _Answer:
     def present() -> dict[str, Any]:
         app.decider.check_model()
         assert app.decider.model is not None
-        return features(app.decider.model, app.platform, asked.scope["query_string"])
+        return features(app.decider.model, app.store, asked.scope["query_string"])
 
     return await app.turn.read(partial(_get, asked, present))
 

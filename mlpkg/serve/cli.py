@@ -20,7 +20,7 @@ from ..errors import MlpkgError
 from .bento.package import build, find_bento, need_bentoml
 from .bento.run import start_server, stop_server, wait_until_up
 from ..settings import Settings
-from ..store import open as open_platform
+from ..store import open_store
 
 # %% ../../nbs/14_serve/30_cli.ipynb #package
 @click.command()
@@ -72,8 +72,8 @@ def _who_may_call(settings: Settings) -> str:
     """Who needs a token, and how to make one where there is none."""
     if settings.trust_loopback and is_loopback(settings.host):
         return "callers on this machine need no token (trust_loopback = true); do not put it behind a proxy like that"
-    with closing(open_platform(settings)) as platform:
-        n = sum(map(holds, platform.tokens().values()))
+    with closing(open_store(settings)) as store:
+        n = sum(map(holds, store.tokens().values()))
     if n == 0:
         return "every caller needs a token, and there is none yet; make one: mlpkg token create --role application"
     return f"every caller needs a token; {n} hold (mlpkg token list)"

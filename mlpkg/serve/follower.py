@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable
 
 from ..settings import Settings
-from ..store import Platform
-from ..store import open as open_platform
+from ..store import Store, open_store
 from ..untrusted import logger
 
 _log = logger("mlpkg.serve")
@@ -45,9 +44,9 @@ def main(use_case: str, settings: str, parent: str) -> None:
     from mlpkg.rollout import shadow
 
     known = Settings.model_validate_json(settings)
-    platform = open_platform(known, create=False)
-    shadow.follow(decisions.use_case(use_case, known), platform, lambda: os.getppid() == int(parent))
-    platform.close()
+    store = open_store(known, create=False)
+    shadow.follow(decisions.use_case(use_case, known), store, lambda: os.getppid() == int(parent))
+    store.close()
 
 # %% ../../nbs/14_serve/11_follower.ipynb #following
 _EVERY, _AGAIN = 1.0, 3.0  # seconds between two looks, and between two starts
@@ -56,8 +55,8 @@ _EVERY, _AGAIN = 1.0, 3.0  # seconds between two looks, and between two starts
 class Following:
     """Keeps the process that follows a use case, where it is needed and no other worker has it."""
 
-    def __init__(self, settings: Settings, use_case: str, platform: Callable[[], Platform | None]):
-        self._settings, self._use_case, self._platform = settings, use_case, platform
+    def __init__(self, settings: Settings, use_case: str, store: Callable[[], Store | None]):
+        self._settings, self._use_case, self._platform = settings, use_case, store
         self.process: subprocess.Popen[bytes] | None = None
         self._next = 0.0
         self._ended = threading.Event()
@@ -77,9 +76,9 @@ class Following:
         from mlpkg.rollout import alone, is_needed
 
         running = self.process is not None and self.process.poll() is None
-        if running or time.monotonic() < self._next or (platform := self._platform()) is None:
+        if running or time.monotonic() < self._next or (store := self._platform()) is None:
             return
-        if not is_needed(self._use_case, platform):
+        if not is_needed(self._use_case, store):
             return
         with alone(self._settings, self._use_case) as lock:
             if lock is None:

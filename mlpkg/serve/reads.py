@@ -19,7 +19,7 @@ from ..errors import MlpkgError
 from ..features import FeatureSet, evaluate
 from ..models import Model
 from .problems import Problem
-from ..store import Entry, Platform, decisions_of
+from ..store import Entry, Store, decisions_of
 from ..times import EARLIEST, LATEST, instant, iso, now
 
 _T = TypeVar("_T")
@@ -87,7 +87,7 @@ def _answer(name: str, found: list[Any], further: int | None) -> dict[str, Any]:
     return {name: found, "next": None if further is None else str(further)}
 
 # %% ../../nbs/14_serve/07_reads.ipynb #decisions
-def decisions(case: UseCase, platform: Platform, query: bytes) -> dict[str, Any]:
+def decisions(case: UseCase, store: Store, query: bytes) -> dict[str, Any]:
     """A page of the recorded decisions of a use case.
 
     Raises
@@ -101,18 +101,18 @@ def decisions(case: UseCase, platform: Platform, query: bytes) -> dict[str, Any]
     entity, stream = asked.entity("entity"), decisions_of(case.name)
     found: list[Entry | None] = []
     if entity:
-        positions = _events_of(case.features, platform, entity, since, until, before)
-        events = [next(platform.read(p - 1, until=p)) for p in positions[:most]]
-        found += [platform.entry(stream, event.id) for event in events]
+        positions = _events_of(case.features, store, entity, since, until, before)
+        events = [next(store.read(p - 1, until=p)) for p in positions[:most]]
+        found += [store.entry(stream, event.id) for event in events]
         further = positions[most - 1] if len(positions) > most else None
     else:
-        latest, further = platform.back(stream, before, most)
+        latest, further = store.latest_entries(stream, before, most)
         found += [entry for entry in latest if since <= entry.time < until]
     return _answer("decisions", [msgspec.Raw(entry.body.encode()) for entry in found if entry], further)
 
 
 def _events_of(
-    features: FeatureSet, platform: Platform, entity: Mapping[str, str], since: int, until: int, before: int | None
+    features: FeatureSet, store: Store, entity: Mapping[str, str], since: int, until: int, before: int | None
 ) -> list[int]:
     """The positions of the events of an entity, newest first."""
     streams = [s for s in features.streams if s.stream == features.on.stream]
@@ -120,7 +120,7 @@ def _events_of(
         try:
             if (value := stream.by.typed(features.on.seen, entity)) is None:
                 continue
-            held = platform.timeline(stream.stream, stream.key, value, since - 1)
+            held = store.timeline(stream.stream, stream.key, value, since - 1)
         except ValueError as error:
             raise Problem(400, str(error), "entity", _text(entity)) from None
         except MlpkgError:  # not built
@@ -135,7 +135,7 @@ def _text(entity: Mapping[str, str]) -> str:
     return "&".join(f"{field}={value}" for field, value in entity.items())
 
 # %% ../../nbs/14_serve/07_reads.ipynb #features
-def features(model: Model, platform: Platform, query: bytes) -> dict[str, Any]:
+def features(model: Model, store: Store, query: bytes) -> dict[str, Any]:
     """The present features of an entity, as the model defines them.
 
     Raises
@@ -153,10 +153,10 @@ def features(model: Model, platform: Platform, query: bytes) -> dict[str, Any]:
         codes = [c.typed(entity[c.name]) if c.name in entity else NULL for c in known.on.columns]
     except ValueError as error:
         raise Problem(400, str(error), "query", _text(entity)) from None
-    at, position = now(), platform.last_position() + 1
+    at, position = now(), store.last_position() + 1
 
     def read(stream: str, key: str, value: int, since: int, edges: object = None) -> Any:
-        return platform.timeline(stream, key, value, since)
+        return store.timeline(stream, key, value, since)
 
     values = evaluate(known, codes, at, position, position, read)
     places = sorted(i for part in known._parts if entity.keys() >= set(part.key.fields) for i in part.places)
@@ -169,7 +169,7 @@ def features(model: Model, platform: Platform, query: bytes) -> dict[str, Any]:
     }
 
 # %% ../../nbs/14_serve/07_reads.ipynb #accesses
-def accesses(platform: Platform, query: bytes) -> dict[str, Any]:
+def accesses(store: Store, query: bytes) -> dict[str, Any]:
     """A page of the access log."""
     most, before = _page(Query(query, ("limit", "cursor")))
-    return _answer("access", *auth.accesses(platform, before or LATEST, most))
+    return _answer("access", *auth.accesses(store, before or LATEST, most))

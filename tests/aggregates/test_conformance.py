@@ -28,7 +28,7 @@ from mlpkg.aggregates import REGISTRY, from_spec
 from mlpkg.engine import history, timeline, windows
 from mlpkg.engine import order_statistics as order
 from mlpkg.engine.history import Events, History
-from mlpkg.engine.tiles import Cells, summarise
+from mlpkg.engine.tiles import Tiles, summarise
 from mlpkg.engine.timeline import Packed, Timeline
 from mlpkg.features import FeatureSet, compute, evaluate, from_json, to_json
 from mlpkg.features import plan as reduction
@@ -47,8 +47,10 @@ class Payment(ml.Event):
     night: bool = False
 
 
-payments = ml.Source("payments", Payment, keep="8d", lateness="8d")
-looks = ml.Source("looks", Payment, keep="8d", lateness="8d")  # the same fields, asked without being among the rows
+payments = ml.Source("payments", Payment, retention="8d", allowed_lateness="8d")
+looks = ml.Source(
+    "looks", Payment, retention="8d", allowed_lateness="8d"
+)  # the same fields, asked without being among the rows
 FIELDS = {
     "card": oracle.Field("int"),
     "shop": oracle.Field("text"),
@@ -186,7 +188,7 @@ def one(features: FeatureSet, world: World, moment: Moment, summed_up: random.Ra
     """One moment, on timelines that hold what a store would hold: rows or, where they may be, rows that were `summed_up`."""
     needed = {(s.stream, s.key): s.columns for s in features.streams}
 
-    def read(stream: str, key: str, value: int, since: int, edges: Any) -> Packed | Timeline | Cells:
+    def read(stream: str, key: str, value: int, since: int, edges: Any) -> Packed | Timeline | Tiles:
         rows = [e for e in world.streams[stream].events if e.position <= moment.position and e.values[key] == value]
         rows = sorted((e for e in rows if e.time > since), key=lambda e: (e.time, e.position))
         time, position = sealed([e.time for e in rows]), sealed([e.position for e in rows])
@@ -202,7 +204,7 @@ def one(features: FeatureSet, world: World, moment: Moment, summed_up: random.Ra
         cells = summarise(np.stack([*columns.values(), position], axis=1), starts)
         for array in (cells, ends):
             array.flags.writeable = False
-        return Cells(time[ends - 1], ends - starts, {c: cells[:, i] for i, c in enumerate(columns)})
+        return Tiles(time[ends - 1], ends - starts, {c: cells[:, i] for i, c in enumerate(columns)})
 
     codes = tuple(code(moment.present[name]) for name in FIELDS)
     values = evaluate(features, codes, moment.time, moment.position, moment.own, read)

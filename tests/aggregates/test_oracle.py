@@ -87,9 +87,9 @@ def same(one: Any, other: Any) -> bool:
 def differences(path: Path, state: Path) -> tuple[int, list[str]]:
     """How many rows the training set of a file has, and what in it is not what the oracle says."""
     expected = oracle(payments(path))
-    with contextlib.closing(ml.open(Settings(state=state))) as platform:
-        lab.ingest_file(handbook.fraud, path, platform)
-        found = lab.training_set(handbook.features, "2018-04-01", "2018-10-01", platform=platform)
+    with contextlib.closing(ml.open_store(Settings(state=state))) as store:
+        lab.ingest_file(handbook.fraud, path, store)
+        found = lab.training_set(handbook.features, "2018-04-01", "2018-10-01", store=store)
     assert found["id"].tolist() == [e["id"] for e in expected]
     for name in FOURTEEN:
         assert found[name].dtype == ("int64" if "_n_tx_" in name else "float64"), name

@@ -56,14 +56,14 @@ def test_what_was_refused_is_shown_on_one_line_each(cli: Command, stocked: Proje
 
 
 def test_what_somebody_looked_at_is_shown_on_one_line_each(cli: Command, stocked: Project, evil: str):
-    platform: Any = ml.open(Settings(state=stocked.state))
-    with closing(platform):
+    store: Any = ml.open_store(Settings(state=stocked.state))
+    with closing(store):
         for path in (
             f"/v1/decisions/{evil}",
             f"/v1/decisions?entity={evil}",
             f"/v1/events/transactions/{unquote(evil)}",
         ):
-            auth.record(platform, auth.Caller("f00", evil, "auditor"), "GET", path, False)
+            auth.record(store, auth.Caller("f00", evil, "auditor"), "GET", path, False)
     said, told = cli("access-log"), cli("access-log", "--json")
     assert is_plain(said.out) and len(said.out.splitlines()) == 3 == len(told.json) and is_plain(told.out)
     assert told.json[0]["path"] == f"/v1/decisions/{evil}"
@@ -83,10 +83,10 @@ def test_rows_of_a_file_that_are_refused_are_shown_plainly(cli: Command, project
 )
 def test_ids_of_the_log_are_shown_plainly(cli: Command, bank: Bank, evil: str):
     """Controls are refused in ids; what turns the direction of writing may belong to a name."""
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     decided = bank.pays(f"tx{evil}", 100)
-    bank.platform.report(fraud.outcomes["fraud"], {"id": f"late{evil}", "fraud": True})
-    auth.create(bank.platform, "auditor", by="me", name="me")
+    bank.store.report(fraud.outcomes["fraud"], {"id": f"late{evil}", "fraud": True})
+    auth.create(bank.store, "auditor", by="me", name="me")
     for verb in (
         ("decisions", "fraud"),
         ("decisions", "fraud", decided.event),

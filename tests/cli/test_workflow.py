@@ -176,8 +176,8 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
     found = mlpkg("verify", "fraud", state=state)
     assert found["mismatches"] == 0 and found["decisions"] == len(shop.answers) + len(mine)
     assert found["models"].keys() == {made.version, trained["version"]} and min(found["models"].values()) >= 5
-    with closing(ml.open(Settings(state=state))) as platform:
-        assert [p["version"] for p in platform.promotions("fraud")] == [made.version, trained["version"]]
+    with closing(ml.open_store(Settings(state=state))) as store:
+        assert [p["version"] for p in store.promotions("fraud")] == [made.version, trained["version"]]
 
     (bento,) = (state / "bentoml" / "bentos" / "fraud").glob("*/")
     assert Bento(bento).model == trained["version"]

@@ -175,26 +175,26 @@ class Played:
 
     def play(self) -> None:
         """Hear the first tenth, then decide every click."""
-        with closing(ml.open(Settings(state=self.state))) as platform:
-            platform.register("coupons", shop.features)
+        with closing(ml.open_store(Settings(state=self.state))) as store:
+            store.register("coupons", shop.features)
             first = len(self.sent) // 10
             for s in self.sent[:first]:
-                self.hear(platform, s)
-            put_live(shop.coupons, platform)
-            decider = Decider(shop.coupons, platform)
+                self.hear(store, s)
+            put_live(shop.coupons, store)
+            decider = Decider(shop.coupons, store)
             for s in self.sent[first:]:
                 if s.decides:
                     self.decide(decider, s)
                 else:
-                    self.hear(platform, s)
+                    self.hear(store, s)
 
-    def hear(self, platform: Any, s: Sent) -> None:
+    def hear(self, store: Any, s: Sent) -> None:
         name, id, values = s.stream.name, s.body["id"], steps(s.body)
         if name in self.events:
-            position = platform.accept(s.stream, s.body, arrived=s.arrived).position
+            position = store.accept(s.stream, s.body, arrived=s.arrived).position
             self.stands(name, s, position)
             return
-        position = platform.report(s.stream, s.body, arrived=s.arrived).position
+        position = store.report(s.stream, s.body, arrived=s.arrived).position
         versions = self.said[name].setdefault(id, [])
         if not versions or ("corrects" in s.body and all(p != position for p, _ in versions)):
             versions.append((position, values))
@@ -239,7 +239,7 @@ class Played:
     @cached_property
     def training_set(self) -> pd.DataFrame:
         """In the order of the log, as the oracle goes by positions: what arrived in one second is ordered by them."""
-        with closing(ml.open(Settings(state=self.state))) as platform:
+        with closing(ml.open_store(Settings(state=self.state))) as store:
             times = [e.time for e in self.events["clicks"].values()]
             found = lab.training_set(
                 shop.features,
@@ -248,7 +248,7 @@ class Played:
                 outcome="bought",
                 use_case=shop.coupons,
                 history="as_logged",
-                platform=platform,
+                store=store,
             )
         codes = found[shop.features.categories]
         return found.assign(**codes.astype(object).where(codes.notna(), None))

@@ -31,13 +31,13 @@ def stores(tmp_path: Path) -> Iterator[Callable[[], Any]]:
     made: list[Any] = []
 
     def make(features: ml.FeatureSet = handbook.early_features) -> Any:
-        made.append(ml.open(Settings(state=tmp_path / f"store{len(made)}")))
+        made.append(ml.open_store(Settings(state=tmp_path / f"store{len(made)}")))
         made[-1].register(features.name, features)
         return made[-1]
 
     yield make
-    for platform in made:
-        platform.close()
+    for store in made:
+        store.close()
 
 
 def batch_of(said: list[Said]) -> Batch:
@@ -69,17 +69,17 @@ def fraud(id: str, truth: bool, day: float | None, corrects: bool = False) -> Sa
     return handbook.frauds, body, None if day is None else START + round(day * DAY)
 
 
-def reported(platform: Any) -> list[tuple[int, int, bool]]:
+def reported(store: Any) -> list[tuple[int, int, bool]]:
     """What the history says was reported: truth, arrival and whether it corrects, in the order of precedence."""
-    found = platform.history([handbook.transactions], [handbook.frauds]).reports["transactions.fraud"]
+    found = store.history([handbook.transactions], [handbook.frauds]).reports["transactions.fraud"]
     return list(
         zip(found.columns["fraud"].tolist(), found.arrived.tolist(), found.corrects.astype(bool).tolist(), strict=True)
     )
 
 
-def held(platform: Any) -> list[int]:
+def held(store: Any) -> list[int]:
     """The truths in the timeline of the terminal."""
-    return platform.timeline("transactions.fraud", "terminal_id", 7).columns["fraud"].tolist()
+    return store.timeline("transactions.fraud", "terminal_id", 7).columns["fraud"].tolist()
 
 
 STORY = [fraud("a", True, 3), fraud("a", False, 5, corrects=True), fraud("a", True, 6, corrects=True)]
@@ -91,50 +91,50 @@ def test_corrections_mean_the_same_in_whatever_order_they_are_loaded(
     stores: Callable[[], Any], order: tuple[int, ...], at_once: bool
 ):
     """The event last, first or in between; a later correction before the report that it corrects."""
-    platform = stores()
+    store = stores()
     said = [([payment("a", 0), *STORY])[i] for i in order]
     for many in [said] if at_once else [[one] for one in said]:
-        assert not platform.load(batch_of(many)).refused
-        assert platform.load(batch_of(many)).known == len(many), "what is loaded again is known"
-    assert reported(platform) == [
+        assert not store.load(batch_of(many)).refused
+        assert store.load(batch_of(many)).known == len(many), "what is loaded again is known"
+    assert reported(store) == [
         (1, START + 3 * DAY, False),
         (0, START + 5 * DAY, True),
         (1, START + 6 * DAY, True),
     ]
-    assert held(platform) == [1] and platform.waiting() == []
+    assert held(store) == [1] and store.waiting() == []
     sets = ml.FeatureSet(
         "new", on=handbook.transactions, by=handbook.frauds.by("customer_id").agg(n=ml.count(over="7d"))
     )
-    platform.register("new", sets)
-    built = platform.timeline("transactions.fraud", "customer_id", 1)
-    assert (len(built), built.columns["about"].tolist()) == (1, held_about(platform))
+    store.register("new", sets)
+    built = store.timeline("transactions.fraud", "customer_id", 1)
+    assert (len(built), built.columns["about"].tolist()) == (1, held_about(store))
 
 
-def held_about(platform: Any) -> list[int]:
-    return platform.timeline("transactions.fraud", "terminal_id", 7).columns["about"].tolist()
+def held_about(store: Any) -> list[int]:
+    return store.timeline("transactions.fraud", "terminal_id", 7).columns["about"].tolist()
 
 
 def test_a_report_after_its_correction_is_taken_and_undoes_nothing(stores: Callable[[], Any]):
-    platform = stores()
-    platform.load(batch_of([payment("a", 0)]))
-    platform.report(*fraud("a", False, None, corrects=True)[:2])
-    assert platform.report(*fraud("a", True, None)[:2]).new
-    assert not platform.report(*fraud("a", True, None)[:2]).new
+    store = stores()
+    store.load(batch_of([payment("a", 0)]))
+    store.report(*fraud("a", False, None, corrects=True)[:2])
+    assert store.report(*fraud("a", True, None)[:2]).new
+    assert not store.report(*fraud("a", True, None)[:2]).new
     with pytest.raises(ml.Rejected, match="other content"):
-        platform.report(*fraud("a", False, None)[:2])
-    assert held(platform) == [0]
+        store.report(*fraud("a", False, None)[:2])
+    assert held(store) == [0]
 
 
 def test_a_correction_sent_now_holds_also_where_the_clock_was_set_back(stores: Callable[[], Any]):
-    platform = stores()
+    store = stores()
     ahead = now() + DAY  # the clock was a day ahead when this was said
     for stream, body, at in (payment("a", 0), fraud("a", True, None), fraud("a", False, None, corrects=True)):
         if stream is handbook.transactions:
-            platform.accept(stream, body, arrived=at)
+            store.accept(stream, body, arrived=at)
         else:
-            platform.report(stream, body, clock=ahead)
-    platform.report(*fraud("a", True, None, corrects=True)[:2])
-    assert held(platform) == [1] and [at - ahead for _, at, _ in reported(platform)] == [0, 1, 2]
+            store.report(stream, body, clock=ahead)
+    store.report(*fraud("a", True, None, corrects=True)[:2])
+    assert held(store) == [1] and [at - ahead for _, at, _ in reported(store)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("event_first", [True, False])
@@ -143,27 +143,27 @@ def test_a_report_without_arrival_arrived_the_outcomes_delay_after_its_event(
     stores: Callable[[], Any], event_first: bool, by: str
 ):
     """Also where it waits for its event, which comes later in the log."""
-    platform = stores()
+    store = stores()
     said = [payment("a", 0), fraud("a", True, None)]
     for stream, body, at in said if event_first else said[::-1]:
         if stream is handbook.transactions and by == "accept":
-            platform.accept(stream, body, arrived=at)
+            store.accept(stream, body, arrived=at)
         else:
-            platform.load(batch_of([(stream, body, at)]))
-        (waits,) = platform.waiting() or [None]
+            store.load(batch_of([(stream, body, at)]))
+        (waits,) = store.waiting() or [None]
         assert waits is None or 0 <= waits.time <= waits.arrived <= now(), "harmless until then"
-    assert reported(platform) == [(1, START + 7 * DAY, False)] and held(platform) == [1]
-    entry = platform.entry("transactions.fraud", "a")
+    assert reported(store) == [(1, START + 7 * DAY, False)] and held(store) == [1]
+    entry = store.entry("transactions.fraud", "a")
     assert (entry.time, entry.arrived) == (START + 7 * DAY, START + 7 * DAY)
 
 
 def test_a_report_without_arrival_did_not_arrive_in_the_future(stores: Callable[[], Any]):
-    platform = stores()
+    store = stores()
     yesterday = (now() - START) / DAY - 1
-    platform.load(batch_of([payment("a", yesterday), fraud("a", True, None), fraud("b", True, None)]))
-    platform.load(batch_of([payment("b", yesterday)]))
-    assert all(yesterday * DAY < at - START and at <= now() for _, at, _ in reported(platform))
-    assert len(reported(platform)) == 2
+    store.load(batch_of([payment("a", yesterday), fraud("a", True, None), fraud("b", True, None)]))
+    store.load(batch_of([payment("b", yesterday)]))
+    assert all(yesterday * DAY < at - START and at <= now() for _, at, _ in reported(store))
+    assert len(reported(store)) == 2
 
 
 # -- any order gives the same training set ---------------------------------------------------------------------------
@@ -185,10 +185,10 @@ class Profile(ml.Event):
     segment: str | None = None
 
 
-paid = ml.Source("paid", Payment, keep="90d", lateness="3d")
-visits = ml.Source("visits", Visit, keep="60d", lateness="3d")
+paid = ml.Source("paid", Payment, retention="90d", allowed_lateness="3d")
+visits = ml.Source("visits", Visit, retention="60d", allowed_lateness="3d")
 profiles = ml.Table("profiles", Profile, key="card")
-fraud_of = paid.outcome("fraud", bool, presume=False, after="7d")
+fraud_of = paid.outcome("fraud", bool, default=False, matures_after="7d")
 refund_of = paid.outcome("refund", float)
 decided_of = paid.decisions("any")
 any_order = ml.FeatureSet(
@@ -273,28 +273,28 @@ def in_some_order(said: list[Said], how: int, draw: random.Random) -> list[list[
     return batches
 
 
-def put(platform: Any, batch: list[Said]) -> None:
+def put(store: Any, batch: list[Said]) -> None:
     """Load a batch; a single row comes as a call may bring it."""
     if len(batch) > 1 or batch[0][2] is None:
-        done = platform.load(batch_of(batch))
+        done = store.load(batch_of(batch))
         assert not done.refused
         return
     ((stream, body, arrived),) = batch
-    (platform.accept if isinstance(stream, ml.Source) else platform.report)(stream, body, arrived=arrived)
+    (store.accept if isinstance(stream, ml.Source) else store.report)(stream, body, arrived=arrived)
 
 
 def store_of(path: Path, decided: list[Said], batches: list[list[Said]]) -> Any:
     """A store in which some events are decided, and then the history before and after them is loaded."""
-    platform = ml.open(Settings(state=path))
-    platform.register("any", any_order)
+    store = ml.open_store(Settings(state=path))
+    store.register("any", any_order)
     if decided:
-        put_live(case, platform)
-        decider = Decider(case, platform)
+        put_live(case, store)
+        decider = Decider(case, store)
         for _, body, arrived in decided:
             decider.decide(body, arrived=arrived)
     for batch in batches:
-        put(platform, batch)
-    return platform
+        put(store, batch)
+    return store
 
 
 def same_bits(found: pd.DataFrame, expected: pd.DataFrame) -> None:
@@ -315,8 +315,8 @@ def test_history_loaded_in_any_order_gives_the_same_training_set(tmp_path: Path,
     expected = None
     for how in range(ORDERS):
         draw = random.Random(1000 * seed + how)
-        with closing(store_of(tmp_path / f"{how}", decided, in_some_order(loaded, how, draw))) as platform:
-            found = lab.training_set(any_order, *SPAN, outcome="fraud", as_of="2018-04-20", platform=platform)
+        with closing(store_of(tmp_path / f"{how}", decided, in_some_order(loaded, how, draw))) as store:
+            found = lab.training_set(any_order, *SPAN, outcome="fraud", as_of="2018-04-20", store=store)
             if expected is None:
                 expected = found
                 assert (
@@ -327,14 +327,14 @@ def test_history_loaded_in_any_order_gives_the_same_training_set(tmp_path: Path,
                 assert sum(found["acted_n_30d"].tolist()) > 10 and {*found["label"].tolist()} == {True, False, pd.NA}
             same_bits(found, expected)
             if how % 5 == 0 or LONG:
-                rows: Any = lab.events(paid, platform=platform)
-                shown = lab.preview(any_order, rows, platform=platform).set_index("id").loc[found["id"]]
+                rows: Any = lab.events(paid, store=store)
+                shown = lab.preview(any_order, rows, store=store).set_index("id").loc[found["id"]]
                 assert shown["card_mean_all"].tolist() == found["card_mean_all"].tolist()
-                archive = lab.Archive(platform.settings.state)
-                archive.export(platform, any_order.sources, [fraud_of, refund_of], ["any"])
+                archive = lab.Archive(store.settings.state)
+                archive.export(store, any_order.sources, [fraud_of, refund_of], ["any"])
                 for source in ("archive", "log"):
                     into = tmp_path / f"{how}.{source}"
-                    options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "source": source, "platform": platform}
+                    options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "source": source, "store": store}
                     lab.stream_training_set(any_order, *SPAN, into=into, buckets=3, progress=False, **options)
                     same_bits(pd.read_parquet(into), expected)
                     same_bits(lab.training_set(any_order, *SPAN, **options), expected)
@@ -346,8 +346,8 @@ def test_what_arrives_live_is_the_same_as_logged_and_as_arrived(tmp_path: Path, 
     _, said = story(seed, grid=MINUTE, apart=True)
     found = []
     for how, batches in enumerate(([[s] for s in said], in_some_order(said, 0, random.Random(seed)))):
-        with closing(store_of(tmp_path / f"{how}", [], batches)) as platform:
-            options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "platform": platform}
+        with closing(store_of(tmp_path / f"{how}", [], batches)) as store:
+            options: Any = {"outcome": "fraud", "as_of": "2018-04-20", "store": store}
             found.append(lab.training_set(any_order, *SPAN, **options))
             if how == 0:
                 logged = lab.training_set(any_order, *SPAN, history="as_logged", **options)

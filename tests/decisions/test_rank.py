@@ -56,17 +56,17 @@ class Shop:
 
     def __init__(self, state: Path, end: int = START):
         self.rng, self.end, shift = random.Random(1), end, end - START
-        self.platform: Any = ml.open(Settings(state=state, trust_loopback=True))
-        self.platform.register(offers.name, features)
+        self.store: Any = ml.open_store(Settings(state=state, trust_loopback=True))
+        self.store.register(offers.name, features)
         for body in sorted((click(k, self.rng) for k in range(500)), key=lambda body: body["time"]):
             at = instant(body["time"]) + shift
-            self.platform.accept(clicks, body | {"time": iso(at)}, arrived=at)
+            self.store.accept(clicks, body | {"time": iso(at)}, arrived=at)
         for k in range(200):
             at = end - 2 * DAY + k * 5 * MINUTE
-            self.platform.accept(visits, self.visit(f"h{k}", at) | self.candidates(1)[0], arrived=at)
-        rows = lab.training_set(features, iso(end - 3 * DAY), iso(end), use_case=offers, platform=self.platform)
-        self.version = put_live(offers, self.platform, self.learn(rows[features.names], rows["item_n_7d"] > 5))
-        self.decider = Decider(offers, self.platform)
+            self.store.accept(visits, self.visit(f"h{k}", at) | self.candidates(1)[0], arrived=at)
+        rows = lab.training_set(features, iso(end - 3 * DAY), iso(end), use_case=offers, store=self.store)
+        self.version = put_live(offers, self.store, self.learn(rows[features.names], rows["item_n_7d"] > 5))
+        self.decider = Decider(offers, self.store)
 
     def learn(self, rows: Any, labels: Any) -> lgb.Booster:
         categories = lab.categories_of(rows, features)
@@ -89,13 +89,13 @@ class Shop:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.platform.last_position(), len(self.platform.dead_letters())
+        return self.store.last_position(), len(self.store.dead_letters())
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     made = Shop(tmp_path / "shop")
-    with closing(made.platform):
+    with closing(made.store):
         yield made
 
 
@@ -115,7 +115,7 @@ def test_every_alternative_is_recorded_in_the_order_of_its_score(shop: Shop):
     for a, b in zip(decision.alternatives, decision.alternatives[1:], strict=False):  # ties stay as they came
         if a.score == b.score:
             assert body["candidates"].index(a.fields) < body["candidates"].index(b.fields)
-    stored = shop.platform.entry("visits", "v1")
+    stored = shop.store.entry("visits", "v1")
     assert json.loads(stored.body) | {"item": None, "price": None} == json.loads(stored.body), "no item was visited"
 
 
@@ -149,14 +149,14 @@ def test_what_was_ranked_verifies_and_a_changed_score_is_found(shop: Shop):
     for k in range(10):
         shop.ranks(f"v{k}", at=shop.end + k * HOUR)
         late = shop.end + k * HOUR - 2 * MINUTE  # comes between, and is not seen by the past
-        shop.platform.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(late)}, arrived=shop.end + k * HOUR)
+        shop.store.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(late)}, arrived=shop.end + k * HOUR)
         shop.decider.decide(shop.visit(f"d{k}") | shop.candidates(1)[0], arrived=shop.end)
-    found = verify(offers, shop.platform)
+    found = verify(offers, shop.store)
     assert (found.decisions, found.mismatches) == (20, 0), found.differences
-    shop.platform.db.execute(
+    shop.store.db.execute(
         "update log set body=json_set(body, '$.alternatives[7].score', 0.25) where id='v3' and body like '%alternatives%'"
     )
-    found = verify(offers, shop.platform)
+    found = verify(offers, shop.store)
     assert found.mismatches == 1 and [d.event for d in found.differences] == ["v3"]
     assert found.differences[0].what.startswith("score of item=")
 
@@ -176,7 +176,7 @@ def test_the_same_again_gets_the_recorded_answer_and_anything_else_a_conflict(sh
     shop.decider.decide(single := shop.visit("v2"), arrived=shop.end)
     with pytest.raises(ml.Rejected, match="without candidates"):
         shop.decider.rank(single, arrived=shop.end)
-    assert shop.platform.last_position() == size[0] + 2
+    assert shop.store.last_position() == size[0] + 2
 
 
 def test_a_function_of_the_use_case_finds_candidates_where_none_are_given(shop: Shop, monkeypatch: pytest.MonkeyPatch):
@@ -189,7 +189,7 @@ def test_a_function_of_the_use_case_finds_candidates_where_none_are_given(shop: 
     monkeypatch.setattr(offers, "candidates", lambda event: [])
     with pytest.raises(ml.Rejected, match="nothing to rank"):
         shop.decider.rank(shop.visit("v3"), arrived=shop.end)
-    assert shop.platform.last_position() == size[0]
+    assert shop.store.last_position() == size[0]
 
 
 def test_without_scores_the_order_is_the_one_given_and_the_record_says_why(shop: Shop, monkeypatch: pytest.MonkeyPatch):
@@ -203,14 +203,14 @@ def test_without_scores_the_order_is_the_one_given_and_the_record_says_why(shop:
     assert (decision.action, decision.score) == ("as ever", None) and fields(decision) == body["candidates"]
     assert {a.score for a in decision.alternatives or ()} == {None}
     assert decision.features["price"] == body["candidates"][0]["price"]
-    found = verify(offers, shop.platform)
+    found = verify(offers, shop.store)
     assert (found.mismatches, found.fallbacks) == (0, {"score": 1}), found.differences
 
 
 def test_a_replay_ranks_again_what_was_ranked(shop: Shop, tmp_path: Path):
     old = {f"v{k}": shop.ranks(f"v{k}", at=shop.end + k * HOUR)[1] for k in range(5)}
-    done = replay(offers, shop.platform, shop.end, shop.end + DAY, tmp_path / "again")
-    with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
+    done = replay(offers, shop.store, shop.end, shop.end + DAY, tmp_path / "again")
+    with closing(ml.open_store(Settings(state=tmp_path / "again"))) as again:
         for id, decision in old.items():
             entry: Any = again.entry("decisions.offers", id)
             assert json.loads(entry.body)["alternatives"] == [
@@ -226,20 +226,20 @@ def test_the_next_model_learns_from_what_was_shown(shop: Shop):
         body, decision = shop.ranks(f"v{k}", 10, at)
         for place, f in enumerate(fields(decision)[:3], 1):
             told = {"id": f"v{k}-{place}", "time": iso(at), "user": body["user"], "item": f["item"]}
-            shop.platform.accept(shown, told | {"ranking": f"v{k}", "place": place}, arrived=at)
+            shop.store.accept(shown, told | {"ranking": f"v{k}", "place": place}, arrived=at)
             if shop.rng.random() < 0.5:
-                shop.platform.report(clicked, {"id": f"v{k}-{place}", "clicked": True}, arrived=at + MINUTE)
-    rows = rankings(iso(shop.end), use_case=offers, platform=shop.platform)
+                shop.store.report(clicked, {"id": f"v{k}-{place}", "clicked": True}, arrived=at + MINUTE)
+    rows = rankings(iso(shop.end), use_case=offers, store=shop.store)
     assert len(rows) == 300
-    again = rankings(iso(shop.end), model=shop.version, use_case=offers, platform=shop.platform)
+    again = rankings(iso(shop.end), model=shop.version, use_case=offers, store=shop.store)
     assert again["rescored"].tolist() == again["score"].tolist() == rows["score"].tolist()
-    exposed = lab.events(shown, platform=shop.platform)[["ranking", "place", "item", "clicked"]]
+    exposed = lab.events(shown, store=shop.store)[["ranking", "place", "item", "clicked"]]
     training = rows.merge(exposed, left_on=["id", "place", "item"], right_on=["ranking", "place", "item"])
     assert len(training) == 90
-    version = put_live(offers, shop.platform, shop.learn(training[features.names], training["clicked"].fillna(False)))
+    version = put_live(offers, shop.store, shop.learn(training[features.names], training["clicked"].fillna(False)))
     assert shop.ranks("next", at=shop.end + 2 * DAY)[1].model["version"] == version
-    assert verify(offers, shop.platform).mismatches == 0
-    told = lab.decision("v3", use_case=offers, platform=shop.platform)
+    assert verify(offers, shop.store).mismatches == 0
+    told = lab.decision("v3", use_case=offers, store=shop.store)
     assert told.alternatives["score"].tolist() == rows[rows["id"] == "v3"]["score"].tolist()
     assert "the first of 10 alternatives" in repr(told)
     assert "user_n_7d" in repr(told.explain("user_n_7d"))
@@ -247,7 +247,7 @@ def test_the_next_model_learns_from_what_was_shown(shop: Shop):
         with pytest.raises(MlpkgError, match=r"lab\.rankings"):
             asked()
     span = iso(shop.end), iso(shop.end + DAY)
-    compared = lab.compare(shop.version, version, *span, use_case=offers, platform=shop.platform)
+    compared = lab.compare(shop.version, version, *span, use_case=offers, store=shop.store)
     assert len(compared.rows) == 0 and compared.left_out["are rankings, see lab.rankings"] == 24
 
 
@@ -266,9 +266,9 @@ other_features = ml.FeatureSet(
 def shadowed(shop: Shop) -> str:
     """A model of other features that shadows from now on."""
     told: Any = {"metrics": {}, "lineage": {}, "policy": {}}
-    state = shop.platform.settings.state
+    state = shop.store.settings.state
     version = models.save(state, offers.name, booster(other_features), other_features, **told)
-    registry.shadow(shop.platform, models.find(state, offers.name, version), by="ann", why="to see")
+    registry.shadow(shop.store, models.find(state, offers.name, version), by="ann", why="to see")
     return version
 
 
@@ -276,21 +276,21 @@ def shadowed(shop: Shop) -> str:
 def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_log: bool):
     """Every alternative has the score that the log gives, also of a fallback, and where what the timelines hold was corrected since."""
     shop = Shop(tmp_path / "shop", START)
-    with closing(shop.platform):
+    with closing(shop.store):
         shop.ranks("before")
         version = shadowed(shop)
-        shop.platform.accept(visits, shop.visit("v12"), arrived=shop.end)  # is decided last
+        shop.store.accept(visits, shop.visit("v12"), arrived=shop.end)  # is decided last
         for k in range(12):
             at = shop.end + k * HOUR
             _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), at)
             item = fields(decision)[0]["item"]
             told = {"id": f"s{k}", "time": iso(at), "user": "u1", "item": item, "ranking": f"v{k}", "place": 1}
-            shop.platform.accept(shown, told, arrived=at)
-            shop.platform.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=at)
+            shop.store.accept(shown, told, arrived=at)
+            shop.store.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=at)
             shop.decider.decide(shop.visit(f"d{k}", at) | shop.candidates(1)[0], arrived=at)
-            shop.platform.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(at - MINUTE)}, arrived=at)
+            shop.store.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(at - MINUTE)}, arrived=at)
         if from_log:
-            shop.platform.report(clicked, {"id": "s3", "clicked": False, "corrects": True}, arrived=at)
+            shop.store.report(clicked, {"id": "s3", "clicked": False, "corrects": True}, arrived=at)
         with monkeypatch.context() as patch:
             patch.setattr(shop.decider, "deadline_us", -1)
             late = shop.decider.rank({"id": "v12", "candidates": shop.candidates(20)}, arrived=shop.end + DAY)
@@ -298,21 +298,21 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         computed, asked_log = shadow._computed, []
         with monkeypatch.context() as patch:
             patch.setattr(shadow, "_computed", lambda *given: asked_log.append(True) or computed(*given))
-            assert shadow.Follower(offers, shop.platform).step() == 25
+            assert shadow.Follower(offers, shop.store).step() == 25
         assert bool(asked_log) == from_log
-        said = {s.event: s for _, s in shadow.scores(offers.name, shop.platform)}
+        said = {s.event: s for _, s in shadow.scores(offers.name, shop.store)}
         assert said.keys() == {f"{kind}{k}" for kind in "vd" for k in range(12)} | {"v12"}
         assert len({s.score for s in said.values()}) > 3
-        rows = rankings(model=version, use_case=offers, platform=shop.platform)
+        rows = rankings(model=version, use_case=offers, store=shop.store)
         for id, mine in rows[rows["id"].str.startswith("v")].groupby("id"):
             mine = mine.iloc[np.argsort(-np.array(mine["rescored"]), kind="stable")]
             ranked: Any = said[str(id)].alternatives
             assert [(a.fields["item"], a.score) for a in ranked] == [*zip(mine["item"], mine["rescored"], strict=True)]
             assert said[str(id)].score == ranked[0].score
             assert said[str(id)].action == policy(ranked[0].score, SimpleNamespace(**ranked[0].fields))
-        plain = [e.body for e, s in shadow.scores(offers.name, shop.platform) if s.event.startswith("d")]
+        plain = [e.body for e, s in shadow.scores(offers.name, shop.store) if s.event.startswith("d")]
         assert len(plain) == 12 and not [body for body in plain if "alternatives" in body]
-        found = shadow.verify_scores(offers, shop.platform)
+        found = shadow.verify_scores(offers, shop.store)
         assert (found.decisions, found.mismatches) == (25, 0), found.differences
 
 
@@ -334,10 +334,10 @@ def test_a_number_of_a_shadowed_ranking_that_was_changed_is_found(shop: Shop, ch
     shadowed(shop)
     for k in range(5):
         shop.ranks(f"v{k}", at=shop.end + k * HOUR)
-    shadow.Follower(offers, shop.platform).step()
-    shop.platform.db.execute(f"update log set body={change} where id like 'v3\x1f%'")
-    assert shop.platform.db.changes() == 1
-    found = shadow.verify_scores(offers, shop.platform)
+    shadow.Follower(offers, shop.store).step()
+    shop.store.db.execute(f"update log set body={change} where id like 'v3\x1f%'")
+    assert shop.store.db.changes() == 1
+    found = shadow.verify_scores(offers, shop.store)
     assert found.mismatches == 1 and {d.event for d in found.differences} == {"v3"}
     assert any(d.what.startswith(what) for d in found.differences), found.differences
 
@@ -346,14 +346,14 @@ def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
     version = shadowed(shop)
     _, decision = shop.ranks("v1")
     shop.decider.decide(shop.visit("d1") | shop.candidates(1)[0], arrived=shop.end)
-    shadow.Follower(offers, shop.platform).step()
-    (said,) = shadow.scores_about(offers.name, "v1", shop.platform)
+    shadow.Follower(offers, shop.store).step()
+    (said,) = shadow.scores_about(offers.name, "v1", shop.store)
     ranked: Any = said.alternatives
     place = [a.fields for a in ranked].index(fields(decision)[0]) + 1
-    frame = lab.shadows(use_case=offers, platform=shop.platform).set_index("id")
+    frame = lab.shadows(use_case=offers, store=shop.store).set_index("id")
     assert (frame.loc["v1", "score"], frame.loc["v1", "place"]) == (ranked[0].score, place)
     assert frame.loc["d1", "place"] is pd.NA
-    told = lab.decision("v1", use_case=offers, platform=shop.platform)
+    told = lab.decision("v1", use_case=offers, store=shop.store)
     assert told.shadows.loc[version].to_dict() == {
         "score": said.score, "action": said.action, "failed": "", "place": place
     }  # fmt: skip
@@ -361,7 +361,7 @@ def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
     assert told.alternatives[version].to_dict() == {
         here: next(a.score for a in ranked if a.fields == mine) for here, mine in enumerate(fields(decision), 1)
     }
-    assert "place" not in lab.decision("d1", use_case=offers, platform=shop.platform).shadows
+    assert "place" not in lab.decision("d1", use_case=offers, store=shop.store).shadows
 
 
 def test_a_backlog_of_long_rankings_is_scored_in_pieces(shop: Shop, monkeypatch: pytest.MonkeyPatch):
@@ -369,12 +369,12 @@ def test_a_backlog_of_long_rankings_is_scored_in_pieces(shop: Shop, monkeypatch:
     for k in range(10):
         shop.ranks(f"v{k}", 50, at=shop.end + k * HOUR)
     monkeypatch.setattr(shadow, "_PAGE", 5_000)
-    follower, steps = shadow.Follower(offers, shop.platform), []
+    follower, steps = shadow.Follower(offers, shop.store), []
     while n := follower.step():
         steps.append((n, follower.behind))
     assert sum(n for n, _ in steps) == 10 and len(steps) > 3
     assert [behind for _, behind in steps] == [True] * (len(steps) - 1) + [False]
-    assert [s.event for _, s in shadow.scores(offers.name, shop.platform)] == [f"v{k}" for k in range(10)]
+    assert [s.event for _, s in shadow.scores(offers.name, shop.store)] == [f"v{k}" for k in range(10)]
 
 
 def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
@@ -389,7 +389,7 @@ def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
 
 
 def test_an_event_that_was_sent_before_is_ranked_by_its_id(shop: Shop):
-    shop.platform.accept(visits, shop.visit("v1"), arrived=shop.end)
+    shop.store.accept(visits, shop.visit("v1"), arrived=shop.end)
     some = shop.candidates(5)
     decision = shop.decider.rank({"id": "v1", "candidates": some}, arrived=shop.end)
     assert len(fields(decision)) == 5 and shop.decider.rank({"id": "v1"}, arrived=shop.end) == decision
@@ -431,13 +431,13 @@ class Web:
 def live(tmp_path: Path) -> Iterator[Shop]:
     """A shop in which it is today."""
     made = Shop(tmp_path / "shop", now())
-    with closing(made.platform):
+    with closing(made.store):
         yield made
 
 
 @pytest.fixture
 def web(live: Shop) -> Iterator[Web]:
-    app = Application(offers, live.platform.settings)
+    app = Application(offers, live.store.settings)
     with closing(app):
         yield Web(app)
 
@@ -459,14 +459,14 @@ def test_a_ranking_is_answered_as_it_is_recorded_described_and_counted(live: Sho
 def test_a_ranking_is_told_to_its_own_caller_alone(live: Shop, web: Web):
     """By its id, with its candidates and with others."""
     body = live.visit("v1") | {"candidates": live.candidates(20)}
-    own, other = (auth.create(live.platform, "application", name=name, by="a test")[0] for name in ("shop", "spy"))
+    own, other = (auth.create(live.store, "application", name=name, by="a test")[0] for name in ("shop", "spy"))
     first = web.ask("POST", "/v1/rank", body, authorization=f"Bearer {own}")
     assert first.status_code == 200 and first.json()["caller"] == "shop"
     for again in (body, {"id": "v1"}):
         assert web.ask("POST", "/v1/rank", again, authorization=f"Bearer {own}").content == first.content
         refused = web.ask("POST", "/v1/rank", again, authorization=f"Bearer {other}")
         assert refused.status_code == 403 and not {"alternatives", "score"} & refused.json().keys()
-        seen = next(auth.all_accesses(live.platform))
+        seen = next(auth.all_accesses(live.store))
         assert (seen["name"], seen["path"], seen["allowed"]) == ("spy", "/v1/rank?id=v1", False)
 
 
@@ -496,7 +496,7 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_candidates_are_refused_and_nothing_is_stored(live: Shop, web: Web, what: str):
-    position = live.platform.last_position()
+    position = live.store.last_position()
     body = live.visit("bad") | {"candidates": BAD[what](live.candidates(3))}
     answer = web.rank(body)
     told = answer.json()
@@ -504,12 +504,12 @@ def test_bad_candidates_are_refused_and_nothing_is_stored(live: Shop, web: Web, 
     assert told["event"] == "bad" and len(answer.content) < 3_000
     if len(body["candidates"]) == 4 and isinstance(body["candidates"], list):
         assert told["field"].startswith("Visit.candidates.3"), told
-    assert live.platform.last_position() == position and live.platform.entry("visits", "bad") is None
+    assert live.store.last_position() == position and live.store.entry("visits", "bad") is None
     assert web.rank(live.visit("good")).status_code == 200
 
 
 def test_what_is_no_ranking_is_refused(live: Shop, web: Web):
-    position, some = live.platform.last_position(), live.candidates(2)
+    position, some = live.store.last_position(), live.candidates(2)
     body = live.visit("bad") | {"candidates": some}
     text = json.dumps(body)
     twice = text.replace('"candidates":', '"candidates": [], "candidates":')
@@ -527,7 +527,7 @@ def test_what_is_no_ranking_is_refused(live: Shop, web: Web):
         assert (answer.status_code, answer.json()["field"]) == (status, field), answer.text
     assert web.rank(text.encode(), "application/x-ndjson").status_code == 415
     assert web.ask("GET", "/v1/rank").status_code == 405
-    assert live.platform.last_position() == position
+    assert live.store.last_position() == position
 
 
 def test_a_use_case_that_does_not_rank_says_what_it_would_take(tmp_path: Path):
@@ -537,7 +537,7 @@ def test_a_use_case_that_does_not_rank_says_what_it_would_take(tmp_path: Path):
         assert answer.status_code == 404 and "rank='...'" in answer.json()["detail"]
         assert "/v1/rank" not in web.ask("GET", "/v1/openapi.json").json()["paths"]
     with pytest.raises(MlpkgError, match="does not rank"):
-        Decider(handbook.fraud, ml.open(Settings(state=tmp_path / "bank"))).rank({"id": "x"})
+        Decider(handbook.fraud, ml.open_store(Settings(state=tmp_path / "bank"))).rank({"id": "x"})
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def served(state: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_server_that_is_killed_keeps_the_rankings_it_acknowledged_whole(live: Shop):
     """Both clients get the same answers; after SIGKILL amid rankings each acknowledged one is there, and none is half there."""
-    state, port = live.platform.settings.state, free_port()
+    state, port = live.store.settings.state, free_port()
     bodies = [live.visit(f"k{k}") for k in range(150)]
     some = [live.candidates(30) for _ in bodies]
     answers: list[Decision] = []
@@ -600,8 +600,8 @@ def test_a_server_that_is_killed_keeps_the_rankings_it_acknowledged_whole(live: 
             assert told.value.status == 409
             assert len(client.rank(live.visit("found")).alternatives or ()) == len(popular(None))
     assert [d.event for d in answers] == [body["id"] for body in bodies]
-    recorded = {e.id: e.body for e in live.platform.read(streams=["decisions.offers"])}
-    events = {e.id for e in live.platform.read(streams=["visits"]) if not e.id.startswith("h")}
+    recorded = {e.id: e.body for e in live.store.read(streams=["decisions.offers"])}
+    events = {e.id for e in live.store.read(streams=["visits"]) if not e.id.startswith("h")}
     assert recorded.keys() == events == {*(d.event for d in answers), "found"}
-    found = verify(offers, live.platform)
+    found = verify(offers, live.store)
     assert (found.decisions, found.mismatches) == (151, 0), found.differences

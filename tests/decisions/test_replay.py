@@ -45,10 +45,10 @@ def change_a_record(store: Path, event: str, feature: str, value: float) -> None
 
 def test_a_replayed_week_is_the_training_set_to_the_bit(stocked: Project, cli: Command):
     """Everything from the command line: what a person would do to see whether notebook and production agree."""
-    with closing(ml.open(stocked.settings)) as platform:
-        train = lab.training_set(handbook.features, "2018-04-01", "2018-05-25", platform=platform)
+    with closing(ml.open_store(stocked.settings)) as store:
+        train = lab.training_set(handbook.features, "2018-04-01", "2018-05-25", store=store)
         learned = booster(handbook.features, train[FEATURES].to_numpy(float), train["label"].to_numpy(bool))
-        version = put_live(handbook.fraud, platform, learned)
+        version = put_live(handbook.fraud, store, learned)
     again = stocked.folder / "again"
     span = ("--from", "2018-05-27", "--to", "2018-06-03")
     replayed = stocked.run("replay", "fraud", *span, "--into", again, "--json")
@@ -85,10 +85,10 @@ def test_a_week_of_real_payments_replays_to_the_bit(real: Path, project: Project
     rows = pd.read_parquet(real, filters=[("TX_DATETIME", "<", datetime(2018, 6, 8))])
     rows = rows.loc[(rows["TERMINAL_ID"] % 50 == 3) | (rows["CUSTOMER_ID"] % 50 == 3)]
     rows.to_parquet(project.folder / "part.parquet", index=False)
-    with closing(ml.open(project.settings)) as platform:
-        lab.ingest_file(handbook.fraud, project.folder / "part.parquet", platform)
-        put_live(handbook.fraud, platform)
-        expected = lab.training_set(handbook.features, "2018-06-01", "2018-06-08", platform=platform)
+    with closing(ml.open_store(project.settings)) as store:
+        lab.ingest_file(handbook.fraud, project.folder / "part.parquet", store)
+        put_live(handbook.fraud, store)
+        expected = lab.training_set(handbook.features, "2018-06-01", "2018-06-08", store=store)
     span = ("--from", "2018-06-01", "--to", "2018-06-08")
     replayed = cli("replay", "fraud", *span, "--into", "again", "--json")
     assert replayed.status == 0, replayed.err
@@ -116,8 +116,8 @@ def test_a_week_of_real_payments_replays_to_the_bit(real: Path, project: Project
 def test_whatever_is_changed_in_a_record_is_named(bank: Bank, what: str, change: str):
     for k in range(5):
         bank.pays(f"tx-{k}", k * 2)
-    bank.platform.db.execute(f"update log set body={change} where id='tx-3' and about is not null")
-    found = ml.decisions.verify(handbook.fraud, bank.platform)
+    bank.store.db.execute(f"update log set body={change} where id='tx-3' and about is not null")
+    found = ml.decisions.verify(handbook.fraud, bank.store)
     assert found.mismatches == 1
     assert [(d.event, d.what) for d in found.differences] == [("tx-3", what)]
 
@@ -125,8 +125,8 @@ def test_whatever_is_changed_in_a_record_is_named(bank: Bank, what: str, change:
 def test_an_event_changed_in_the_log_is_found_by_the_decisions_that_saw_it(bank: Bank):
     for k in range(5):
         bank.pays(f"tx-{k}", k)
-    bank.platform.db.execute("update log set body=json_set(body, '$.amount', 11.0) where id='tx-2' and about is null")
-    found = ml.decisions.verify(handbook.fraud, bank.platform)
+    bank.store.db.execute("update log set body=json_set(body, '$.amount', 11.0) where id='tx-2' and about is null")
+    found = ml.decisions.verify(handbook.fraud, bank.store)
     assert {d.event for d in found.differences} == {"tx-2", "tx-3", "tx-4"}
     assert {d.what for d in found.differences} >= {"amount", "customer_avg_amount_7d"}
 
@@ -139,18 +139,18 @@ def test_a_replay_needs_a_folder_without_a_store_and_a_live_model(stocked: Proje
 
 
 def test_a_replay_leaves_the_store_that_it_reads_as_it_was(stocked: Project, cli: Command):
-    with closing(ml.open(stocked.settings)) as platform:
-        before = platform.last_position()
+    with closing(ml.open_store(stocked.settings)) as store:
+        before = store.last_position()
     assert cli("replay", "fraud", "--from", "2018-05-27", "--to", "2018-05-28", "--into", "again").status == 0
-    with closing(ml.open(stocked.settings)) as platform:
-        assert platform.last_position() == before
+    with closing(ml.open_store(stocked.settings)) as store:
+        assert store.last_position() == before
 
 
 def test_the_same_event_again_gives_the_recorded_decision(bank: Bank):
     """Also when the model, the clock and the timelines have moved on."""
     first = bank.pays("tx-1", 1)
     bank.pays("tx-2", 2)
-    put_live(handbook.fraud, bank.platform, auc=0.5)
+    put_live(handbook.fraud, bank.store, auc=0.5)
     size = bank.size
     assert bank.pays("tx-1", 1) == first
     assert bank.size == size
@@ -165,8 +165,8 @@ def test_a_known_event_is_acknowledged_however_late_it_is_sent_again(bank: Bank)
 
 def test_a_moment_is_the_events_time_and_the_position_it_saw(bank: Bank):
     decision = bank.pays("tx-1", 1)
-    entry = bank.platform.entry("decisions.fraud", "tx-1")
-    event = bank.platform.entry("transactions", "tx-1")
+    entry = bank.store.entry("decisions.fraud", "tx-1")
+    event = bank.store.entry("transactions", "tx-1")
     assert decision.moment == (START + DAY, event.position)
     assert entry.about == event.position and entry.position == event.position + 1
 
@@ -176,15 +176,15 @@ def test_decisions_in_another_process_are_the_same(stocked: Project):
     payment = '{"id": "new-1", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'
     there = stocked.run("decide", "fraud", "-", "--arrived", "2018-06-09T12:00:00Z", "--json", stdin=payment)
     assert there.status == 0, there.err
-    with closing(ml.open(Settings(state=stocked.state))) as platform:
-        here = ml.decisions.Decider(handbook.fraud, platform).decide(payment, arrived=instant("2018-06-09T12:00:00Z"))
+    with closing(ml.open_store(Settings(state=stocked.state))) as store:
+        here = ml.decisions.Decider(handbook.fraud, store).decide(payment, arrived=instant("2018-06-09T12:00:00Z"))
     assert there.json["score"] == here.score and there.json["features"] == here.features
 
 
 def replayed(bank: Bank, into: Path, first: float, last: float) -> Any:
     """A replay of what arrived between two days, and the store that it made."""
-    done = ml.decisions.replay(bank.case, bank.platform, START + int(first * DAY), START + int(last * DAY), into)
-    again: Any = ml.open(Settings(state=into))
+    done = ml.decisions.replay(bank.case, bank.store, START + int(first * DAY), START + int(last * DAY), into)
+    again: Any = ml.open_store(Settings(state=into))
     with closing(again):
         assert ml.decisions.verify(bank.case, again).mismatches == 0
         records = [e.id for e in again.read(streams=["decisions.fraud"])]
@@ -196,11 +196,11 @@ def test_a_replay_goes_by_arrival_and_finds_what_was_decided(bank: Bank, tmp_pat
     bank.pays("before", 4)
     for k in range(4):
         bank.pays(f"tx-{k}", 10 + k)
-    bank.platform.accept(handbook.transactions, bank.payment("old", 5), arrived=START + 5 * DAY)
+    bank.store.accept(handbook.transactions, bank.payment("old", 5), arrived=START + 5 * DAY)
     bank.hears("old", True, 6)
     for k in range(4, 10):
         assert bank.pays(f"tx-{k}", 10 + k).features["customer_n_tx_30d"] == k + 3
-    bank.platform.accept(handbook.transactions, bank.payment("older", 3), arrived=START + 3 * DAY)
+    bank.store.accept(handbook.transactions, bank.payment("older", 3), arrived=START + 3 * DAY)
     bank.pays("after", 30)
     bank.hears("tx-9", True, 31)
     done, records = replayed(bank, tmp_path / "again", 10, 20)
@@ -212,15 +212,15 @@ def test_a_replay_goes_by_arrival_and_finds_what_was_decided(bank: Bank, tmp_pat
 def test_a_replay_says_what_came_out_differently(bank: Bank, tmp_path: Path, cli: Command):
     for k in range(10):
         bank.pays(f"tx-{k}", 10 + k)
-    change_a_record(bank.platform.settings.store, "tx-3", "customer_avg_amount_7d", 11.0)
+    change_a_record(bank.store.settings.store_path, "tx-3", "customer_avg_amount_7d", 11.0)
     span = ("--from", "2018-04-11", "--to", "2018-04-21")
-    told = cli("replay", "fraud", *span, "--into", tmp_path / "again", state=bank.platform.settings.state)
+    told = cli("replay", "fraud", *span, "--into", tmp_path / "again", state=bank.store.settings.state)
     assert told.status == 0 and "9 of 10 equal to what was decided" in told.out, told.err
 
 
 def test_an_event_that_was_decided_later_is_replayed_like_that(bank: Bank, tmp_path: Path):
     body = bank.payment("it", 10)
-    bank.platform.accept(handbook.transactions, body, arrived=START + 10 * DAY)
+    bank.store.accept(handbook.transactions, body, arrived=START + 10 * DAY)
     bank.pays("other", 9.5)
     first = bank.decider.decide(body, arrived=START + 11 * DAY)
     assert first.features["customer_n_tx_30d"] == 2
@@ -240,10 +240,10 @@ def test_history_in_any_order_is_replayed_as_a_training_set_has_it(bank: Bank, t
             said.append((at + DAY, handbook.frauds, {"id": f"p{k}", "fraud": True}))
     said.sort(key=lambda s: (s[1] is handbook.transactions, s[0]))
     for at, stream, body in said[::-1] if backwards else said:
-        (bank.platform.report if stream is handbook.frauds else bank.platform.accept)(stream, body, arrived=at)
+        (bank.store.report if stream is handbook.frauds else bank.store.accept)(stream, body, arrived=at)
     done, records = replayed(bank, tmp_path / "again", 8, 20)
-    rows = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", platform=bank.platform)
+    rows = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", store=bank.store)
     assert records == rows["id"].tolist() and len(rows) == 28 and done.decided == 0
-    with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
-        served = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", platform=again)
+    with closing(ml.open_store(Settings(state=tmp_path / "again"))) as again:
+        served = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", store=again)
     assert (bits(served) == bits(rows)).all() and max(rows["terminal_risk_7d"].tolist()) > 0

@@ -16,7 +16,7 @@ class Order(ml.Event):
     items: int
 
 
-orders = ml.Source("orders", Order, keep="30d")
+orders = ml.Source("orders", Order, retention="30d")
 
 
 def spread(amount: Any) -> float:

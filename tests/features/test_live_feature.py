@@ -24,13 +24,13 @@ PROMOTE = """
 import sys
 from pathlib import Path
 from mlpkg import decisions, models
-from mlpkg.store import open as open_platform
+from mlpkg.store import open_store
 from mlpkg.settings import Settings
 
 state, version = Path(sys.argv[1]), sys.argv[2]
-platform = open_platform(Settings.load(state=state))
-models.promote(platform, models.find(state, "fraud", version), by="a test", why="new features")
-platform.close()
+store = open_store(Settings.load(state=state))
+models.promote(store, models.find(state, "fraud", version), by="a test", why="new features")
+store.close()
 """
 
 # A column that the customer's timeline does not keep, and a key that has no timelines at all.
@@ -101,14 +101,12 @@ def test_a_new_feature_goes_live_under_load_and_is_right_from_the_first_decision
     assert len(before) + len(after) == len(answers) and len(before) > 20 and len(after) > 20
     assert not any("pair_n_tx_all" in a["features"] for a in before)
 
-    platform = ml.open(Settings(state=state))
-    verified = decisions.verify(fraud, platform)
+    store = ml.open_store(Settings(state=state))
+    verified = decisions.verify(fraud, store)
     assert (verified.mismatches, set(verified.models)) == (0, {made.version, version})
-    offline = (
-        lab.training_set(grown, iso(now() - DAY), iso(now() + DAY), platform=platform).set_index("id").loc[list(after)]
-    )
+    offline = lab.training_set(grown, iso(now() - DAY), iso(now() + DAY), store=store).set_index("id").loc[list(after)]
     for name in grown.names:
         served = np.array([a["features"][name] for a in after.values()], float)
         np.testing.assert_array_equal(offline[name].to_numpy(float), served, strict=True, err_msg=name)
     assert (offline["shops_n_terminals_30d"] > 1).all(), "a new feature has its whole history"
-    platform.close()
+    store.close()

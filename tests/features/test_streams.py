@@ -28,8 +28,7 @@ import mlpkg as ml
 from mlpkg.aggregates import REGISTRY
 from mlpkg.features import FeatureSet, compute, evaluate, evaluate_many, from_json, to_json
 from mlpkg.settings import Settings
-from mlpkg.store import Batch
-from mlpkg.store import open as open_platform
+from mlpkg.store import Batch, open_store
 from mlpkg.store.sqlite import timelines
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
@@ -60,10 +59,10 @@ class Profile(ml.Event):
     limit: float | None = None
 
 
-payments = ml.Source("payments", Payment, keep="8d", lateness="2d")
-clicks = ml.Source("clicks", Click, keep="8d", lateness="2d")
-profiles = ml.Table("profiles", Profile, key="card", keep="20d", lateness="2d")
-frauds = payments.outcome("fraud", bool, presume=False, after="2d")
+payments = ml.Source("payments", Payment, retention="8d", allowed_lateness="2d")
+clicks = ml.Source("clicks", Click, retention="8d", allowed_lateness="2d")
+profiles = ml.Table("profiles", Profile, key="card", retention="20d", allowed_lateness="2d")
+frauds = payments.outcome("fraud", bool, default=False, matures_after="2d")
 refunds = payments.outcome("refund", float)
 FACTS: dict[str, Any] = {"fraud": frauds, "refund": refunds}
 SOURCES: dict[str, Any] = {"payments": payments, "clicks": clicks, "profiles": profiles}
@@ -325,8 +324,8 @@ def recomputed(
     return {name: column.tolist() for name, column in compute(features, history, rows, p).items()}
 
 
-def history_of(features: FeatureSet, platform: Any) -> Any:
-    return platform.history(features.sources, features.outcomes)
+def history_of(features: FeatureSet, store: Any) -> Any:
+    return store.history(features.sources, features.outcomes)
 
 
 def short_chunks(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +335,7 @@ def short_chunks(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timelines, name, size)
 
 
-def load(platform: Any, many: list[Happening]) -> dict[tuple[str, str], list[int]]:
+def load(store: Any, many: list[Happening]) -> dict[tuple[str, str], list[int]]:
     """Load happenings as one batch; the positions that are new, by kind and id."""
     kinds = sorted({h.kind for h in many})
     streams = [STREAMS[k] for k in kinds]
@@ -347,8 +346,8 @@ def load(platform: Any, many: list[Happening]) -> dict[tuple[str, str], list[int
         codes[STREAMS[h.kind].stream].append(row.codes)
         bodies.append(row.body)
         times.append(row.time or h.arrived)
-    before = platform.last_position()
-    done = platform.load(
+    before = store.last_position()
+    done = store.load(
         Batch(
             streams, np.array([kinds.index(h.kind) for h in many]), [h.id for h in many], np.array(times),
             np.array([h.arrived for h in many]), bodies,
@@ -359,7 +358,7 @@ def load(platform: Any, many: list[Happening]) -> dict[tuple[str, str], list[int
     assert not done.refused
     names = {STREAMS[k].stream: k for k in kinds}
     found = defaultdict(list)
-    for entry in platform.read(before):
+    for entry in store.read(before):
         found[names[entry.source], entry.id].append(entry.position)
     return found
 
@@ -379,46 +378,46 @@ class Run:
         self.features = feature_set(self.asks)
         n = Ask("count", over=("6h",), by=("shop",))
         self.asked = feature_set({"n": n}) if self.rng.random() < 0.3 else self.features  # widened on the way
-        self.platforms = [self.open() for _ in range(self.rng.choice([1, 2]))]
+        self.stores = [self.open() for _ in range(self.rng.choice([1, 2]))]
 
     def open(self) -> Any:
-        platform = open_platform(self.settings)
-        platform.register("streams", self.asked)
-        return platform
+        store = open_store(self.settings)
+        store.register("streams", self.asked)
+        return store
 
     def send(self, stream: list[Happening]) -> None:
         pending = list(stream)
         while pending:
             if self.asked is not self.features and self.rng.random() < 0.04:
                 self.asked = self.features
-                for platform in self.platforms:
-                    platform.register("streams", self.asked)
+                for store in self.stores:
+                    store.register("streams", self.asked)
             if self.rng.random() < 0.03:
-                k = self.rng.randrange(len(self.platforms))
-                self.platforms[k].close()
-                self.platforms[k] = self.open()
-            platform = self.rng.choice(self.platforms)
+                k = self.rng.randrange(len(self.stores))
+                self.stores[k].close()
+                self.stores[k] = self.open()
+            store = self.rng.choice(self.stores)
             if self.rng.random() < 0.1:
                 many = pending[: self.rng.choice([2, 5, 12, 40])]
                 del pending[: len(many)]
-                self.load(platform, many)
+                self.load(store, many)
                 continue
-            self.one(platform, pending.pop(0))
+            self.one(store, pending.pop(0))
 
-    def load(self, platform: Any, many: list[Happening]) -> None:
-        positions = load(platform, many)
+    def load(self, store: Any, many: list[Happening]) -> None:
+        positions = load(store, many)
         for h in many:
             if self.tells(h):
                 self.know(h, positions[h.kind, h.id].pop(0))
         assert not any(positions.values())
 
-    def one(self, platform: Any, h: Happening) -> None:
+    def one(self, store: Any, h: Happening) -> None:
         if h.kind in FACTS:
-            self.know(h, platform.report(FACTS[h.kind], h.body, clock=h.arrived).position)
+            self.know(h, store.report(FACTS[h.kind], h.body, clock=h.arrived).position)
         elif h.kind == "payments" and self.asked is self.features and self.rng.random() < 0.7:
-            self.decide(platform, h)
+            self.decide(store, h)
         else:
-            self.know(h, platform.accept(SOURCES[h.kind], h.body, clock=h.arrived).position)
+            self.know(h, store.accept(SOURCES[h.kind], h.body, clock=h.arrived).position)
 
     def tells(self, h: Happening) -> bool:
         """Whether it says anything new; what was sent before changes nothing."""
@@ -436,10 +435,10 @@ class Run:
         else:
             self.reports[h.kind].setdefault(h.id, []).append((position, h.values))
 
-    def decide(self, platform: Any, h: Happening) -> None:
+    def decide(self, store: Any, h: Happening) -> None:
         row = payments.parse(h.body)
         score, action = self.rng.randrange(1_000_000), self.rng.choice("ab")
-        with platform.decision("streams", payments, row, h.arrived, h.arrived) as unit:
+        with store.decision("streams", payments, row, h.arrived, h.arrived) as unit:
             if unit.known is not None:
                 assert h.id in self.served
                 return
@@ -483,9 +482,9 @@ class Run:
     def check(self) -> tuple[int, dict[str, dict[str, str]]]:
         """Compare the three; the number of payments compared, and what each has had it been decided at once."""
         features, world = self.features, self.world()
-        history = history_of(features, self.platforms[0])
+        history = history_of(features, self.stores[0])
         past = history.events["payments"]
-        seen = dict(zip(*(a.tolist() for a in self.platforms[0].decided("streams")), strict=True))
+        seen = dict(zip(*(a.tolist() for a in self.stores[0].decided("streams")), strict=True))
         p = np.array([seen.get(x, x) for x in past.position.tolist()], np.int64)
         offline = recomputed(features, history, p)
         rows = self.rows["payments"]
@@ -509,8 +508,8 @@ class Run:
         return len(past), at_once(features, history)
 
     def close(self) -> None:
-        for platform in self.platforms:
-            platform.close()
+        for store in self.stores:
+            store.close()
 
 
 def at_once(features: FeatureSet, history: Any) -> dict[str, dict[str, str]]:
@@ -522,10 +521,10 @@ def at_once(features: FeatureSet, history: Any) -> dict[str, dict[str, str]]:
 
 def in_one_go(run: Run, stream: list[Happening], settings: Settings) -> dict[str, dict[str, str]]:
     """The same stream in another store, loaded as a whole before anything was asked."""
-    with closing(open_platform(settings)) as platform:
-        load(platform, stream)
-        platform.register("streams", run.features)
-        return at_once(run.features, history_of(run.features, platform))
+    with closing(open_store(settings)) as store:
+        load(store, stream)
+        store.register("streams", run.features)
+        return at_once(run.features, history_of(run.features, store))
 
 
 def asks_of(rng: random.Random, seed: int) -> dict[str, Ask]:
@@ -563,7 +562,7 @@ def test_threads_and_connections_decide_side_by_side(tmp_path):
     run = Run(random.Random(1), Settings(state=tmp_path), asks)
     run.asked = run.features
     run.close()
-    run.platforms = [run.open(), run.open()]
+    run.stores = [run.open(), run.open()]
     stream = [h for seed in range(8) for h in happenings(random.Random(seed)) if h.kind == "payments"]
     stream = list({id(h.values): h for h in stream}.values())  # some are sent twice
     for k, h in enumerate(stream):
@@ -578,7 +577,7 @@ def test_threads_and_connections_decide_side_by_side(tmp_path):
             if h is None:
                 return
             row = payments.parse(h.body)
-            with run.platforms[k % 2].decision("streams", payments, row, h.arrived, h.arrived) as unit:
+            with run.stores[k % 2].decision("streams", payments, row, h.arrived, h.arrived) as unit:
                 found = dict(zip(run.features.names, served(run.features, row, unit), strict=True))
                 position = unit.record(json.dumps({"score": 0.5, "action": "a"}))
             with guard:

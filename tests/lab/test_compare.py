@@ -31,22 +31,22 @@ terse = ml.FeatureSet(
 )
 
 
-def keep(platform: Any, features: ml.FeatureSet, learned: Any) -> str:
+def keep(store: Any, features: ml.FeatureSet, learned: Any) -> str:
     """Save a model without making it live."""
-    return models.save(platform.settings.state, "fraud", learned, features, metrics={}, lineage={}, policy={})
+    return models.save(store.settings.state, "fraud", learned, features, metrics={}, lineage={}, policy={})
 
 
 @dataclass
 class Fortnight:
     """Two weeks that a model decided, and candidates that did not."""
 
-    platform: Any
+    store: Any
     live: str
     terse: str  # knows less
     blind: str  # was told the contrary about payments of at most 30
 
     def compare(self, a: Any, b: Any, **how: Any) -> lab.Comparison:
-        return lab.compare(a, b, FROM, TO, use_case=handbook.fraud, platform=self.platform, **how)
+        return lab.compare(a, b, FROM, TO, use_case=handbook.fraud, store=self.store, **how)
 
 
 def learned(features: ml.FeatureSet, rows: Any, label: Any) -> lgb.Booster:
@@ -58,25 +58,25 @@ def learned(features: ml.FeatureSet, rows: Any, label: Any) -> lgb.Booster:
 @pytest.fixture(scope="module")
 def fortnight(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortnight]:
     folder = tmp_path_factory.mktemp("fortnight")
-    with closing(ml.open(Settings(state=folder / "history"))) as history:
+    with closing(ml.open_store(Settings(state=folder / "history"))) as history:
         ingest_file(handbook.fraud, simulated, history)
-        rows: Any = lab.training_set(handbook.features, "2018-04-01", FROM, platform=history)
+        rows: Any = lab.training_set(handbook.features, "2018-04-01", FROM, store=history)
         label, small = rows["label"].to_numpy(bool), rows["amount"].to_numpy() <= 30
         live = put_live(handbook.fraud, history, learned(handbook.features, rows, label))
         decisions.replay(handbook.fraud, history, instant(FROM), instant(TO), folder / "state")
-    with closing(ml.open(Settings(state=folder / "state"))) as platform:
+    with closing(ml.open_store(Settings(state=folder / "state"))) as store:
         blind, knows_less = learned(handbook.features, rows, label ^ small), learned(terse, rows, label)
-        yield Fortnight(platform, live, keep(platform, terse, knows_less), keep(platform, handbook.features, blind))
+        yield Fortnight(store, live, keep(store, terse, knows_less), keep(store, handbook.features, blind))
 
 
 def bits(frame: Any) -> np.ndarray:
     return np.column_stack([frame[name].to_numpy().view(np.int64) for name in frame])
 
 
-def recorded(platform: Any, features: ml.FeatureSet) -> Any:
+def recorded(store: Any, features: ml.FeatureSet) -> Any:
     """The features as decisions recorded them."""
     types = {f.name: "int64" if f.integer else "float64" for f in features.features}
-    return lab.decisions(use_case=handbook.fraud, platform=platform)[features.names].astype(types)
+    return lab.decisions(use_case=handbook.fraud, store=store)[features.names].astype(types)
 
 
 # -- intervals -------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_model_against_itself_differs_nowhere(fortnight: Fortnight) -> None:
 
 def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
     found = fortnight.compare("served", fortnight.live)
-    served: Any = lab.decisions(use_case=handbook.fraud, platform=fortnight.platform)
+    served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
     assert found.rows["id"].tolist() == served["id"].tolist() and len(served) > 500
     for side in "ab":  # the model that served gives it again
         assert found.rows[f"score_{side}"].tolist() == served["score"].tolist()
@@ -165,16 +165,16 @@ def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
 def test_each_model_has_the_features_of_its_own_definition(fortnight: Fortnight, tmp_path: Path) -> None:
     """They are those that the model would have been served, which `verify` computes again without a difference."""
     found = fortnight.compare(fortnight.live, fortnight.terse)
-    platform, again = fortnight.platform, tmp_path / "again"
-    decisions.replay(handbook.fraud, platform, instant(FROM), instant(TO), again, model=fortnight.terse)
-    with closing(ml.open(Settings(state=again))) as again:
+    store, again = fortnight.store, tmp_path / "again"
+    decisions.replay(handbook.fraud, store, instant(FROM), instant(TO), again, model=fortnight.terse)
+    with closing(ml.open_store(Settings(state=again))) as again:
         assert decisions.verify(handbook.fraud, again).models == {fortnight.terse: len(found.rows)}
         assert decisions.verify(handbook.fraud, again).mismatches == 0
         assert (bits(found.features[1]) == bits(recorded(again, terse))).all()
-        scores = lab.decisions(use_case=handbook.fraud, platform=again)["score"]
+        scores = lab.decisions(use_case=handbook.fraud, store=again)["score"]
     assert found.rows["score_b"].tolist() == scores.tolist()
-    assert decisions.verify(handbook.fraud, fortnight.platform).mismatches == 0
-    assert (bits(found.features[0]) == bits(recorded(fortnight.platform, handbook.features))).all()
+    assert decisions.verify(handbook.fraud, fortnight.store).mismatches == 0
+    assert (bits(found.features[0]) == bits(recorded(fortnight.store, handbook.features))).all()
 
 
 def test_a_candidate_that_is_worse_in_one_segment_is_flagged_there_only(fortnight: Fortnight) -> None:
@@ -236,9 +236,9 @@ def test_only_mature_rows_are_judged_and_the_others_counted(bank: Bank) -> None:
     for day in range(20):
         bank.pays(f"t{day}", day, customer_id=day)
     bank.hears("t19", True, 19.5)
-    bank.platform.accept(handbook.transactions, bank.payment("undecided", 3), arrived=START + 3 * DAY)
+    bank.store.accept(handbook.transactions, bank.payment("undecided", 3), arrived=START + 3 * DAY)
     span = (iso(START), iso(START + 20 * DAY))
-    how: Any = {"use_case": handbook.fraud, "platform": bank.platform, "as_of": iso(START + 20 * DAY)}
+    how: Any = {"use_case": handbook.fraud, "store": bank.store, "as_of": iso(START + 20 * DAY)}
     found = lab.compare("served", bank.version, *span, **how)
     assert found.left_out == {
         "more were not decided": 1,
@@ -259,15 +259,13 @@ def test_with_one_class_or_few_rows_a_measure_is_null_and_says_why(bank: Bank) -
     for day in range(FEW - 1):
         bank.pays(f"t{day}", day, customer_id=day)
     span: Any = (bank.version, bank.version, iso(START), iso(START + 9 * DAY))
-    found = lab.compare(*span, use_case=handbook.fraud, platform=bank.platform, by="terminal_id").metrics
+    found = lab.compare(*span, use_case=handbook.fraud, store=bank.store, by="terminal_id").metrics
     assert np.isnan(found.loc["auc", "a"]) and found.loc["auc", "why"] == "no positive"
     assert found.loc["brier", "a"] > 0 and found.loc["brier", "why"] == f"only {FEW - 1} entities"
     assert np.isnan(found.loc["brier", "low"])
-    early = lab.compare(*span, use_case=handbook.fraud, platform=bank.platform, as_of=iso(START))
+    early = lab.compare(*span, use_case=handbook.fraud, store=bank.store, as_of=iso(START))
     assert set(early.metrics["why"].head(4)) == {"no row can be judged"}
-    none = lab.compare(
-        bank.version, "served", "2017-01-01", "2017-02-01", use_case=handbook.fraud, platform=bank.platform
-    )
+    none = lab.compare(bank.version, "served", "2017-01-01", "2017-02-01", use_case=handbook.fraud, store=bank.store)
     assert not len(none.rows) and none.metrics["why"].ne("").all() and none.plot() and repr(none)
 
 
@@ -281,7 +279,7 @@ class Order(ml.Event):
     items: int | None = None
 
 
-orders = ml.Source("orders", Order, subject="customer", keep="30d", lateness="5d")
+orders = ml.Source("orders", Order, subject="customer", retention="30d", allowed_lateness="5d")
 returned = orders.outcome("returned", bool)
 habits = ml.FeatureSet("shop", on=orders, customer=orders.by("customer").agg(n=ml.count(over=["1d", "7d"])))
 
@@ -294,16 +292,16 @@ shop = ml.UseCase("shop", habits, policy=by_the_words)
 
 
 def test_the_policy_sees_events_as_they_were_sent(tmp_path: Path) -> None:
-    with closing(ml.open(Settings(state=tmp_path))) as platform:
-        version = put_live(shop, platform)
-        decider = decisions.Decider(shop, platform)
+    with closing(ml.open_store(Settings(state=tmp_path))) as store:
+        version = put_live(shop, store)
+        decider = decisions.Decider(shop, store)
         for i in range(30):
             at = START + i * DAY // 4
             more = {"coupon": "ten", "items": 2} if i % 3 == 0 else {}
             body = {"id": f"o{i}", "time": iso(at), "customer": f"c{i % 12}", "channel": ("web", "shop")[i % 2]}
             decider.decide(body | more, arrived=at)
         span: Any = ("served", version, START, START + 30 * DAY)
-        found = lab.compare(*span, use_case=shop, platform=platform, by=["channel", "coupon", "items"])
+        found = lab.compare(*span, use_case=shop, store=store, by=["channel", "coupon", "items"])
     assert not len(found.changed) and set(found.rows["action_b"]) == {"web ten", "shop ten", "web plain", "shop plain"}
     assert found.rows["channel"].tolist()[:2] == ["web", "shop"]
     rows = found.segments.drop_duplicates(["by", "segment"]).set_index(["by", "segment"])
@@ -322,9 +320,9 @@ def test_the_policy_sees_events_as_they_were_sent(tmp_path: Path) -> None:
 
 
 def test_a_decision_is_shown_with_the_numbers_of_its_record(fortnight: Fortnight) -> None:
-    served: Any = lab.decisions(use_case=handbook.fraud, platform=fortnight.platform)
+    served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
     row = served.loc[served["score"].idxmax()]
-    found = lab.decision(row["id"], use_case=handbook.fraud, platform=fortnight.platform)
+    found = lab.decision(row["id"], use_case=handbook.fraud, store=fortnight.store)
     values = found.features["value"]
     assert values.to_dict() == found.record.features and type(values["customer_n_tx_1d"]) is int
     assert [v if v is not None else np.nan for v in values] == pytest.approx([row[n] for n in FEATURES], nan_ok=True)
@@ -339,9 +337,9 @@ def test_a_decision_is_shown_with_the_numbers_of_its_record(fortnight: Fortnight
 
 
 def test_the_reasons_add_up_to_the_score(fortnight: Fortnight) -> None:
-    served: Any = lab.decisions(use_case=handbook.fraud, platform=fortnight.platform)
+    served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
     for id in served["id"].iloc[::200]:
-        found = lab.decision(id, use_case=handbook.fraud, platform=fortnight.platform)
+        found = lab.decision(id, use_case=handbook.fraud, store=fortnight.store)
         raw = found.reasons["contribution"].sum()
         assert 1 / (1 + np.exp(-raw)) == pytest.approx(found.record.score, rel=1e-9)
         assert set(found.reasons.index) == {*FEATURES, "(base)"}
@@ -352,7 +350,7 @@ def test_the_reasons_add_up_to_the_score(fortnight: Fortnight) -> None:
 def test_other_models_are_asked_about_the_same_moment(fortnight: Fortnight) -> None:
     compared = fortnight.compare("served", fortnight.terse).rows
     for row in compared.iloc[::300].itertuples():
-        told: Any = lab.decision(row.id, use_case=handbook.fraud, platform=fortnight.platform).by()
+        told: Any = lab.decision(row.id, use_case=handbook.fraud, store=fortnight.store).by()
         assert set(told.index) == {fortnight.live, fortnight.terse, fortnight.blind}
         assert told.loc[fortnight.live].tolist() == [row.score_a, row.action_a, True]
         assert told.loc[fortnight.terse].tolist() == [row.score_b, row.action_b, False]
@@ -360,11 +358,11 @@ def test_other_models_are_asked_about_the_same_moment(fortnight: Fortnight) -> N
 
 def test_what_a_decision_could_see_is_what_was_recorded(bank: Bank) -> None:
     """An event may be decided long after it was accepted; then it saw more than its own position."""
-    bank.platform.accept(handbook.transactions, bank.payment("early", 2), arrived=START + 2 * DAY)
-    bank.platform.accept(handbook.transactions, bank.payment("late", 1, amount=90.0), arrived=START + 3 * DAY)
+    bank.store.accept(handbook.transactions, bank.payment("early", 2), arrived=START + 2 * DAY)
+    bank.store.accept(handbook.transactions, bank.payment("late", 1, amount=90.0), arrived=START + 3 * DAY)
     record = bank.pays("early", 2)
     assert record.features["customer_n_tx_7d"] == 2
-    how: Any = {"use_case": handbook.fraud, "platform": bank.platform}
+    how: Any = {"use_case": handbook.fraud, "store": bank.store}
     found = lab.decision("early", **how)
     explained: Any = found.explain("customer_n_tx_7d")
     assert explained.value == 2 and set(explained.rows["id"]) == {"early", "late"}
@@ -379,37 +377,37 @@ def test_the_outcome_is_shown_with_when_it_was_reported(bank: Bank) -> None:
         bank.pays(f"t{day}", day)
     bank.hears("t0", False, 4)
     report = {"id": "t0", "fraud": True, "corrects": True}
-    bank.platform.report(handbook.frauds, report, arrived=START + 6 * DAY)
-    found: Any = lab.decision("t0", use_case=handbook.fraud, platform=bank.platform).outcomes
+    bank.store.report(handbook.frauds, report, arrived=START + 6 * DAY)
+    found: Any = lab.decision("t0", use_case=handbook.fraud, store=bank.store).outcomes
     assert found["value"].tolist() == [False, True]
     assert [t.isoformat()[:10] for t in found["reported"]] == ["2018-04-05", "2018-04-07"]
     assert found["note"].tolist() == ["reported, corrected later,", "reported"]
-    silent = lab.decision("t1", use_case=handbook.fraud, platform=bank.platform)
+    silent = lab.decision("t1", use_case=handbook.fraud, store=bank.store)
     assert "fraud = False (presumed, as nothing was reported)" in repr(silent)
 
 
 def test_a_decision_that_was_not_made_is_refused(bank: Bank) -> None:
-    bank.platform.accept(handbook.transactions, bank.payment("t0", 1), arrived=START + DAY)
+    bank.store.accept(handbook.transactions, bank.payment("t0", 1), arrived=START + DAY)
     for id, hint in (("t0", "there is such an event"), ("t1", "see lab.decisions")):
         with pytest.raises(MlpkgError, match=f"no decision on the event '{id}'; {hint}"):
-            lab.decision(id, use_case=handbook.fraud, platform=bank.platform)
+            lab.decision(id, use_case=handbook.fraud, store=bank.store)
 
 
 # -- replays by another model ----------------------------------------------------------------------------------------
 
 
 def test_a_replay_may_be_decided_by_another_model(stocked: Project, cli: Command) -> None:
-    with closing(ml.open(stocked.settings)) as platform:
-        other, live = keep(platform, terse, booster(terse)), platform.live("fraud")
+    with closing(ml.open_store(stocked.settings)) as store:
+        other, live = keep(store, terse, booster(terse)), store.live("fraud")
     span = ("--from", "2018-05-27", "--to", "2018-05-29", "--into", "again")
     assert cli("replay", "fraud", *span, "--model", "20180101T000000-00000000").said_one_line("there is no model at")
     assert not (stocked.folder / "again").exists()
     done = cli("replay", "fraud", *span, "--model", other, "--json")
     assert done.status == 0 and done.json["decisions"] > 50
-    with closing(ml.open(stocked.settings)) as platform:
-        assert platform.live("fraud") == live
+    with closing(ml.open_store(stocked.settings)) as store:
+        assert store.live("fraud") == live
     again = stocked.folder / "again"
     assert cli("verify", "fraud", "--json", state=again).json["models"] == {other: done.json["decisions"]}
-    with closing(ml.open(Settings(state=again))) as platform:
-        assert platform.live("fraud") == other
-        assert platform.promotions("fraud")[-1]["why"].startswith("asked for at")
+    with closing(ml.open_store(Settings(state=again))) as store:
+        assert store.live("fraud") == other
+        assert store.promotions("fraud")[-1]["why"].startswith("asked for at")

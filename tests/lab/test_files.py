@@ -26,8 +26,8 @@ class Sale(ml.Event):
     units: int = 1
 
 
-sales = ml.Source("sales", Sale, lateness="36500d")
-returned = sales.outcome("returned", bool, presume=False, after="7d")
+sales = ml.Source("sales", Sale, allowed_lateness="36500d")
+returned = sales.outcome("returned", bool, default=False, matures_after="7d")
 features = ml.FeatureSet("sales", on=sales, buyer=sales.by("buyer").agg(n=ml.count(over="7d")))
 case = ml.UseCase("sales", features, policy=lambda score, event: "send")
 NOON = "2018-04-01T12:00:00Z"
@@ -36,11 +36,11 @@ AT = pa.array([1522584000 * 10**6], pa.int64()).cast(pa.timestamp("us", "UTC"))
 
 @pytest.fixture
 def store(tmp_path: Path):
-    platform = ml.open(Settings(state=tmp_path / "state", use_cases={}))
-    yield platform
-    list(platform.read())  # whatever the file held
-    lab.events(sales, platform=platform)
-    platform.close()
+    store = ml.open_store(Settings(state=tmp_path / "state", use_cases={}))
+    yield store
+    list(store.read())  # whatever the file held
+    lab.events(sales, store=store)
+    store.close()
 
 
 def table(**columns: Any) -> pa.Table:
@@ -256,9 +256,9 @@ def test_a_reader_may_return_frames_or_yield_them(tmp_path: Path, monkeypatch: p
         f"def read(path): return {made[form]}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    platform = ml.open(Settings(state=tmp_path / "state", use_cases={"sales": f"shop_{form}:case"}))
-    assert lab.ingest_file(case, "whatever", platform).new == {"sales": 1}
-    platform.close()
+    store = ml.open_store(Settings(state=tmp_path / "state", use_cases={"sales": f"shop_{form}:case"}))
+    assert lab.ingest_file(case, "whatever", store).new == {"sales": 1}
+    store.close()
 
 
 def test_a_file_of_reports_need_not_say_when_they_arrived(store: Any, tmp_path: Path):

@@ -26,8 +26,8 @@ class Profile(ml.Event):
     segment: str | None = None
 
 
-orders = ml.Source("orders", Order, keep="30d", lateness="365d")
-profiles = ml.Table("profiles", Profile, key="customer", lateness="365d")
+orders = ml.Source("orders", Order, retention="30d", allowed_lateness="365d")
+profiles = ml.Table("profiles", Profile, key="customer", allowed_lateness="365d")
 features = ml.FeatureSet(
     "orders",
     on=orders,
@@ -57,16 +57,16 @@ def frame() -> pd.DataFrame:
     )
 
 
-def entries(platform: Any) -> list[tuple[Any, ...]]:
-    return [(e.position, e.source, e.id, e.time, e.arrived, e.body) for e in platform.read()]
+def entries(store: Any) -> list[tuple[Any, ...]]:
+    return [(e.position, e.source, e.id, e.time, e.arrived, e.body) for e in store.read()]
 
 
 def test_gaps_and_tables_are_loaded_as_they_would_have_been_sent(tmp_path: Path):
-    loaded: Any = ml.open(Settings(state=tmp_path / "loaded"))
+    loaded: Any = ml.open_store(Settings(state=tmp_path / "loaded"))
     done = lab.ingest(case, [frame()], loaded)
     assert done.refused == []
 
-    sent: Any = ml.open(Settings(state=tmp_path / "sent"))
+    sent: Any = ml.open_store(Settings(state=tmp_path / "sent"))
     sent.register(case.name, features)
     row: Any
     for _, row in frame().iterrows():
@@ -79,7 +79,7 @@ def test_gaps_and_tables_are_loaded_as_they_would_have_been_sent(tmp_path: Path)
         sent.accept(source, known | whole | {"time": iso(at)}, arrived=at)
     assert entries(loaded) == entries(sent)
 
-    rows = lab.training_set(features, "2020-01-01", "2020-01-02", platform=loaded)
+    rows = lab.training_set(features, "2020-01-01", "2020-01-02", store=loaded)
     np.testing.assert_array_equal(rows["profile_limit"], [500, 500, np.nan, np.nan])
     np.testing.assert_array_equal(rows["customer_spent_7d"], [1.5, 1.5, 3.75, 3.75])
     loaded.close()
@@ -91,7 +91,7 @@ class Paid(ml.Event):
     amount: ml.Money
 
 
-payments = ml.Source("payments", Paid, keep="30d", lateness="365d")
+payments = ml.Source("payments", Paid, retention="30d", allowed_lateness="365d")
 refunded = payments.outcome("refunded", bool)
 of_payments = ml.FeatureSet("payments", on=payments, n=payments.by("customer").agg(n=ml.count(over="7d")))
 refunds = ml.UseCase("payments", of_payments, policy=lambda score, event: "send")
@@ -127,12 +127,12 @@ def test_what_a_refused_row_says_of_the_outcome_is_passed_over(tmp_path: Path):
     )
     reports = reports.iloc[1:]
     for name, batches in {"together": [pd.concat([events, reports])], "apart": [events, reports]}.items():
-        platform: Any = ml.open(Settings(state=tmp_path / name))
-        done = lab.ingest(refunds, batches, platform)
+        store: Any = ml.open_store(Settings(state=tmp_path / name))
+        done = lab.ingest(refunds, batches, store)
         assert [row for row, _ in done.refused] == [1, 2], done.refused
-        assert [e.source for e in platform.read()] == ["payments"] and platform.waiting() == []
-        assert len(platform.dead_letters()) == 2
-        platform.close()
+        assert [e.source for e in store.read()] == ["payments"] and store.waiting() == []
+        assert len(store.dead_letters()) == 2
+        store.close()
 
 
 def test_a_file_is_read_by_the_contract_of_the_source_that_is_named(tmp_path: Path):
@@ -148,38 +148,38 @@ def test_a_file_is_read_by_the_contract_of_the_source_that_is_named(tmp_path: Pa
         '{"id": "p", "time": "2020-01-01T00:00:00Z", "customer": "an", "limit": 500}\n'
         '{"id": "q", "time": "2020-01-02T00:00:00Z", "customer": "an", "deleted": true}\n'
     )
-    platform = ml.open(Settings(state=tmp_path / "state", use_cases={}))
-    assert lab.ingest_file(case, tmp_path / "profiles.ndjson", platform, source="profiles").new == {"profiles": 2}
-    done = lab.ingest_file(case, tmp_path / "orders.csv", platform)
+    store = ml.open_store(Settings(state=tmp_path / "state", use_cases={}))
+    assert lab.ingest_file(case, tmp_path / "profiles.ndjson", store, source="profiles").new == {"profiles": 2}
+    done = lab.ingest_file(case, tmp_path / "orders.csv", store)
     assert (done.new, [row for row, _ in done.refused]) == ({"orders": 2}, [1, 2])
     assert "has no time zone" in done.refused[0][1] and "Order.arrived: soon is not a time" in done.refused[1][1]
-    found = [(e.id, iso(e.arrived), e.body) for e in platform.read(streams=["orders"])]
+    found = [(e.id, iso(e.arrived), e.body) for e in store.read(streams=["orders"])]
     assert found == [
         ("a", "2020-01-02T00:00:00Z", '{"customer":"an","amount":12.5,"items":null}'),
         ("d", "2020-01-01T13:00:00Z", '{"customer":"an","amount":null,"items":null}'),
     ]
-    platform.close()
+    store.close()
 
 
 def test_a_use_case_may_read_its_files_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "odd_shop.py").write_text("import test_ingest\n\n\ndef read(path):\n    yield test_ingest.frame()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    platform = ml.open(Settings(state=tmp_path / "state", use_cases={"orders": "odd_shop:case"}))
-    assert lab.ingest_file(case, "whatever", platform).new == {"profiles": 2, "orders": 4}
-    platform.close()
+    store = ml.open_store(Settings(state=tmp_path / "state", use_cases={"orders": "odd_shop:case"}))
+    assert lab.ingest_file(case, "whatever", store).new == {"profiles": 2, "orders": 4}
+    store.close()
 
 
 @pytest.mark.parametrize("wrong", [{"ids": [b"a", "b"]}, {"bodies": ['{"customer":"an"}', None]}], ids=["id", "body"])
 def test_the_store_takes_no_id_or_body_that_is_not_a_text(tmp_path: Path, wrong: dict[str, Any]):
     """It would be a BLOB in the file, and every read of the log would fail from then on."""
-    platform = ml.open(Settings(state=tmp_path / "state"))
-    platform.register(refunds.name, refunds.features)
+    store = ml.open_store(Settings(state=tmp_path / "state"))
+    store.register(refunds.name, refunds.features)
     body = payments.parse({"id": "a", "time": "2020-01-01T00:00:00Z", "customer": "an", "amount": 1.0})
     zeros, codes = np.zeros(2, np.int64), {payments.stream: np.array([body.codes] * 2)}
     told: dict[str, Any] = {"ids": ["a", "b"], "bodies": [body.body] * 2}
     with pytest.raises(TypeError, match="is a text"):
-        platform.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **(told | wrong)))
-    assert platform.last_position() == 0
-    assert platform.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **told)).new
-    assert len(list(platform.read())) == 2
-    platform.close()
+        store.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **(told | wrong)))
+    assert store.last_position() == 0
+    assert store.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **told)).new
+    assert len(list(store.read())) == 2
+    store.close()

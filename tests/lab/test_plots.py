@@ -24,7 +24,7 @@ class Visit(ml.Event):
     stars: Annotated[int, Field(ge=0, le=5)] | None = None
 
 
-visits = ml.Source("visits", Visit, subject="customer", lateness="9000d")
+visits = ml.Source("visits", Visit, subject="customer", allowed_lateness="9000d")
 bought = visits.outcome("bought", bool)
 why = visits.outcome("why", str)
 of = {
@@ -49,9 +49,9 @@ counted = ml.FeatureSet(
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
     start = now() - 20 * 86_400_000_000
-    with closing(ml.open(Settings(state=tmp_path_factory.mktemp("visits")))) as made:
+    with closing(ml.open_store(Settings(state=tmp_path_factory.mktemp("visits")))) as made:
         for k in range(12):
             time = start + k * 40_000_000_000
             body = {"id": f"v{k}", "time": iso(time), "customer": 1, "product_id": 90_000 + 37 * k}
@@ -71,57 +71,55 @@ def drawn_at(axes: Any) -> list[float]:
 @pytest.mark.parametrize(
     "feature", ["customer_n_7d", "customer_products_7d", "customer_usual_7d", "customer_stars_7d", "customer_dear_7d"]
 )
-def test_events_are_drawn_at_what_was_measured_and_at_no_id(platform: Any, feature: str):
-    axes = lab.plot_timeline(features, feature, customer=1, platform=platform)
+def test_events_are_drawn_at_what_was_measured_and_at_no_id(store: Any, feature: str):
+    axes = lab.plot_timeline(features, feature, customer=1, store=store)
     assert axes.get_ylabel() == "stars" and max(drawn_at(axes)) <= 5
     assert plt.gca() in axes.figure.axes
 
 
 @pytest.mark.parametrize("feature", ["customer_n_7d"])
-def test_events_without_a_measure_are_ticks_on_the_axis_of_time(platform: Any, feature: str, tmp_path: Path):
-    axes = lab.plot_timeline(counted, feature, customer=1, platform=platform)
+def test_events_without_a_measure_are_ticks_on_the_axis_of_time(store: Any, feature: str, tmp_path: Path):
+    axes = lab.plot_timeline(counted, feature, customer=1, store=store)
     assert axes.get_ylabel() == feature and drawn_at(axes) == []
     assert axes.get_ylim()[1] < 20, "the axis is that of the feature"
     axes.figure.savefig(tmp_path / "ticks.png")
 
 
-def test_a_number_that_is_asked_for_is_drawn_whatever_it_is(platform: Any):
-    axes = lab.plot_timeline(features, "customer_n_7d", column="product_id", customer=1, platform=platform)
+def test_a_number_that_is_asked_for_is_drawn_whatever_it_is(store: Any):
+    axes = lab.plot_timeline(features, "customer_n_7d", column="product_id", customer=1, store=store)
     assert axes.get_ylabel() == "product_id" and min(drawn_at(axes)) >= 90_000
-    axes = lab.plot_timeline(counted, "customer_last_7d", customer=1, platform=platform)
+    axes = lab.plot_timeline(counted, "customer_last_7d", customer=1, store=store)
     assert axes.get_ylabel() == "product_id", "whose greatest value is the feature"
 
 
-def test_each_text_of_an_outcome_has_a_colour(platform: Any):
-    axes = lab.plot_timeline(features, "customer_n_7d", outcome="why", customer=1, platform=platform)
+def test_each_text_of_an_outcome_has_a_colour(store: Any):
+    axes = lab.plot_timeline(features, "customer_n_7d", outcome="why", customer=1, store=store)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names[:3] == ["event", "gift", "need"] or names[:3] == ["event", "need", "gift"]
-    plain = lab.plot_timeline(features, "customer_n_7d", customer=1, platform=platform)
+    plain = lab.plot_timeline(features, "customer_n_7d", customer=1, store=store)
     assert [text.get_text() for text in plain.get_legend().get_texts()][:2] == ["event", "bought"]
 
 
-def test_a_timeline_is_drawn_on_the_axes_that_are_given(platform: Any):
+def test_a_timeline_is_drawn_on_the_axes_that_are_given(store: Any):
     figure, (left, right) = plt.subplots(1, 2)
-    assert lab.plot_timeline(features, "customer_stars_7d", customer=1, platform=platform, ax=right) is right
+    assert lab.plot_timeline(features, "customer_stars_7d", customer=1, store=store, ax=right) is right
     assert not left.has_data() and right.has_data() and figure is plt.gcf()
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with closing(ml.open(Settings(state=tmp_path_factory.mktemp("compared")))) as platform:
-        first, second = (put_live(parcels.case, platform, auc=k) for k in (0.1, 0.2))
+    with closing(ml.open_store(Settings(state=tmp_path_factory.mktemp("compared")))) as store:
+        first, second = (put_live(parcels.case, store, auc=k) for k in (0.1, 0.2))
         rng = np.random.default_rng(0)
         start = now() - 60 * 86_400_000_000
         for k in range(300):
             time = start + k * 10_000_000_000
             body = {"id": f"p{k}", "time": iso(time), "customer": k % 40, "weight": float(rng.integers(1, 90))}
-            platform.accept(parcels.parcels, body, arrived=time)  # type: ignore[arg-type]
-            platform.report(
-                parcels.state, {"id": f"p{k}", "state": str(rng.choice(["fine", "dented"]))}, arrived=time + 1
-            )  # type: ignore[arg-type]
+            store.accept(parcels.parcels, body, arrived=time)  # type: ignore[arg-type]
+            store.report(parcels.state, {"id": f"p{k}", "state": str(rng.choice(["fine", "dented"]))}, arrived=time + 1)  # type: ignore[arg-type]
         yield lab.compare(
             first, second, iso(start), iso(now()), use_case=parcels.case, outcome="state", positive="dented", by="weight",
-            platform=platform,
+            store=store,
         )  # fmt: skip
 
 
@@ -152,8 +150,8 @@ def test_a_comparison_is_drawn_on_the_axes_that_are_given(compared: Any):
         compared.plot(["log_loss", "auc"], axes=axes[0][0])
 
 
-def test_functions_of_rows_take_the_rows_first(platform: Any):
-    rows: Any = lab.training_set(features, "2020-01-01", iso(now()), outcome="bought", platform=platform)
-    shown = lab.readable(rows, features, platform=platform)
+def test_functions_of_rows_take_the_rows_first(store: Any):
+    rows: Any = lab.training_set(features, "2020-01-01", iso(now()), outcome="bought", store=store)
+    shown = lab.readable(rows, features, store=store)
     assert set(shown["customer_usual_7d"].dropna()) == {"a", "b"}
     assert {*lab.categories_of(rows, features).tables} == {"customer_usual_7d", "product"}

@@ -51,10 +51,10 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_streamed_training_set_is_the_one_in_memory(
     stocked: Project, tmp_path: Path, small_pages: None, history: str
 ):
-    with closing(ml.open(stocked.settings)) as platform:
+    with closing(ml.open_store(stocked.settings)) as store:
         outcomes = [handbook.frauds]
-        lab.Archive(stocked.state).export(platform, [handbook.transactions], outcomes, ["fraud"])
-        options: dict[str, Any] = {"platform": platform, "history": history}
+        lab.Archive(stocked.state).export(store, [handbook.transactions], outcomes, ["fraud"])
+        options: dict[str, Any] = {"store": store, "history": history}
         for source in ("log", "archive"):
             rows = same_in_both(handbook.features, tmp_path / source, source=source, **options)
             assert len(rows) > 7_000 and bool(rows["label"].any()) and any(rows["terminal_risk_30d"] > 0)
@@ -70,19 +70,17 @@ def test_recorded_moments_and_reports_that_waited_are_streamed_too(bank: Bank, t
     bank.pays("old", 0)
     bank.hears("later", True, 1)  # about an event that comes a day after
     body = bank.payment("it", 8)
-    bank.platform.accept(handbook.transactions, body, arrived=START + 8 * DAY)
+    bank.store.accept(handbook.transactions, body, arrived=START + 8 * DAY)
     bank.hears("old", True, 8)
-    bank.platform.accept(handbook.transactions, bank.payment("later", 2), arrived=START + 3 * DAY)
+    bank.store.accept(handbook.transactions, bank.payment("later", 2), arrived=START + 3 * DAY)
     assert bank.decider.decide(body, arrived=START + 8 * DAY).features["terminal_risk_7d"] == 1.0
     bank.pays("end", 9.5)
-    lab.Archive(bank.platform.settings.state).export(
-        bank.platform, [handbook.transactions], [handbook.frauds], ["fraud"]
-    )
-    rows = same_in_both(handbook.features, tmp_path / "rows", source=source, platform=bank.platform).set_index("id")
+    lab.Archive(bank.store.settings.state).export(bank.store, [handbook.transactions], [handbook.frauds], ["fraud"])
+    rows = same_in_both(handbook.features, tmp_path / "rows", source=source, store=bank.store).set_index("id")
     assert rows["terminal_risk_7d"].to_dict() == {"old": 0.0, "it": 1.0, "later": 0.0, "end": 1.0}
     assert rows["label"].to_dict() == {"old": True, "it": False, "later": True, "end": False}
     same_in_both(
-        handbook.features, tmp_path / "logged", source=source, platform=bank.platform, history="as_logged", buckets=2
+        handbook.features, tmp_path / "logged", source=source, store=bank.store, history="as_logged", buckets=2
     )
 
 
@@ -92,7 +90,7 @@ class Visit(ml.Event):
 
 
 def test_features_over_another_source_and_with_texts_are_streamed_too(bank: Bank, tmp_path: Path, small_pages: None):
-    visits = ml.Source("visits", Visit, keep="30d")
+    visits = ml.Source("visits", Visit, retention="30d")
     features = ml.FeatureSet(
         "fraud",
         on=handbook.transactions,
@@ -102,24 +100,24 @@ def test_features_over_another_source_and_with_texts_are_streamed_too(bank: Bank
         customer=handbook.transactions.by("customer_id").agg(n=ml.count(over="7d"), sum=ml.sum("amount", over="7d")),
         amount=ml.field("amount"),
     )
-    bank.platform.register("visited", features)
+    bank.store.register("visited", features)
     draw = random.Random(1)
     for k in range(300):
         at = {"customer_id": draw.randrange(9), "time": iso(START + k * 2 * HOUR)}
-        bank.platform.accept(
+        bank.store.accept(
             visits, at | {"id": f"v{k}", "page": draw.choice(["help", "home", None])}, arrived=START + k * 2 * HOUR
         )
-        bank.platform.accept(
+        bank.store.accept(
             handbook.transactions,
             bank.payment(f"p{k}", k / 12, **at),
             arrived=START + k * 2 * HOUR + draw.randrange(3) * DAY,
         )
-    archive = lab.Archive(bank.platform.settings.state)
-    archive.export(bank.platform, features.sources, [handbook.frauds])
+    archive = lab.Archive(bank.store.settings.state)
+    archive.export(bank.store, features.sources, [handbook.frauds])
     for source in ("log", "archive"):
-        rows = same_in_both(features, tmp_path / source, source=source, platform=bank.platform)
+        rows = same_in_both(features, tmp_path / source, source=source, store=bank.store)
         assert any(rows["visits_n_7d"] > 2) and any(rows["visits_gap_30d"] == 2)
-    of_log = bank.platform.history([visits], []).events["visits"]
+    of_log = bank.store.history([visits], []).events["visits"]
     read = list(archive.batches(visits, ["page"]))
     assert np.concatenate([e.columns["page"] for e in read]).tolist() == of_log.columns["page"].tolist()
     assert [i for e in read for i in e.ids] == of_log.ids and set(read[0].columns) == {"page"}
@@ -128,13 +126,13 @@ def test_features_over_another_source_and_with_texts_are_streamed_too(bank: Bank
 Said = tuple[str, dict[str, Any], int]
 
 
-def say(platform: Any, said: list[Said]) -> None:
+def say(store: Any, said: list[Said]) -> None:
     """Put events and reports into a log in the given order, with the arrivals that they declare."""
     for stream, body, arrived in said:
         if stream == "fraud":
-            platform.report(handbook.frauds, body, arrived=arrived)
+            store.report(handbook.frauds, body, arrived=arrived)
         else:
-            platform.accept(handbook.transactions, body, arrived=arrived)
+            store.accept(handbook.transactions, body, arrived=arrived)
 
 
 def payments(seed: int, count: int = 250) -> list[Said]:
@@ -156,14 +154,14 @@ def stores(tmp_path: Path) -> Iterator[Any]:
     made: list[Any] = []
 
     def make(said: list[Said]) -> Any:
-        made.append(ml.open(Settings(state=tmp_path / f"store{len(made)}")))
+        made.append(ml.open_store(Settings(state=tmp_path / f"store{len(made)}")))
         made[-1].register("fraud", handbook.features)
         say(made[-1], said)
         return made[-1]
 
     yield make
-    for platform in made:
-        platform.close()
+    for store in made:
+        store.close()
 
 
 @pytest.mark.parametrize("features", [handbook.features, handbook.early_features], ids=lambda f: f.name)
@@ -175,9 +173,9 @@ def test_a_backfill_is_seen_as_if_it_had_been_sent_live(
     said = payments(seed)
     backfilled, live = stores(said), stores(sorted(said, key=lambda s: s[2]))
     options: dict[str, Any] = {"as_of": "2018-04-20"}
-    as_arrived = same_in_both(features, tmp_path / "a", platform=backfilled, **options)
-    as_logged = lab.training_set(features, *SPAN, platform=backfilled, history="as_logged", **options)
-    of_live = lab.training_set(features, *SPAN, platform=live, **options)
+    as_arrived = same_in_both(features, tmp_path / "a", store=backfilled, **options)
+    as_logged = lab.training_set(features, *SPAN, store=backfilled, history="as_logged", **options)
+    of_live = lab.training_set(features, *SPAN, store=live, **options)
     pd.testing.assert_frame_equal(as_arrived, of_live, check_exact=True)
     assert not as_arrived[features.names].equals(as_logged[features.names])
 
@@ -186,18 +184,18 @@ def test_a_run_that_dies_leaves_nothing_that_looks_whole(
     stocked: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     into, half = tmp_path / "rows", tmp_path / "rows.part"
-    with closing(ml.open(stocked.settings)) as platform:
+    with closing(ml.open_store(stocked.settings)) as store:
         with monkeypatch.context() as broken:
             broken.setattr(pd.DataFrame, "to_parquet", lambda *a, **k: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                same_in_both(handbook.features, into, "2018-05-20", "2018-05-22", platform=platform)
+                same_in_both(handbook.features, into, "2018-05-20", "2018-05-22", store=store)
         assert not into.exists() and not half.exists()
         (half / "rows").mkdir(parents=True)  # of one that was killed
         (half / "rows" / "000000.parquet").write_bytes(b"PAR1")
-        same_in_both(handbook.features, into, "2018-05-20", "2018-05-22", platform=platform)
+        same_in_both(handbook.features, into, "2018-05-20", "2018-05-22", store=store)
         assert not half.exists()
         with pytest.raises(ml.MlpkgError, match="is there already"):
-            lab.stream_training_set(handbook.features, *SPAN, into=into, platform=platform)
+            lab.stream_training_set(handbook.features, *SPAN, into=into, store=store)
 
 
 def test_the_command_writes_a_folder_or_a_file(stocked: Project, cli: Command):
@@ -214,19 +212,19 @@ def test_the_command_writes_a_folder_or_a_file(stocked: Project, cli: Command):
 
 
 def test_without_a_key_only_the_present_event_is_streamed(stocked: Project, tmp_path: Path):
-    night = ml.request(handbook.during_night)
+    night = ml.on_demand(handbook.during_night)
     features = ml.FeatureSet("present", on=handbook.transactions, amount=ml.field("amount"), night=night)
-    with closing(ml.open(stocked.settings)) as platform:
-        same_in_both(features, tmp_path / "rows", "2018-05-20", "2018-05-22", platform=platform)
+    with closing(ml.open_store(stocked.settings)) as store:
+        same_in_both(features, tmp_path / "rows", "2018-05-20", "2018-05-22", store=store)
 
 
 def test_an_outcome_that_was_not_exported_is_missed(stocked: Project, tmp_path: Path):
-    with closing(ml.open(stocked.settings)) as platform:
-        lab.Archive(stocked.state).export(platform, [handbook.transactions], [])
+    with closing(ml.open_store(stocked.settings)) as store:
+        lab.Archive(stocked.state).export(store, [handbook.transactions], [])
         with pytest.raises(ml.MlpkgError, match=r"has no transactions\.fraud"):
-            lab.stream_training_set(handbook.features, *SPAN, into=tmp_path / "rows", platform=platform, progress=False)
+            lab.stream_training_set(handbook.features, *SPAN, into=tmp_path / "rows", store=store, progress=False)
         with pytest.raises(ml.MlpkgError, match="as_it_was"):
-            lab.training_set(handbook.features, *SPAN, platform=platform, history="as_it_was")  # type: ignore[arg-type]
+            lab.training_set(handbook.features, *SPAN, store=store, history="as_it_was")  # type: ignore[arg-type]
     assert not list(tmp_path.glob("rows*"))
 
 
@@ -254,8 +252,8 @@ def daily(time):
 
 
 def test_keys_of_several_fields_formulas_and_decisions_are_streamed_too(bank: Bank, tmp_path: Path, small_pages: None):
-    paid = ml.Source("transactions", handbook.Transaction, keep="90d", lateness="3d")
-    frauds, decided = paid.outcome("fraud", bool, presume=False, after="7d"), paid.decisions("fraud")
+    paid = ml.Source("transactions", handbook.Transaction, retention="90d", allowed_lateness="3d")
+    frauds, decided = paid.outcome("fraud", bool, default=False, matures_after="7d"), paid.decisions("fraud")
     features = ml.FeatureSet(
         "fraud",
         on=paid,
@@ -280,8 +278,8 @@ def test_keys_of_several_fields_formulas_and_decisions_are_streamed_too(bank: Ba
             bank.hears(
                 f"p{k // 3 + draw.randrange(2) * 50}", draw.random() < 0.5, k / 6
             )  # of some before they are paid
-    lab.Archive(bank.platform.settings.state).export(bank.platform, [paid], [frauds], ["fraud"])
-    options: dict[str, Any] = {"source": "archive", "platform": bank.platform}
+    lab.Archive(bank.store.settings.state).export(bank.store, [paid], [frauds], ["fraud"])
+    options: dict[str, Any] = {"source": "archive", "store": bank.store}
     for history in ("as_arrived", "as_logged"):
         rows = same_in_both(features, tmp_path / history, history=history, **options)
         assert len(set(rows["acted_last_7d"])) > 1 and any(rows["acted_score_7d"].notna())
@@ -298,13 +296,13 @@ def test_corrections_are_streamed_too(bank: Bank, tmp_path: Path, history: str):
     bank.pays("c", 9.25)
     for id, fraud, day in (("a", False, 10), ("b", False, 10), ("b", True, 11)):
         body = {"id": id, "fraud": fraud, "corrects": True}
-        bank.platform.report(handbook.frauds, body, arrived=START + day * DAY)
+        bank.store.report(handbook.frauds, body, arrived=START + day * DAY)
     bank.pays("d", 13)
-    archive = lab.Archive(bank.platform.settings.state)
-    archive.export(bank.platform, [handbook.transactions], [handbook.frauds], ["fraud"])
+    archive = lab.Archive(bank.store.settings.state)
+    archive.export(bank.store, [handbook.transactions], [handbook.frauds], ["fraud"])
     for source in ("log", "archive"):
         for day, labels in ((9, [True, True]), (10, [False, False]), (11, [False, True])):
-            options: dict[str, Any] = {"source": source, "platform": bank.platform, "history": history}
+            options: dict[str, Any] = {"source": source, "store": bank.store, "history": history}
             into = tmp_path / f"{source}{day}"
             rows = same_in_both(handbook.features, into, as_of=START + day * DAY, **options).set_index("id")
             assert rows["label"][["a", "b"]].tolist() == labels

@@ -36,9 +36,9 @@ SAID: list[tuple[Any, str, str, str, bool]] = [
 ]
 
 
-def play(platform: Any) -> dict[str, Any]:
+def play(store: Any) -> dict[str, Any]:
     """All that happens, in the order in which it arrives; what was decided, by the parcel."""
-    decider = Decider(parcels.case, platform)
+    decider = Decider(parcels.case, store)
     happens = [(instant(f"{day}T10:00Z"), "", id) for id, day in PARCELS.items()]
     happens += [(instant(at), k, id) for k, (_, id, _, at, _) in enumerate(SAID)]  # type: ignore[misc]
     found = {}
@@ -49,16 +49,16 @@ def play(platform: Any) -> dict[str, Any]:
         else:
             outcome, _, text, _, corrects = SAID[int(k)]
             told = {"id": id, outcome.name: text} | ({"corrects": True} if corrects else {})
-            platform.report(outcome, told, arrived=at)
+            store.report(outcome, told, arrived=at)
     return found
 
 
 @pytest.fixture(scope="module")
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    platform = ml.open(Settings(state=tmp_path_factory.mktemp("parcels") / "state"))
-    with closing(platform):
-        put_live(parcels.case, platform)
-        yield platform, play(platform)
+    store = ml.open_store(Settings(state=tmp_path_factory.mktemp("parcels") / "state"))
+    with closing(store):
+        put_live(parcels.case, store)
+        yield store, play(store)
 
 
 @pytest.fixture
@@ -91,12 +91,12 @@ def test_features_over_texts_see_what_was_known(store: Any, decided: Any):
         arrived = {{"n": "a_n", "last": "a_last"}.get(name, name): value for name, value in arrived.items()}
         assert back | arrived == values, id
     assert verify(parcels.case, store).mismatches == 0
-    trained: Any = lab.training_set(parcels.features, *SPAN, outcome="why", platform=store).set_index("id")
+    trained: Any = lab.training_set(parcels.features, *SPAN, outcome="why", store=store).set_index("id")
     for id, decision in decided.items():
         for name, value in decision.features.items():
             assert (value is None and pd.isna(trained.loc[id, name])) or value == trained.loc[id, name], (id, name)
     for name in parcels.features.names:
-        lab.explain(parcels.features, name, "p4", platform=store)
+        lab.explain(parcels.features, name, "p4", store=store)
 
 
 def test_a_replay_decides_the_same_by_texts(store: Any, tmp_path: Path):
@@ -120,7 +120,7 @@ def test_a_label_is_the_text_from_the_log(store: Any, tmp_path: Path, outcome: s
     """From the log and from the archive, in memory and streamed, the same frame to the bit."""
     archive = Archive(store.settings.state)
     archive.export(store, [parcels.parcels], [parcels.why, parcels.state], ["parcels"])
-    asked: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "platform": store}
+    asked: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "store": store}
     frame: Any = lab.training_set(parcels.features, *SPAN, **asked)
     assert str(frame["label"].dtype) == "str"
     assert [None if pd.isna(v) else v for v in frame["label"]] == LABELS[outcome, as_of]
@@ -133,27 +133,27 @@ def test_a_label_is_the_text_from_the_log(store: Any, tmp_path: Path, outcome: s
 
 
 def test_frames_show_the_text(store: Any):
-    events: Any = lab.events(parcels.parcels, platform=store)
+    events: Any = lab.events(parcels.parcels, store=store)
     assert events["why"].fillna("-").tolist() == ["late", "late", "late", "-", "-"]
     assert events["state"].fillna("-").tolist() == ["-", "dented", "fine", "-", "-"], "what is presumed is not put in"
-    decisions: Any = lab.decisions(use_case=parcels.case, platform=store)
+    decisions: Any = lab.decisions(use_case=parcels.case, store=store)
     assert decisions["why"].fillna("-").tolist() == ["late", "late", "late", "-", "-"]
     assert decisions["state"].tolist() == ["fine", "dented", "fine", "fine", "fine"]
     assert decisions["arrived_usual_30d"].fillna("-").tolist() == ["-", "-", "fine", "lost", "fine"]
-    shown: Any = lab.preview(parcels.features, events, platform=store)
+    shown: Any = lab.preview(parcels.features, events, store=store)
     assert shown["arrived_last_last_3"].tolist()[3:] == ["lost", "fine"]
-    none: Any = lab.decisions("2026-06-01", use_case=parcels.case, platform=store)
+    none: Any = lab.decisions("2026-06-01", use_case=parcels.case, store=store)
     assert len(none) == 0 and {"why", "state"} <= {*none.columns}
 
 
 def test_one_decision_shows_its_texts(store: Any):
-    told: Any = lab.decision("p1", use_case=parcels.case, platform=store)
+    told: Any = lab.decision("p1", use_case=parcels.case, store=store)
     assert told.outcomes[["outcome", "value", "note"]].to_numpy().tolist() == [
         ["why", "broken", "reported, corrected later,"],
         ["why", "late", "reported"],
         ["state", "dented", "reported"],
     ]
-    silent: Any = lab.decision("p4", use_case=parcels.case, platform=store)
+    silent: Any = lab.decision("p4", use_case=parcels.case, store=store)
     assert silent.outcomes["value"].tolist()[1] == "fine" and "state = fine (presumed" in repr(silent)
 
 
@@ -169,7 +169,7 @@ def test_a_report_counts_the_texts_by_action(store: Any):
 def test_a_comparison_is_told_which_texts_are_a_yes(store: Any):
     version = store.live("parcels")
     span: Any = ("2026-03-01", "2026-03-21")
-    asked: Any = {"use_case": parcels.case, "outcome": "state", "platform": store}
+    asked: Any = {"use_case": parcels.case, "outcome": "state", "store": store}
     plain = lab.compare("served", version, *span, **asked)
     assert not plain.rows["judged"].any() and plain.rows["state"].tolist()[1] == "dented"
     assert plain.left_out["have a text as their outcome: say with positive= which counts"] == 5
@@ -183,7 +183,7 @@ def test_a_comparison_is_told_which_texts_are_a_yes(store: Any):
 
 def test_a_model_learns_one_question_about_a_text(store: Any):
     """The label is mapped by who trains; what is saved gives one score."""
-    rows: Any = lab.training_set(parcels.features, *SPAN, outcome="state", platform=store)
+    rows: Any = lab.training_set(parcels.features, *SPAN, outcome="state", store=store)
     label = (rows["label"] == "dented").astype(int)
     assert label.tolist() == [0, 1, 0, 0, 0]
 
@@ -192,18 +192,18 @@ def test_a_stored_definition_keeps_the_presumed_text():
     again = from_json(to_json(parcels.features))
     assert to_json(again) == to_json(parcels.features)
     told = again.on.outcomes["state"]
-    assert (told.presume, told.presumed) == ("fine", text_code("fine"))
+    assert (told.default, told.presumed) == ("fine", text_code("fine"))
 
 
 @pytest.fixture
 def shop(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     (project.folder / "settings.ini").write_text("[DEFAULT]\nstate = state\nuse_cases =\n    parcels = parcels:case\n")
-    with closing(ml.open(project.settings)) as platform:
-        put_live(parcels.case, platform, booster(parcels.features))
+    with closing(ml.open_store(project.settings)) as store:
+        put_live(parcels.case, store, booster(parcels.features))
         for k in range(12):
             time = f"2026-03-{k + 1:02}T10:00:00Z"
             body = {"id": f"p{k}", "time": time, "customer": 1, "weight": 2.0}
-            Decider(parcels.case, platform).decide(body, arrived=instant(time))
+            Decider(parcels.case, store).decide(body, arrived=instant(time))
     yield project
 
 
@@ -217,8 +217,8 @@ def test_the_command_takes_any_text_as_a_truth(shop: Project, cli: Command, text
         else cli("outcome", "parcels", "--name", "why", "--json", "--", "p1", text)
     )
     assert done.status == 0 and done.json["new"], done.err
-    with closing(ml.open(shop.settings)) as platform:
-        events: Any = lab.events(parcels.parcels, platform=platform)
+    with closing(ml.open_store(shop.settings)) as store:
+        events: Any = lab.events(parcels.parcels, store=store)
         assert events["why"].tolist()[1] == text
 
 
@@ -269,11 +269,11 @@ def test_a_text_outcome_comes_in_by_a_file(shop: Project, cli: Command):
     told.to_csv(shop.folder / "why.csv", index=False)
     done = cli("ingest", "parcels", "why.csv", "--source", "why", "--json")
     assert done.status == 0 and done.json["refused"] == [], done.err
-    with closing(ml.open(shop.settings)) as platform:
-        events: Any = lab.events(parcels.parcels, "2026-04-01", platform=platform)
+    with closing(ml.open_store(shop.settings)) as store:
+        events: Any = lab.events(parcels.parcels, "2026-04-01", store=store)
         assert events["why"].tolist() == ["late", "5", "a; b"]
         assert events["state"].fillna("-").tolist() == ["dented", "-", "-"]
-        rows: Any = lab.training_set(parcels.features, "2026-04-01", "2026-05-01", outcome="state", platform=platform)
+        rows: Any = lab.training_set(parcels.features, "2026-04-01", "2026-05-01", outcome="state", store=store)
         assert rows["label"].tolist() == ["dented", "fine", "fine"]
 
 
@@ -282,16 +282,14 @@ def test_whole_numbers_and_numbers_are_labels_as_they_are(tmp_path: Path):
     days = source.outcome("days", int)
     paid = source.outcome("paid", ml.Money)
     features = ml.FeatureSet("orders", on=source, weight=ml.field("weight"))
-    with closing(ml.open(Settings(state=tmp_path / "state"))) as platform:
+    with closing(ml.open_store(Settings(state=tmp_path / "state"))) as store:
         for k in range(3):
             body = {"id": f"o{k}", "time": f"2026-03-0{k + 1}T10:00:00Z", "customer": 1, "weight": 2.0}
-            platform.accept(source, body, arrived=instant(body["time"]))  # type: ignore[arg-type]
-        platform.report(days, {"id": "o1", "days": 5})
-        platform.report(paid, {"id": "o1", "paid": 2.5})
-        events: Any = lab.events(source, platform=platform)
-        rows = [
-            lab.training_set(features, *SPAN, outcome=name, platform=platform)["label"] for name in ("days", "paid")
-        ]
+            store.accept(source, body, arrived=instant(body["time"]))  # type: ignore[arg-type]
+        store.report(days, {"id": "o1", "days": 5})
+        store.report(paid, {"id": "o1", "paid": 2.5})
+        events: Any = lab.events(source, store=store)
+        rows = [lab.training_set(features, *SPAN, outcome=name, store=store)["label"] for name in ("days", "paid")]
         for name, label in zip(("days", "paid"), rows, strict=True):
             pd.testing.assert_series_equal(pd.Series(events[name].array), pd.Series(label.array))
         assert rows[0].dtype == pd.Int64Dtype() and rows[0].tolist()[1] == 5

@@ -182,14 +182,14 @@ def test_a_model_saved_by_a_script_can_be_promoted(stocked: Project, cli: Comman
     monkeypatch.chdir(stocked.folder)
     rows = lab.training_set(handbook.features, "2018-05-08", "2018-05-15")
     made = lab.save_model(handbook.fraud, booster(handbook.features), rows, metrics={"auc": 0.5})
-    with closing(ml.open(stocked.settings)) as platform:
-        assert platform.live("fraud") != made.name
+    with closing(ml.open_store(stocked.settings)) as store:
+        assert store.live("fraud") != made.name
     assert made.name in [m["version"] for m in cli("models", "fraud", "--json").json]
     lineage = models.load(made).read("lineage")
     assert lineage["trained_on"]["rows"] == len(rows) and lineage["decided"]["why"] == "lab.save_model"
     assert cli("promote", "fraud", made.name).status == 0
-    with closing(ml.open(stocked.settings)) as platform:
-        assert platform.live("fraud") == made.name
+    with closing(ml.open_store(stocked.settings)) as store:
+        assert store.live("fraud") == made.name
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ def test_whatever_gives_one_score_can_be_saved_promoted_and_served(
     rows = lab.training_set(handbook.features, "2018-05-08", "2018-05-10")
     made = trained(params, group=[100, 100, 100] if params["objective"] == "lambdarank" else None)
     folder = lab.save_model(handbook.fraud, made, rows, metrics={})
-    with closing(ml.open(stocked.settings)) as platform:
-        promote(platform, models.load(folder), by="a test", why="it gives one score")
+    with closing(ml.open_store(stocked.settings)) as store:
+        promote(store, models.load(folder), by="a test", why="it gives one score")
     predictor = models.load(folder).predictor
     given = rows[handbook.features.names].to_numpy(np.float64)
     many = predictor.score_many({name: given[:, i] for i, name in enumerate(handbook.features.names)})
@@ -325,7 +325,7 @@ def test_whatever_gives_one_score_can_be_saved_promoted_and_served(
 
 def test_a_cell_that_fails_is_named_in_one_line_and_makes_no_model(stocked: Project, cli: Command):
     write(stocked.folder / "nbs" / "fraud" / "train.ipynb", PARAMETERS, "1 / 0")
-    with closing(ml.open(stocked.settings)) as platform:
-        before = models.versions(stocked.state, "fraud"), platform.live("fraud")
+    with closing(ml.open_store(stocked.settings)) as store:
+        before = models.versions(stocked.state, "fraud"), store.live("fraud")
         cli("train", "fraud").said_one_line("train.ipynb failed", "ZeroDivisionError", "executed.ipynb")
-        assert (models.versions(stocked.state, "fraud"), platform.live("fraud")) == before
+        assert (models.versions(stocked.state, "fraud"), store.live("fraud")) == before

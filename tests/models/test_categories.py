@@ -65,34 +65,34 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind = rng.choice(np.array([*KINDS, None], object), n, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05])
     rows = pd.DataFrame({"source": "purchases", "row": range(n), "id": [f"p{i}" for i in range(n)], "time": time})
     rows = rows.assign(arrived=time, buyer=rng.integers(0, 40, n), kind=kind, price=np.round(rng.gamma(2, 20, n), 2))
-    with closing(ml.open(project.settings)) as platform:
-        ingest(shopping, [rows], platform)
+    with closing(ml.open_store(project.settings)) as store:
+        ingest(shopping, [rows], store)
         for id, what, at in zip(rows["id"], kind, time, strict=True):
             if what in RETURNED and rng.random() < 0.9:
                 said = at + pd.Timedelta(hours=5)
-                platform.report(returned, {"id": id, "returned": True}, arrived=said.value // 1_000)
+                store.report(returned, {"id": id, "returned": True}, arrived=said.value // 1_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.folder)
         patch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(ml.__file__).parent.parent}")
         patch.setenv("BENTOML_HOME", str(project.folder / "bentoml"))
-        with closing(ml.open(project.settings)) as platform:
-            lab.train(shopping, platform, notebook=notebook(project.folder / "train.ipynb", TRAIN, HAND_OVER))
+        with closing(ml.open_store(project.settings)) as store:
+            lab.train(shopping, store, notebook=notebook(project.folder / "train.ipynb", TRAIN, HAND_OVER))
     return project.state
 
 
 @pytest.fixture
 def shop(_trained: Path, tmp_path: Path) -> Iterator[Any]:
     shutil.copytree(_trained, tmp_path / "state")
-    with closing(ml.open(Settings(state=tmp_path / "state"))) as platform:
-        yield platform
+    with closing(ml.open_store(Settings(state=tmp_path / "state"))) as store:
+        yield store
 
 
-def live(platform: Any) -> models.Model:
-    return models.find(platform.settings.state, "shopping", platform.live("shopping"))
+def live(store: Any) -> models.Model:
+    return models.find(store.settings.state, "shopping", store.live("shopping"))
 
 
-def decided(platform: Any, *purchases: dict[str, Any]) -> list[Any]:
-    decider = Decider(shopping, platform)
+def decided(store: Any, *purchases: dict[str, Any]) -> list[Any]:
+    decider = Decider(shopping, store)
     return [decider.decide(body, arrived=instant(body["time"])) for body in purchases]
 
 
@@ -111,7 +111,7 @@ def test_a_decision_has_the_bits_of_the_booster_on_the_encoded_training_row(shop
     bodies = [purchase(f"n{i}", t, buyer=i % 5, kind=strange[i % len(strange)]) for i, t in enumerate(hours)]
     decisions = decided(shop, *bodies)
     model = live(shop)
-    rows: Any = lab.training_set(features, "2024-03-16", "2024-03-17", platform=shop)
+    rows: Any = lab.training_set(features, "2024-03-16", "2024-03-17", store=shop)
     matrix = lab.matrix(rows[features.names], model.categories)
     booster: Any = lgb.Booster(model_file=str(model.folder / "model.txt"))
     assert [d.score for d in decisions] == booster.predict(matrix, num_threads=1).tolist()
@@ -240,19 +240,19 @@ def test_training_sets_have_nullable_codes_and_people_read_texts(shop: Any, tmp_
         purchase("n1", "2024-03-16T12:00:00Z", kind="never seen"),
         purchase("n2", "2024-03-16T13:00:00Z", kind=None),
     )
-    rows: Any = lab.training_set(features, *DAYS, platform=shop)
+    rows: Any = lab.training_set(features, *DAYS, store=shop)
     assert str(rows["kind"].dtype) == str(rows["buyer_usual_7d"].dtype) == "Int64" and rows["kind"].isna().any()
-    streamed = lab.stream_training_set(features, *DAYS, into=tmp_path / "rows", source="log", buckets=3, platform=shop)
+    streamed = lab.stream_training_set(features, *DAYS, into=tmp_path / "rows", source="log", buckets=3, store=shop)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows"), rows, check_exact=True)
     assert streamed.count_rows() == len(rows)
 
-    events: Any = lab.events(purchases, *DAYS, platform=shop)
+    events: Any = lab.events(purchases, *DAYS, store=shop)
     said = events["kind"].fillna("?").tolist()
-    assert lab.readable(rows, features, platform=shop)["kind"].fillna("?").tolist() == said
-    shown = lab.preview(features, events.drop(columns="kind"), platform=shop)
+    assert lab.readable(rows, features, store=shop)["kind"].fillna("?").tolist() == said
+    shown = lab.preview(features, events.drop(columns="kind"), store=shop)
     assert shown["kind"].fillna("?").tolist() == said and set(shown["buyer_usual_7d"].dropna()) <= set(KINDS)
-    assert lab.decisions(use_case=shopping, platform=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]
-    assert lab.explain(features, "kind", "n1", platform=shop).value == "never seen"
-    lab.plot_timeline(features, "buyer_usual_7d", buyer=1, platform=shop)
-    usual = lab.explain(features, "buyer_usual_7d", "n1", platform=shop)
+    assert lab.decisions(use_case=shopping, store=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]
+    assert lab.explain(features, "kind", "n1", store=shop).value == "never seen"
+    lab.plot_timeline(features, "buyer_usual_7d", buyer=1, store=shop)
+    usual = lab.explain(features, "buyer_usual_7d", "n1", store=shop)
     assert usual.value in KINDS and repr(usual.value) in usual.words

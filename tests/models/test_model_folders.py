@@ -73,7 +73,7 @@ def test_a_version_that_is_asked_for_is_no_path(bank: Bank, tmp_path: Path, vers
     with pytest.raises(MlpkgError, match=r"the version .* cannot be the name of a file"):
         models.find(tmp_path / "bank", "fraud", asked)
     with pytest.raises(MlpkgError, match="cannot be the name of a file"):
-        replay(handbook.fraud, bank.platform, 0, DAY, tmp_path / "again", model=asked)
+        replay(handbook.fraud, bank.store, 0, DAY, tmp_path / "again", model=asked)
     assert not (tmp_path / "again" / "models").exists()
 
 
@@ -176,7 +176,7 @@ def test_a_backup_puts_nothing_elsewhere(
 def needing(function: dict[str, str]) -> str:
     """A definition with a feature that is the named function of the event."""
     spec = json.loads(to_json(ml.FeatureSet("f", on=handbook.transactions, amount=ml.field("amount"))))
-    return json.dumps(spec | {"members": [*spec["members"], {"member": "x", "request": function}]})
+    return json.dumps(spec | {"members": [*spec["members"], {"member": "x", "on_demand": function}]})
 
 
 RUN = "from pathlib import Path\nPath(__file__).with_name('was_run').touch()\n"

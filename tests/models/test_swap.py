@@ -33,7 +33,7 @@ SETS = [  # more than a worker keeps loaded
     {"amount": amount},
     {"customer": customer, "amount": amount},
     {"terminal": terminal, "amount": amount},
-    {"amount": amount, "night": ml.request(during_night), "customer": customer, "terminal": terminal},
+    {"amount": amount, "night": ml.on_demand(during_night), "customer": customer, "terminal": terminal},
     {"recent": transactions.by("customer_id").agg(n=ml.count(over=["1h", "3h"]), last=ml.last("amount", over="90d"))},
     {"sum": transactions.by("terminal_id").agg(paid=ml.sum("amount", over="14d")), "amount": amount},
 ]
@@ -72,16 +72,16 @@ def send(port: int, own: int, said: Said, number: Iterator[int], done: threading
 
 def take_turns(server: Server, made: dict[str, Model], said: Said, busy: list[threading.Thread]) -> None:
     """Promote one, promote the next, roll it back, and so on, as long as clients are busy."""
-    with closing(ml.open(Settings(state=server.state))) as platform:
+    with closing(ml.open_store(Settings(state=server.state))) as store:
         for k in count():
             time.sleep(1)
             if not any(thread.is_alive() for thread in busy):
                 return
             if k % 3 == 2:
-                version = registry.rollback(platform, "fraud", by="a test", why="in turn")
+                version = registry.rollback(store, "fraud", by="a test", why="in turn")
             else:
                 version = [*made][(k - k // 3) % len(made)]
-                registry.promote(platform, made[version], by="a test", why="in turn")
+                registry.promote(store, made[version], by="a test", why="in turn")
             said.changes.append((time.monotonic(), version))
 
 
@@ -93,8 +93,8 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
         features = ml.FeatureSet("fraud", on=transactions, **members)  # type: ignore[arg-type]
         version = models.save(state, "fraud", booster(features), features, metrics={}, lineage={}, policy={})
         trained[version] = models.ready(models.find(state, "fraud", version))
-    with closing(ml.open(Settings(state=state))) as platform:
-        registry.promote(platform, next(iter(trained.values())), by="a test", why="to begin with")
+    with closing(ml.open_store(Settings(state=state))) as store:
+        registry.promote(store, next(iter(trained.values())), by="a test", why="to begin with")
     with serving(made.bento, state, folder / "log") as server:
         number, done = count(), threading.Event()
         clients = [threading.Thread(target=send, args=(server.port, own, said, number, done)) for own in range(CLIENTS)]

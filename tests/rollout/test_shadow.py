@@ -24,7 +24,7 @@ from mlpkg.examples.fraud.policy import fraud
 from mlpkg.models import Model, registry
 from mlpkg.rollout import Follower, shadow
 from mlpkg.settings import Settings
-from mlpkg.store import Platform, decisions_of
+from mlpkg.store import Store, decisions_of
 from mlpkg.times import DAY, HOUR, iso, now
 
 
@@ -59,7 +59,7 @@ class Shadowed:
     """A service in which three models shadowed while clients paid and the process that scores was killed."""
 
     server: Server
-    platform: Platform
+    store: Store
     versions: list[str]
     answers: list[dict] = field(default_factory=list)
     killed: int = 0
@@ -95,9 +95,9 @@ def pay(found: Shadowed, own: int, done: threading.Event) -> None:
 def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shadowed]:
     made, folder = made_once(tmp_path_factory), tmp_path_factory.mktemp("shadowed")
     state = made.state(folder / "state")
-    with serving(made.bento, state, folder / "log") as server, closing(ml.open(Settings(state=state))) as platform:
+    with serving(made.bento, state, folder / "log") as server, closing(ml.open_store(Settings(state=state))) as store:
         trained = [save(state, ml.FeatureSet("fraud", on=transactions, **SETS[k])) for k in (1, 3, 4)]  # type: ignore[arg-type]
-        found, done = Shadowed(server, platform, [m.version for m in trained]), threading.Event()
+        found, done = Shadowed(server, store, [m.version for m in trained]), threading.Event()
         clients = [threading.Thread(target=pay, args=(found, own, done)) for own in range(3)]
         for thread in clients:
             thread.start()
@@ -105,7 +105,7 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shadowed]:
             assert soon(lambda: len(found.answers) > 200)
             found.idle = not found.followers
             for model in trained:
-                registry.shadow(platform, model, by="a test", why="to see")
+                registry.shadow(store, model, by="a test", why="to see")
             for _ in range(3):
                 assert soon(lambda: found.followers), server.said
                 time.sleep(1.5)
@@ -123,30 +123,30 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shadowed]:
 
 def test_every_decision_is_scored_once_by_each_shadow(shadowed: Shadowed):
     """Also those of the time in which the process that scores was dead."""
-    platform = shadowed.platform
-    begun = max(c["position"] for c in platform.promotions("fraud"))
-    first = min(c["position"] for c in platform.promotions("fraud") if c["change"] == "shadow")
+    store = shadowed.store
+    begun = max(c["position"] for c in store.promotions("fraud"))
+    first = min(c["position"] for c in store.promotions("fraud") if c["change"] == "shadow")
     assert shadowed.idle and shadowed.killed >= 3
-    assert soon(lambda: shadow.lag("fraud", platform) == (3, 0.0), 60), shadowed.server.said
-    decided = {e.position: e.id for e in platform.read(first, streams=[decisions_of("fraud")])}
-    said = [(e.about, s.event, s.model) for e, s in shadow.scores("fraud", platform)]
+    assert soon(lambda: shadow.lag("fraud", store) == (3, 0.0), 60), shadowed.server.said
+    decided = {e.position: e.id for e in store.read(first, streams=[decisions_of("fraud")])}
+    said = [(e.about, s.event, s.model) for e, s in shadow.scores("fraud", store)]
     assert max(Counter(said).values()) == 1
     assert all(decided[about] == event for about, event, _ in said if about)
     for version in shadowed.versions:
         mine = {about for about, _, model in said if model == version}
         assert {p for p in decided if p > begun} <= mine <= decided.keys()
-    assert len(said) > 5000 and not [s.failed for _, s in shadow.scores("fraud", platform) if s.failed]
+    assert len(said) > 5000 and not [s.failed for _, s in shadow.scores("fraud", store) if s.failed]
 
 
 def test_what_shadows_say_is_to_the_bit_what_the_log_gives(shadowed: Shadowed):
-    assert soon(lambda: shadow.lag("fraud", shadowed.platform)[1] == 0)
+    assert soon(lambda: shadow.lag("fraud", shadowed.store)[1] == 0)
     found = mlpkg("verify", "fraud", state=shadowed.server.state)
     assert (found["mismatches"], found["shadows"]["mismatches"]) == (0, 0), found
     assert found["shadows"]["models"].keys() == set(shadowed.versions)
-    said = {(s.event, s.model): s for _, s in shadow.scores("fraud", shadowed.platform)}
+    said = {(s.event, s.model): s for _, s in shadow.scores("fraud", shadowed.store)}
     first, second = shadowed.versions[:2]
     start, end = iso(now() - DAY), iso(now() + DAY)
-    compared = lab.compare(first, second, start, end, platform=shadowed.platform, use_case=fraud).rows
+    compared = lab.compare(first, second, start, end, store=shadowed.store, use_case=fraud).rows
     for side, version in (("a", first), ("b", second)):
         told = zip(compared["id"], compared[f"score_{side}"], compared[f"action_{side}"], strict=True)
         mine = [(said[id, version], score, action) for id, score, action in told if (id, version) in said]
@@ -156,7 +156,7 @@ def test_what_shadows_say_is_to_the_bit_what_the_log_gives(shadowed: Shadowed):
 
 def test_the_decisions_themselves_are_those_that_were_answered(shadowed: Shadowed):
     for answer in shadowed.answers[-200:]:
-        entry = shadowed.platform.entry("decisions.fraud", answer["event"])
+        entry = shadowed.store.entry("decisions.fraud", answer["event"])
         assert entry and json.loads(entry.body) == answer
 
 
@@ -174,13 +174,11 @@ def test_another_process_begins_where_one_was_killed_and_the_last_one_ends_with_
     (process,) = shadowed.followers
     assert process.nice() > 0
     for version in shadowed.versions[:2]:
-        registry.unshadow(shadowed.platform, "fraud", version, by="a test", why="seen enough")
-    registry.promote(
-        shadowed.platform, models.find(shadowed.server.state, "fraud", shadowed.versions[2]), by="a", why="b"
-    )
+        registry.unshadow(shadowed.store, "fraud", version, by="a test", why="seen enough")
+    registry.promote(shadowed.store, models.find(shadowed.server.state, "fraud", shadowed.versions[2]), by="a", why="b")
     assert soon(lambda: not shadowed.followers, 10), "nothing shadows any more"
     registry.shadow(
-        shadowed.platform, models.find(shadowed.server.state, "fraud", shadowed.versions[0]), by="a", why="again"
+        shadowed.store, models.find(shadowed.server.state, "fraud", shadowed.versions[0]), by="a", why="again"
     )
     assert soon(lambda: shadowed.followers, 10)
     (process,) = shadowed.followers
@@ -195,7 +193,7 @@ def test_another_process_begins_where_one_was_killed_and_the_last_one_ends_with_
 
 
 def test_a_shadow_says_nothing_of_what_was_decided_before_it_began_or_after_it_ended(bank: Bank, cli: Command):
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     model = save(state, handbook.features, n=2.0)
     bank.pays("before", 0)
     assert cli("shadow", "fraud", model.version, "--why", "to see", "--by", "ann", state=state).out.endswith(
@@ -209,64 +207,64 @@ def test_a_shadow_says_nothing_of_what_was_decided_before_it_began_or_after_it_e
     cli("shadow", "fraud", model.version, "--stop", "--why", "seen", state=state).said_one_line("does not shadow")
     cli("shadow", "fraud", bank.version, "--why", "to see", state=state).said_one_line("is live already")
     assert cli("follow", "fraud", state=state).out == "nothing is left to score\n"
-    assert [s.event for _, s in shadow.scores("fraud", bank.platform)] == ["during"]
-    assert [c["change"] for c in bank.platform.promotions("fraud")] == ["promote", "shadow", "unshadow"]
-    assert bank.platform.live("fraud") == bank.version
+    assert [s.event for _, s in shadow.scores("fraud", bank.store)] == ["during"]
+    assert [c["change"] for c in bank.store.promotions("fraud")] == ["promote", "shadow", "unshadow"]
+    assert bank.store.live("fraud") == bank.version
     told = cli("verify", "fraud", state=state)
     assert told.status == 0 and "1 scores by 1 that shadowed, 0 mismatches" in told.out
 
 
 def test_the_lab_shows_what_shadows_said_beside_what_was_served(bank: Bank):
-    model = save(bank.platform.settings.state, handbook.features, n=2.0)
+    model = save(bank.store.settings.state, handbook.features, n=2.0)
     bank.pays("tx-0", 0)
-    registry.shadow(bank.platform, model, by="ann", why="to see")
+    registry.shadow(bank.store, model, by="ann", why="to see")
     made = bank.pays("tx-1", 1, amount=250.0)
-    Follower(handbook.fraud, bank.platform).step()
-    ((_, said),) = shadow.scores("fraud", bank.platform)
+    Follower(handbook.fraud, bank.store).step()
+    ((_, said),) = shadow.scores("fraud", bank.store)
     score = said.score
-    frame = lab.shadows(use_case=handbook.fraud, platform=bank.platform)
+    frame = lab.shadows(use_case=handbook.fraud, store=bank.store)
     assert frame[["id", "model", "score"]].values.tolist() == [["tx-1", model.version, score]]
     assert (frame["served_score"].item(), frame["served_action"].item()) == (made.score, made.action)
-    dossier = lab.decision("tx-1", use_case=handbook.fraud, platform=bank.platform)
+    dossier = lab.decision("tx-1", use_case=handbook.fraud, store=bank.store)
     assert dossier.shadows["score"].to_dict() == {model.version: score}
     assert f"shadows: {model.version}: {made.action}, at a score of" in repr(dossier)
-    assert "shadows" not in repr(lab.decision("tx-0", use_case=handbook.fraud, platform=bank.platform))
+    assert "shadows" not in repr(lab.decision("tx-0", use_case=handbook.fraud, store=bank.store))
 
 
 def test_a_score_that_was_changed_is_named(bank: Bank, cli: Command):
-    registry.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="ann", why="to see")
+    registry.shadow(bank.store, save(bank.store.settings.state, handbook.features, n=2.0), by="ann", why="to see")
     bank.pays("tx-1", 0)
-    assert Follower(handbook.fraud, bank.platform).step() == 1
-    bank.platform.db.execute("update log set body=json_set(body, '$.score', 0.5) where body like '%\"failed\"%'")
-    told = cli("verify", "fraud", state=bank.platform.settings.state)
+    assert Follower(handbook.fraud, bank.store).step() == 1
+    bank.store.db.execute("update log set body=json_set(body, '$.score', 0.5) where body like '%\"failed\"%'")
+    told = cli("verify", "fraud", state=bank.store.settings.state)
     assert told.status == 1 and "tx-1: score by" in told.out and "0.5" in told.out
 
 
 def test_a_promoted_or_retired_model_shadows_no_more_and_may_again(bank: Bank):
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     first, second = save(state, handbook.features, n=2.0), save(state, handbook.features, n=3.0)
     for model in (first, second):
-        registry.shadow(bank.platform, model, by="ann", why="to see")
-    registry.promote(bank.platform, first, by="ann", why="better")
-    registry.retire(bank.platform, "fraud", second.version, by="ann", why="worse")
-    assert registry.shadows(bank.platform.promotions("fraud")) == []
-    assert registry.rollback(bank.platform, "fraud", by="ann", why="not that good") == bank.version
-    registry.shadow(bank.platform, first, by="ann", why="another look")
-    assert registry.shadows(bank.platform.promotions("fraud")) == [first.version]
+        registry.shadow(bank.store, model, by="ann", why="to see")
+    registry.promote(bank.store, first, by="ann", why="better")
+    registry.retire(bank.store, "fraud", second.version, by="ann", why="worse")
+    assert registry.shadows(bank.store.promotions("fraud")) == []
+    assert registry.rollback(bank.store, "fraud", by="ann", why="not that good") == bank.version
+    registry.shadow(bank.store, first, by="ann", why="another look")
+    assert registry.shadows(bank.store.promotions("fraud")) == [first.version]
     with pytest.raises(ml.MlpkgError, match="was retired by ann"):
-        registry.shadow(bank.platform, second, by="ann", why="another look")
+        registry.shadow(bank.store, second, by="ann", why="another look")
 
 
 def test_a_shadow_that_cannot_score_says_so_and_the_others_go_on(bank: Bank):
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     good, bad = save(state, handbook.features, n=2.0), save(state, handbook.features, n=3.0)
     for model in (good, bad):
-        registry.shadow(bank.platform, model, by="ann", why="to see")
+        registry.shadow(bank.store, model, by="ann", why="to see")
     (bad.folder / "model.txt").unlink()
     bank.pays("tx-1", 0)
-    follower = Follower(handbook.fraud, bank.platform)
+    follower = Follower(handbook.fraud, bank.store)
     assert (follower.step(), follower.step()) == (1, 0)
-    said = {s.model: s for _, s in shadow.scores("fraud", bank.platform)}
+    said = {s.model: s for _, s in shadow.scores("fraud", bank.store)}
     assert said[good.version].score is not None and said[good.version].failed is None
     assert said[bad.version].score is None and "model.txt is missing" in str(said[bad.version].failed)
 
@@ -276,54 +274,54 @@ def test_what_was_corrected_since_is_seen_as_it_was_then(
     early_bank: Bank, monkeypatch: pytest.MonkeyPatch, corrected: bool
 ):
     """The timelines hold what is said now; where that is something else, a shadow is asked about what the log said then."""
-    platform, state = early_bank.platform, early_bank.platform.settings.state
+    store, state = early_bank.store, early_bank.store.settings.state
     told = {"metrics": {"n": 2.0}, "lineage": {}, "policy": {}}
     version = models.save(state, "early", booster(handbook.early_features), handbook.early_features, **told)
-    registry.shadow(platform, models.find(state, "early", version), by="ann", why="to see")
+    registry.shadow(store, models.find(state, "early", version), by="ann", why="to see")
     begun, made = now() - 9 * DAY, {}
     for k in range(8):
         at = begun + k * DAY
         body = early_bank.payment(f"tx-{k}", 0) | {"time": iso(at)}
         made[f"tx-{k}"] = early_bank.decider.decide(body, arrived=at)
-        platform.report(handbook.frauds, {"id": f"tx-{k}", "fraud": True}, arrived=at + DAY // 2)
+        store.report(handbook.frauds, {"id": f"tx-{k}", "fraud": True}, arrived=at + DAY // 2)
     if corrected:
         for k in range(6):
             said = {"id": f"tx-{k}", "fraud": False, "corrects": True}
-            platform.report(handbook.frauds, said, arrived=begun + 8 * DAY)
+            store.report(handbook.frauds, said, arrived=begun + 8 * DAY)
     from_log: list[bool] = []
     computed = shadow._computed
     monkeypatch.setattr(shadow, "_computed", lambda *given: from_log.append(True) or computed(*given))
-    assert Follower(handbook.early, platform).step() == 8
+    assert Follower(handbook.early, store).step() == 8
     assert bool(from_log) == corrected
-    found = {s.event: s.score for _, s in shadow.scores("early", platform)}
+    found = {s.event: s.score for _, s in shadow.scores("early", store)}
     assert found == {id: decision.score for id, decision in made.items()}, "it is the same model"
     assert made["tx-7"].features["known_risk_30d"] == 1.0
-    assert shadow.verify_scores(handbook.early, platform).mismatches == 0
+    assert shadow.verify_scores(handbook.early, store).mismatches == 0
 
 
 def test_timelines_hold_what_an_old_decision_saw(bank: Bank, monkeypatch: pytest.MonkeyPatch):
     """These payments are older than anything that may still be decided today, and the log is not asked."""
-    registry.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="ann", why="to see")
+    registry.shadow(bank.store, save(bank.store.settings.state, handbook.features, n=2.0), by="ann", why="to see")
     made = [bank.pays(f"tx-{k}", k / 24) for k in range(5)]
     monkeypatch.setattr(shadow, "_computed", None)
-    Follower(handbook.fraud, bank.platform).step()
-    assert [s.score for _, s in shadow.scores("fraud", bank.platform)] == [d.score for d in made]
+    Follower(handbook.fraud, bank.store).step()
+    assert [s.score for _, s in shadow.scores("fraud", bank.store)] == [d.score for d in made]
 
 
 def test_an_event_that_was_decided_by_the_fallback_is_scored_too(bank: Bank):
     careful = ml.UseCase("fraud", handbook.features, policy=handbook.policy, fallback="review", deadline="1us")
-    registry.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="a", why="b")
-    decided = ml.decisions.Decider(careful, bank.platform).decide(bank.payment("tx-1", 0), arrived=START)
-    Follower(careful, bank.platform).step()
-    ((_, said),) = shadow.scores("fraud", bank.platform)
+    registry.shadow(bank.store, save(bank.store.settings.state, handbook.features, n=2.0), by="a", why="b")
+    decided = ml.decisions.Decider(careful, bank.store).decide(bank.payment("tx-1", 0), arrived=START)
+    Follower(careful, bank.store).step()
+    ((_, said),) = shadow.scores("fraud", bank.store)
     assert decided.score is None and said.score is not None and said.action in ("approve", "review", "decline")
 
 
 def test_two_that_follow_at_once_score_each_decision_once(bank: Bank):
-    registry.shadow(bank.platform, save(bank.platform.settings.state, handbook.features, n=2.0), by="a", why="b")
-    other = ml.open(bank.platform.settings)
+    registry.shadow(bank.store, save(bank.store.settings.state, handbook.features, n=2.0), by="a", why="b")
+    other = ml.open_store(bank.store.settings)
     with closing(other):
-        both = [Follower(handbook.fraud, bank.platform), Follower(handbook.fraud, other)]
+        both = [Follower(handbook.fraud, bank.store), Follower(handbook.fraud, other)]
         for k in range(200):
             bank.pays(f"tx-{k}", k / 24)
         threads = [threading.Thread(target=f.step) for f in both]
@@ -331,5 +329,5 @@ def test_two_that_follow_at_once_score_each_decision_once(bank: Bank):
             thread.start()
         for thread in threads:
             thread.join()
-    assert [s.event for _, s in shadow.scores("fraud", bank.platform)] == [f"tx-{k}" for k in range(200)]
-    put_live(handbook.fraud, bank.platform, n=9.0)
+    assert [s.event for _, s in shadow.scores("fraud", bank.store)] == [f"tx-{k}" for k in range(200)]
+    put_live(handbook.fraud, bank.store, n=9.0)

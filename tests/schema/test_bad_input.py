@@ -94,7 +94,7 @@ def test_a_broken_event_is_refused_and_kept_as_a_dead_letter(
     position, dead, _ = bank.size
     for refuse in (
         lambda: bank.decider.decide(body, arrived=ARRIVED),
-        lambda: bank.platform.accept(handbook.transactions, body, arrived=ARRIVED),
+        lambda: bank.store.accept(handbook.transactions, body, arrived=ARRIVED),
         lambda: bank.decider.decide(json.dumps(body).encode(), arrived=ARRIVED),
     ):
         with pytest.raises(ml.Rejected) as refused:
@@ -105,7 +105,7 @@ def test_a_broken_event_is_refused_and_kept_as_a_dead_letter(
         assert str(why).startswith(f"Transaction.{field}: ") and "dead letters" in str(why)
         dead += 1
         assert bank.size == (position, dead, 0)
-    letter = bank.platform.dead_letters()[-1]
+    letter = bank.store.dead_letters()[-1]
     assert (letter.source, letter.field, letter.reason) == ("transactions", why.field, why.reason)
     bank.decider.decide(GOOD, arrived=ARRIVED)  # and it goes on
 
@@ -139,7 +139,7 @@ CONVERTED = [
 def test_values_of_numpy_pandas_and_decimal_are_converted(bank: Bank, change: dict[str, Any]):
     first = bank.decider.decide(GOOD, arrived=ARRIVED)
     assert bank.decider.decide(GOOD | change, arrived=ARRIVED) == first
-    bank.platform.accept(handbook.transactions, GOOD | change, arrived=ARRIVED)
+    bank.store.accept(handbook.transactions, GOOD | change, arrived=ARRIVED)
     assert handbook.transactions.parse(GOOD | change) == handbook.transactions.parse(GOOD)
 
 
@@ -175,7 +175,7 @@ def test_a_value_that_json_has_not_is_refused(bank: Bank, change: dict[Any, Any]
     size = bank.size
     for refuse in (
         lambda: bank.decider.decide(GOOD | change, arrived=ARRIVED),
-        lambda: bank.platform.accept(handbook.transactions, GOOD | change, arrived=ARRIVED),
+        lambda: bank.store.accept(handbook.transactions, GOOD | change, arrived=ARRIVED),
     ):
         with pytest.raises(ml.Rejected) as refused:
             refuse()
@@ -235,7 +235,7 @@ def test_a_refusal_does_not_repeat_a_long_value(bank: Bank):
     with pytest.raises(ml.Rejected) as refused:
         bank.decider.decide(GOOD | {"id": "x" * 100_000}, arrived=ARRIVED)
     assert len(str(refused.value)) < 500
-    assert len(bank.platform.dead_letters()[-1].body) <= 20_000
+    assert len(bank.store.dead_letters()[-1].body) <= 20_000
 
 
 def test_an_event_ahead_of_the_clock_is_refused(bank: Bank):
@@ -256,7 +256,7 @@ def test_an_event_that_comes_too_late_is_refused(bank: Bank):
 def test_an_id_reused_for_other_content_is_a_conflict(bank: Bank, change: dict[str, Any]):
     first = bank.decider.decide(GOOD, arrived=ARRIVED)
     position = bank.size[0]
-    for refuse in (bank.decider.decide, lambda body, **kw: bank.platform.accept(handbook.transactions, body, **kw)):
+    for refuse in (bank.decider.decide, lambda body, **kw: bank.store.accept(handbook.transactions, body, **kw)):
         with pytest.raises(ml.Rejected) as refused:
             refuse(GOOD | change, arrived=ARRIVED)
         assert (refused.value.status, refused.value.event) == (409, "tx-1")
@@ -320,7 +320,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(stocked: Project, cli: 
 
 N = 3_000
 WHERE = [0, 7, 311, 312, 900, 1500, 1501, 2222, 2998, 2999]
-Cells = dict[str, Any]
+Tiles = dict[str, Any]
 
 
 def frame_of_payments() -> pd.DataFrame:
@@ -329,7 +329,7 @@ def frame_of_payments() -> pd.DataFrame:
     return frame.drop(columns="scenario").assign(fraud=False)
 
 
-def lines_of(frame: pd.DataFrame) -> list[Cells]:
+def lines_of(frame: pd.DataFrame) -> list[Tiles]:
     rows = frame.assign(time=frame["time"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dict("records")
     return [{k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in rows]
 
@@ -416,7 +416,7 @@ def ndjson_with_ten_bad_rows(path: Path) -> list[tuple[int, str]]:
     ids=["parquet", "csv", "ndjson"],
 )
 def test_ten_bad_rows_of_a_file_are_listed_and_the_others_go_in(write, name: str, project: Project, cli: Command):
-    """Row 0 is the first row; each bad row is named once, with field, value and reason, and is in the dead letters."""
+    """ValidatedEvent 0 is the first row; each bad row is named once, with field, value and reason, and is in the dead letters."""
     expected = write(project.folder / name)
     assert len(expected) == 10
     done = cli("ingest", "fraud", name, "--json")
@@ -428,8 +428,8 @@ def test_ten_bad_rows_of_a_file_are_listed_and_the_others_go_in(write, name: str
     assert [(d["row"], d["field"]) for d in letters] == expected
     assert all(d["reason"] and d["body"] and d["source"] == "transactions" for d in letters)
 
-    with closing(ml.open(project.settings)) as platform:
-        found = lab.events(handbook.transactions, platform=platform)
+    with closing(ml.open_store(project.settings)) as store:
+        found = lab.events(handbook.transactions, store=store)
     good = frame_of_payments().drop(index=WHERE)
     assert found["id"].tolist() == good["id"].tolist()
     assert found["amount"].tolist() == good["amount"].tolist()
@@ -450,8 +450,8 @@ def test_a_file_of_the_wrong_shape_is_refused_before_anything_goes_in(project: P
     (project.folder / "empty.csv").write_text("")
     cli("ingest", "fraud", "empty.csv").said_one_line("empty.csv has no column")
     assert cli("ingest", "fraud", project.folder).status == 2
-    with closing(ml.open(project.settings)) as platform:
-        assert platform.last_position() == 0
+    with closing(ml.open_store(project.settings)) as store:
+        assert store.last_position() == 0
 
 
 def test_a_damaged_parquet_file_keeps_what_was_read_and_says_where_it_ends(project: Project, cli: Command):
@@ -470,5 +470,5 @@ def test_rows_of_an_unknown_source_are_refused(bank: Bank):
     )
     size = bank.size
     with pytest.raises(MlpkgError, match="takes no events of 'clicks'"):
-        lab.ingest(handbook.fraud, [frame], bank.platform)
+        lab.ingest(handbook.fraud, [frame], bank.store)
     assert bank.size == size

@@ -27,7 +27,7 @@ from mlpkg.decisions import replay, verify
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.lab import training_set
 from mlpkg.lab.ingest import ingest_file
-from mlpkg.schema import ClockDiffers, Rejected, Row
+from mlpkg.schema import ClockDiffers, Rejected, ValidatedEvent
 from mlpkg.serve.app import Application
 from mlpkg.settings import Settings
 from mlpkg.store import Batch
@@ -39,29 +39,29 @@ APRIL = instant("2018-04-01")
 FAR = "2062-05-01T10:00:00Z"
 
 
-def checked(case: ml.UseCase, platform: Any) -> int:
+def checked(case: ml.UseCase, store: Any) -> int:
     """How many decisions there are, all of which are what the log says."""
-    found = verify(case, platform)
+    found = verify(case, store)
     assert found.mismatches == 0, found.differences
     return found.decisions
 
 
-def held(platform: Any) -> dict[tuple[str, str], list[Any]]:
+def held(store: Any) -> dict[tuple[str, str], list[Any]]:
     """All that the timelines of a store hold, by stream and key."""
     asked = "select t.name, t.key, e.key from timeline e join stream t on t.id = e.stream where t.state='live'"
     found = {}
-    for stream, key, value in platform.db.execute(asked).fetchall():
-        rows = platform.timeline(stream, key, value)
+    for stream, key, value in store.db.execute(asked).fetchall():
+        rows = store.timeline(stream, key, value)
         columns = [rows.time, rows.position, *(rows.columns[name] for name in sorted(rows.columns))]
         found[stream, key, value] = [column.tolist() for column in columns]
     return found
 
 
-def rebuilt(case: ml.UseCase, platform: Any) -> dict[tuple[str, str], list[Any]]:
+def rebuilt(case: ml.UseCase, store: Any) -> dict[tuple[str, str], list[Any]]:
     """What they hold when they are built from the log anew."""
-    platform.db.execute("update stream set state='gone'; update control set generation=generation+1")
-    platform.register(case.name, case.features)
-    return held(platform)
+    store.db.execute("update stream set state='gone'; update control set generation=generation+1")
+    store.register(case.name, case.features)
+    return held(store)
 
 
 # -- timelines and decisions ----------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Jumping:
         self.true, self.off, self.ids, self.refused = APRIL + 300 * DAY, 0, [], 0
 
     def step(self, k: int) -> None:
-        rng, platform = self.rng, self.bank.platform
+        rng, store = self.rng, self.bank.store
         self.true += rng.randrange(2 * HOUR)
         if rng.random() < 0.03:
             self.off = rng.choice([0, 0, 1, -1]) * rng.choice([4 * MINUTE, HOUR, 10 * DAY, 200 * DAY, 290 * DAY])
@@ -89,12 +89,12 @@ class Jumping:
             if what < 0.5:
                 self.bank.decider.decide(body, clock=clock)
             elif what < 0.7:
-                platform.accept(handbook.transactions, body, clock=clock)
+                store.accept(handbook.transactions, body, clock=clock)
             elif what < 0.8:  # a file of that machine, read by one whose clock is right
                 self.load([{**body, "id": f"t{k}-{i}"} for i in range(rng.randrange(1, 40))], clock)
             elif self.ids:
                 report = {"id": rng.choice(self.ids), "fraud": rng.random() < 0.5, "corrects": rng.random() < 0.5}
-                platform.report(handbook.frauds, report, clock=clock)
+                store.report(handbook.frauds, report, clock=clock)
                 return
             self.ids.append(f"t{k}")
         except ClockDiffers as why:
@@ -106,7 +106,7 @@ class Jumping:
     def load(self, bodies: list[dict[str, Any]], arrived: int) -> None:
         rows = [handbook.transactions.parse(body) for body in bodies]
         n = len(rows)
-        done = self.bank.platform.load(
+        done = self.bank.store.load(
             Batch(
                 [handbook.transactions], np.zeros(n, np.int64), [r.id for r in rows], np.array([r.time for r in rows]),
                 np.full(n, arrived), [r.body for r in rows], {"transactions": np.array([r.codes for r in rows])}, np.arange(n),
@@ -115,15 +115,15 @@ class Jumping:
         assert not done.refused or len(done.refused) == n
 
     def check(self) -> None:
-        case, platform = self.bank.case, self.bank.platform
-        assert checked(case, platform) > 30
-        served = {e.id: json.loads(e.body)["features"] for e in platform.read(streams=[f"decisions.{case.name}"])}
-        rows: Any = training_set(case.features, "2016-01-01", "2026-01-01", use_case=case, platform=platform)
+        case, store = self.bank.case, self.bank.store
+        assert checked(case, store) > 30
+        served = {e.id: json.loads(e.body)["features"] for e in store.read(streams=[f"decisions.{case.name}"])}
+        rows: Any = training_set(case.features, "2016-01-01", "2026-01-01", use_case=case, store=store)
         for row in rows[rows["id"].isin(list(served))].to_dict("records"):
             for name, value in served[row["id"]].items():
                 assert row[name] == value or (value is None and row[name] != row[name]), (row["id"], name)
-        found = held(platform)
-        assert found == rebuilt(case, platform)
+        found = held(store)
+        assert found == rebuilt(case, store)
 
 
 @pytest.mark.parametrize("seed", range(200 if LONG else 6))
@@ -131,7 +131,7 @@ def test_under_any_clock_timelines_are_what_the_log_says(seed: int, tmp_path: Pa
     """And each decision is that of the training set and of `verify`."""
     short_chunks(random.Random(seed), monkeypatch)
     world = Jumping(seed, tmp_path)
-    with closing(world.bank.platform):
+    with closing(world.bank.store):
         for k in range(260):
             world.step(k)
         world.check()
@@ -151,8 +151,8 @@ def test_a_clock_that_ran_ahead_for_a_while_loses_no_event(bank: Bank, ahead: in
         pays(f"ahead-{k}", start + ahead + k * HOUR)
     back = start + 350 * HOUR
     assert [pays(f"back-{k}", back + k * MINUTE).features["customer_n_tx_30d"] for k in range(3)] == [701, 702, 703]
-    assert held(bank.platform) == rebuilt(handbook.fraud, bank.platform)
-    assert checked(handbook.fraud, bank.platform) == 1003
+    assert held(bank.store) == rebuilt(handbook.fraud, bank.store)
+    assert checked(handbook.fraud, bank.store) == 1003
 
 
 def test_a_store_whose_clock_jumped_is_replayed_as_it_was_decided(bank: Bank, tmp_path: Path):
@@ -160,9 +160,9 @@ def test_a_store_whose_clock_jumped_is_replayed_as_it_was_decided(bank: Bank, tm
     for k, clock in enumerate([APRIL, ahead, APRIL + HOUR, ahead + HOUR]):
         body = {**bank.payment(f"p{k}", 0), "time": iso(clock)}
         bank.decider.decide(body, clock=clock)
-    done = replay(handbook.fraud, bank.platform, 0, ahead + DAY, tmp_path / "again")
+    done = replay(handbook.fraud, bank.store, 0, ahead + DAY, tmp_path / "again")
     assert (done.decisions, done.equal, done.refused) == (4, 4, 0)
-    with closing(ml.open(Settings(state=tmp_path / "again"))) as again:
+    with closing(ml.open_store(Settings(state=tmp_path / "again"))) as again:
         assert checked(handbook.fraud, again) == 4
 
 
@@ -171,7 +171,16 @@ def test_a_store_whose_clock_jumped_is_replayed_as_it_was_decided(bank: Bank, tm
 
 def test_a_single_arrival_and_a_column_of_them_are_judged_alike():
     rng, source, clock = random.Random(1), handbook.transactions, 10**15
-    near = [0, 1, -1, source.ahead_us, source.ahead_us + 1, source.lateness_us, source.lateness_us + 1, 10 * DAY]
+    near = [
+        0,
+        1,
+        -1,
+        source.max_clock_skew_us,
+        source.max_clock_skew_us + 1,
+        source.allowed_lateness_us,
+        source.allowed_lateness_us + 1,
+        10 * DAY,
+    ]
 
     def any_of() -> int:
         return rng.choice(near) * rng.choice([1, -1])
@@ -184,7 +193,7 @@ def test_a_single_arrival_and_a_column_of_them_are_judged_alike():
     assert 100 < sum(column) < 1900
     for time_, arrived, fine in zip(times, arrivals, column, strict=True):
         try:
-            source.check_arrival(Row("a", time_, "{}", ()), arrived, clock)
+            source.check_arrival(ValidatedEvent("a", time_, "{}", ()), arrived, clock)
             assert fine
         except Rejected as why:
             assert not fine
@@ -215,19 +224,19 @@ def test_rows_of_the_future_in_a_file_are_refused_one_by_one(
         for name in {"time", "arrived"} & {*frame}:
             frame[name] = pd.to_datetime(frame[name], format="ISO8601", utc=True)
         frame.to_parquet(path)
-    done = ingest_file(handbook.fraud, path, bank.platform, source="transactions")
+    done = ingest_file(handbook.fraud, path, bank.store, source="transactions")
     assert (done.new["transactions"], len(done.refused)) == (5, 900)
     clock = f"clock of this machine, {iso(now())[:13]}"
     past = declared is not None and declared < "2062"
     assert all(("after the event arrived" in why) if past else (clock in why) for _, why in done.refused)
-    assert len(bank.platform.dead_letters()) == 900
+    assert len(bank.store.dead_letters()) == 900
     assert bank.pays("after", 6).features["customer_n_tx_30d"] == 6
-    assert checked(handbook.fraud, bank.platform) == 1
+    assert checked(handbook.fraud, bank.store) == 1
 
 
 def test_an_arrival_ahead_of_the_clock_is_refused_at_every_door(bank: Bank):
     soon, far = now() + 4 * MINUTE, now() + 6 * MINUTE
-    platform, source = bank.platform, handbook.transactions
+    store, source = bank.store, handbook.transactions
     body = bank.payment("p", 0)
 
     def dated(at: int) -> dict[str, Any]:
@@ -236,17 +245,17 @@ def test_an_arrival_ahead_of_the_clock_is_refused_at_every_door(bank: Bank):
     doors: list[Callable[[int], Any]] = [
         lambda at: bank.decider.decide(dated(at), arrived=at),
         lambda at: bank.decider.decide({**body, "id": f"d{at}"}, arrived=at) if at > soon else None,
-        lambda at: platform.accept(source, {**body, "id": f"a{at}", "time": iso(at)}, arrived=at),
-        lambda at: platform.report(handbook.frauds, {"id": f"r{at}", "fraud": True}, arrived=at),
+        lambda at: store.accept(source, {**body, "id": f"a{at}", "time": iso(at)}, arrived=at),
+        lambda at: store.report(handbook.frauds, {"id": f"r{at}", "fraud": True}, arrived=at),
     ]
     for door in doors:
         door(soon)
-        position = platform.last_position()
+        position = store.last_position()
         with pytest.raises(Rejected) as refused:
             door(far)
         assert "ahead of the clock of this machine, 2" in str(refused.value) or "before the event" in str(refused.value)
-        assert refused.value.status == 422 and platform.last_position() == position
-    checked(handbook.fraud, platform)
+        assert refused.value.status == 422 and store.last_position() == position
+    checked(handbook.fraud, store)
 
 
 def test_a_loaded_batch_with_arrivals_ahead_is_refused_row_by_row(bank: Bank):
@@ -258,8 +267,8 @@ def test_a_loaded_batch_with_arrivals_ahead_is_refused_row_by_row(bank: Bank):
     codes = {"transactions": np.array([event.codes] * 2), "transactions.fraud": np.array([report.codes] * 2)}
     ids = ["a", "b", "a", "c"]
     batch = Batch(streams, np.array([0, 0, 1, 1]), ids, np.array(times), np.array(arrived), bodies, codes, np.arange(4))
-    bank.platform.register(handbook.fraud.name, handbook.fraud.features)
-    done = bank.platform.load(batch)
+    bank.store.register(handbook.fraud.name, handbook.fraud.features)
+    done = bank.store.load(batch)
     assert done.new == {"transactions": 1, "transactions.fraud": 1}
     assert [row for row, _ in done.refused] == [1, 3]
     assert all("ahead of the clock of this machine" in str(why) for _, why in done.refused)
@@ -268,9 +277,9 @@ def test_a_loaded_batch_with_arrivals_ahead_is_refused_row_by_row(bank: Bank):
 def test_an_undeclared_outcome_arrives_by_now_though_its_event_is_of_today(bank: Bank, tmp_path: Path):
     rows = [bank.payment(f"p{k}", 0) | {"time": iso(now() - (k + 1) * MINUTE), "fraud": k == 0} for k in range(4)]
     pd.DataFrame(rows).to_csv(tmp_path / "today.csv", index=False)
-    done = ingest_file(handbook.fraud, tmp_path / "today.csv", bank.platform, source="transactions")
+    done = ingest_file(handbook.fraud, tmp_path / "today.csv", bank.store, source="transactions")
     assert not done.refused and done.new["transactions.fraud"] == 1
-    (report,) = bank.platform.read(streams=["transactions.fraud"])
+    (report,) = bank.store.read(streams=["transactions.fraud"])
     assert report.arrived <= now()
 
 
@@ -286,15 +295,15 @@ def test_an_event_refused_by_the_clock_is_buried_once_for_each_reason(bank: Bank
             with pytest.raises(ClockDiffers) as refused:
                 bank.decider.decide(body, clock=at + off + k * SECOND)
             with pytest.raises(ClockDiffers):
-                bank.platform.accept(handbook.transactions, body, clock=at + off + k * SECOND)
+                bank.store.accept(handbook.transactions, body, clock=at + off + k * SECOND)
             assert iso(at + off + k * SECOND) in str(refused.value) and "dead letters" in str(refused.value)
-        assert bank.size == (bank.platform.last_position(), letters, 0)
+        assert bank.size == (bank.store.last_position(), letters, 0)
     with pytest.raises(ClockDiffers):
         bank.decider.decide(bank.payment("q", 0), clock=at - HOUR)
-    assert len(bank.platform.dead_letters()) == 3
+    assert len(bank.store.dead_letters()) == 3
     assert bank.decider.decide(body, clock=at + SECOND).event == "p"
     assert bank.decider.decide(body, clock=at + 20 * DAY).event == "p", "what is known is acknowledged under any clock"
-    assert checked(handbook.fraud, bank.platform) == 1
+    assert checked(handbook.fraud, bank.store) == 1
 
 
 # -- over HTTP ------------------------------------------------------------------------------------------------------
@@ -306,7 +315,7 @@ class Clocked:
     def __init__(self, server: Server, clock: Path):
         self.server, self.clock = server, clock
         self.http = httpx.Client(base_url=server.address, timeout=20)
-        self.platform: Any = ml.open(Settings(state=server.state))
+        self.store: Any = ml.open_store(Settings(state=server.state))
 
     def off(self, seconds: int) -> None:
         new = self.clock.with_suffix(".new")
@@ -314,7 +323,7 @@ class Clocked:
         new.replace(self.clock)
 
     def letters(self, id: str) -> list[str]:
-        return [letter.reason for letter in self.platform.dead_letters() if letter.event == id]
+        return [letter.reason for letter in self.store.dead_letters() if letter.event == id]
 
     def metric(self, name: str) -> float:
         line = next(line for line in self.http.get("/metrics").text.splitlines() if line.startswith(f"mlpkg_{name} "))
@@ -334,10 +343,10 @@ def _clocked(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     more = {"PYTHONPATH": str(SUPPORT / "wrong_clock"), "WRONG_CLOCK": str(clock)}
     with serving(made.bento, made.state(folder / "state"), folder / "log", **more) as server:
         service = Clocked(server, clock)
-        with closing(service.platform), closing(service.http):
+        with closing(service.store), closing(service.http):
             yield service
             service.off(0)
-            checked(fraud, service.platform)
+            checked(fraud, service.store)
 
 
 @pytest.fixture
@@ -440,7 +449,7 @@ def test_a_ranking_is_refused_by_the_clock_for_now(tmp_path: Path, monkeypatch: 
     from test_rank import Shop
 
     shop, right = Shop(tmp_path / "shop", now()), time.time_ns
-    with closing(shop.platform), closing(Application(offers.offers, shop.platform.settings)) as app:
+    with closing(shop.store), closing(Application(offers.offers, shop.store.settings)) as app:
         body = shop.visit("v-wrong") | {"candidates": shop.candidates(3)}
 
         async def rank() -> httpx.Response:
@@ -455,4 +464,4 @@ def test_a_ranking_is_refused_by_the_clock_for_now(tmp_path: Path, monkeypatch: 
             assert answer.headers["retry-after"] == "1"
         monkeypatch.setattr(time, "time_ns", right)
         assert asyncio.run(rank()).status_code == 200
-        checked(offers.offers, shop.platform)
+        checked(offers.offers, shop.store)

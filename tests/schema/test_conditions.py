@@ -13,7 +13,7 @@ from test_conformance import FIELDS, HOUR, LONG, NOON, code, history_of, many, o
 
 import mlpkg as ml
 from mlpkg.engine.columns import NULL
-from mlpkg.engine.filters import Condition
+from mlpkg.engine.filters import Filter
 from mlpkg.features import FeatureSet
 
 Pair = tuple[str, str]  # a condition as a definition has it, and in SQL
@@ -83,7 +83,7 @@ def table_of(rows: list[dict[str, Any]]) -> sqlite3.Connection:
 def test_a_condition_keeps_the_rows_that_sqlite_keeps(condition: Pair, rows: list[dict[str, Any]]):
     text, sql = condition
     columns = {name: np.array([code(row[name]) for row in rows], np.int64) for name in rows[0]}
-    kept = np.flatnonzero(Condition(text, payments.seen).mask(columns)) + 1
+    kept = np.flatnonzero(Filter(text, payments.seen).mask(columns)) + 1
     with table_of(rows) as db:
         assert kept.tolist() == [k for (k,) in db.execute(f"SELECT k FROM rows WHERE {sql} ORDER BY k")], condition
 
@@ -117,7 +117,7 @@ def test_not_equal_and_not_equal_to_count_the_same_rows():
     """The example that once was wrong: a missing note is neither 'a' nor something else."""
     codes = {"shop": np.array([code("a"), code("b"), NULL])}
     for text in ("shop != 'a'", "not shop == 'a'", "not (shop == 'a')", "shop not in ('a',)", "not not shop != 'a'"):
-        assert Condition(text, payments.seen).mask(codes).tolist() == [False, True, False], text
+        assert Filter(text, payments.seen).mask(codes).tolist() == [False, True, False], text
 
 
 @pytest.mark.parametrize(

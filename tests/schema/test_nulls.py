@@ -15,7 +15,7 @@ from mlpkg import lab
 from mlpkg.aggregates import REGISTRY
 from mlpkg.decisions import Decider, verify
 from mlpkg.engine.columns import NULL, Column, text_code
-from mlpkg.engine.filters import Condition
+from mlpkg.engine.filters import Filter
 from mlpkg.settings import Settings
 from mlpkg.times import instant
 
@@ -34,7 +34,7 @@ class Profile(ml.Event):
     city: str | None = None
 
 
-orders = ml.Source("orders", Order, keep="30d")
+orders = ml.Source("orders", Order, retention="30d")
 profiles = ml.Table("profiles", Profile, key="customer")
 
 
@@ -76,19 +76,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
     members["p"] = profiles.latest("city")
     features = ml.FeatureSet("nulls", on=orders, **members)
     case = ml.UseCase("nulls", features, policy=lambda score, event: "ship")
-    with closing(ml.open(Settings(state=tmp_path_factory.mktemp("nulls")))) as platform:
-        put_live(case, platform)
-        decider = Decider(case, platform)
+    with closing(ml.open_store(Settings(state=tmp_path_factory.mktemp("nulls")))) as store:
+        put_live(case, store)
+        decider = Decider(case, store)
         for k, city in enumerate(("Rome", None)):
             body = {"id": f"p{k}", "time": f"2026-01-01T00:0{k}:00Z", "customer": 1, "city": city}
-            platform.accept(profiles, body, arrived=instant(body["time"]))
+            store.accept(profiles, body, arrived=instant(body["time"]))
         for k, (time, amount, shop) in enumerate(rows_of("time")):
             given = {"amount": None if amount == "null" else float(amount), "shop": None if shop == "null" else shop}
             body = {"id": f"o{k}", "time": f"2026-01-01T{time}:00Z", "customer": 1, **given}
             decision = decider.decide(body, arrived=instant(body["time"]))
-        assert verify(case, platform).mismatches == 0
-        trained = lab.training_set(features, "2026-01-01", "2026-01-02", platform=platform).iloc[-1]
-        explained = {name: lab.explain(features, name, "o4", platform=platform) for name in features.names}
+        assert verify(case, store).mismatches == 0
+        trained = lab.training_set(features, "2026-01-01", "2026-01-02", store=store).iloc[-1]
+        explained = {name: lab.explain(features, name, "o4", store=store) for name in features.names}
     return decision.features, trained, explained
 
 
@@ -115,7 +115,7 @@ def test_the_page_has_the_truth_table_of_conditions():
     for a, b, *said in lines:
         codes = {"a": np.array([code[a]]), "b": np.array([code[b]])}
         for text, value in zip(heads, said, strict=True):
-            found = [Condition(c, columns).mask(codes)[0] for c in (text, f"not ({text})")]
+            found = [Filter(c, columns).mask(codes)[0] for c in (text, f"not ({text})")]
             assert found == [value == "true", value == "false"], (a, b, text)
 
 

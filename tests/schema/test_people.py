@@ -21,7 +21,7 @@ from mlpkg import lab, models
 from mlpkg.catalog import changes, describe, markdown
 from mlpkg.decisions import Decider
 from mlpkg.errors import MlpkgError
-from mlpkg.features import Request, to_json
+from mlpkg.features import OnDemand, to_json
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, iso
 
@@ -36,7 +36,7 @@ class Order(ml.Event):
     coupon: str | None = None
 
 
-orders = ml.Source("orders", Order, subject="customer", owner="the shop", keep="30d", lateness="5d")
+orders = ml.Source("orders", Order, subject="customer", owner="the shop", retention="30d", allowed_lateness="5d")
 returned = orders.outcome("returned", bool)
 habits = ml.FeatureSet(
     "shop",
@@ -90,9 +90,9 @@ def test_the_catalog_names_every_source_field_and_feature(stocked: Project, cli:
     assert [f["name"] for f in case["features"]] == handbook.features.names
     assert [f["name"] for f in source["fields"]] == ["customer_id", "terminal_id", "amount"]
     assert (source["fields"][2]["step"], source["fields"][2]["bounds"]) == (0.01, ["at least 0"])
-    assert (source["outcomes"][0]["presumed"], source["outcomes"][0]["after"]) == (False, "7d")
+    assert (source["outcomes"][0]["presumed"], source["outcomes"][0]["matures_after"]) == (False, "7d")
     for feature in handbook.features.features:
-        assert f'<a id="fraud-{feature.name}"></a>`{feature.name}` | {feature.words} |' in text
+        assert f'<a id="fraud-{feature.name}"></a>`{feature.name}` | {feature.description} |' in text
 
 
 def test_a_catalog_written_twice_is_the_same_to_the_byte(stocked: Project, cli: Command) -> None:
@@ -127,7 +127,7 @@ def test_a_catalog_without_a_store_tells_of_the_code_and_makes_none(project: Pro
 
 
 def test_every_part_and_unit_of_a_feature_is_said_in_words() -> None:
-    words = {f.name: f.words for f in clicks.features.features}
+    words = {f.name: f.description for f in clicks.features.features}
     begin = {
         "session_again_all_before": "whether item was the same before (1 or 0) over clicks of the same session",
         "session_again_all_ago": "seconds since item was last the same over",
@@ -211,7 +211,7 @@ def test_other_code_of_a_function_is_a_change() -> None:
 
     during_night.__module__ = handbook.__name__
     during_night.__qualname__ = "during_night"
-    new = with_members(handbook.features, during_night=Request(during_night))
+    new = with_members(handbook.features, during_night=OnDemand(during_night))
     (line,) = said(handbook.features, new)
     assert line.startswith("changed: during_night: the code of during_night changed (")
 
@@ -222,8 +222,8 @@ def test_what_changed_of_a_source_is_said_too() -> None:
         amount: ml.Money
         channel: str | None = None
 
-    longer = ml.Source("transactions", Transaction, subject="customer_id", keep="120d", lateness="3d")
-    longer.outcome("fraud", bool, presume=False, after="14d")
+    longer = ml.Source("transactions", Transaction, subject="customer_id", retention="120d", allowed_lateness="3d")
+    longer.outcome("fraud", bool, default=False, matures_after="14d")
     old = ml.FeatureSet("f", on=handbook.transactions, amount=ml.field("amount"))
     new = ml.FeatureSet("f", on=longer, amount=ml.field("amount"))
     assert said(old, new) == [
@@ -245,8 +245,8 @@ def test_a_misspelt_version_gets_a_suggestion(project: Project, cli: Command) ->
 
 
 def test_a_timeline_shows_what_the_store_holds_of_an_entity(stocked: Project, cli: Command) -> None:
-    rows: Any = lab.events(handbook.transactions, platform=(platform := ml.open(stocked.settings)))
-    platform.close()
+    rows: Any = lab.events(handbook.transactions, store=(store := ml.open_store(stocked.settings)))
+    store.close()
     mine = rows[rows["customer_id"] == 7].sort_values(["time", "position"]).tail(5)
     (found,) = cli("timeline", "fraud", "customer_id=7", "-n", 5, "--json").json["timelines"]
     assert (found["stream"], found["key"], len(found["latest"])) == ("transactions", "customer_id", 5)
@@ -258,9 +258,9 @@ def test_a_timeline_shows_what_the_store_holds_of_an_entity(stocked: Project, cl
 
 
 def test_a_timeline_of_an_outcome_shows_the_truth(stocked: Project, cli: Command) -> None:
-    platform = ml.open(stocked.settings)
-    rows: Any = lab.events(handbook.transactions, platform=platform)
-    platform.close()
+    store = ml.open_store(stocked.settings)
+    rows: Any = lab.events(handbook.transactions, store=store)
+    store.close()
     terminal = int(rows.loc[rows["fraud"].notna(), "terminal_id"].iloc[-1])
     answer = cli("timeline", "fraud", f"terminal_id={terminal}", "--stream", "transactions.fraud", "-n", 0, "--json")
     (found,) = answer.json["timelines"]
@@ -274,8 +274,8 @@ def shop_platform(project: Project) -> Iterator[Any]:
     """A shop whose orders come late, out of order and without coupons; its live model is none."""
     cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n    mornings = {__name__}:by_morning\n"
     (project.folder / "settings.ini").write_text(SETTINGS + cases)
-    platform = ml.open(project.settings)
-    platform.register("shop", habits)
+    store = ml.open_store(project.settings)
+    store.register("shop", habits)
     rng = np.random.default_rng(7)
     at = START
     for i in range(120):
@@ -284,17 +284,17 @@ def shop_platform(project: Project) -> Iterator[Any]:
         body: dict[str, Any] = {"id": f"o{i}", "time": iso(at - late), "customer": "an" if rng.random() < 0.6 else "bo"}
         body |= {"amount": float(rng.integers(0, 4000)) / 100}
         body |= {"coupon": str(rng.choice(["ten", "free"]))} if rng.random() < 0.5 else {}
-        platform.accept(orders, body, arrived=at)
+        store.accept(orders, body, arrived=at)
         if rng.random() < 0.4:
             report = {"id": f"o{int(rng.integers(0, i + 1))}", "returned": True}
-            platform.report(returned, report, arrived=at)
-    with contextlib.closing(platform):
-        yield platform
+            store.report(returned, report, arrived=at)
+    with contextlib.closing(store):
+        yield store
 
 
 def test_the_log_lends_a_timeline_its_words(shop_platform: Any, cli: Command) -> None:
     found = cli("timeline", "shop", "customer=an", "-n", 0, "--json").json["timelines"]
-    there: Any = lab.events(orders, platform=shop_platform)
+    there: Any = lab.events(orders, store=shop_platform)
     mine = there[there["customer"] == "an"].sort_values(["time", "position"])
     latest = next(t["latest"] for t in found if t["stream"] == "orders")
     assert [r["coupon"] for r in latest] == [c if isinstance(c, str) else None for c in mine["coupon"]]
@@ -306,7 +306,7 @@ def test_the_timeline_of_a_key_of_several_parts_is_named_by_all_of_them(shop_pla
     assert answer.said_one_line("orders by customer,coupon are not built")
     shop_platform.register("pairs", pairs.features)
     (found,) = cli("timeline", "pairs", "customer=an", "coupon=ten", "-n", 0, "--json").json["timelines"]
-    rows: Any = lab.events(orders, platform=shop_platform)
+    rows: Any = lab.events(orders, store=shop_platform)
     mine = rows[(rows["customer"] == "an") & (rows["coupon"] == "ten")]
     assert sorted(r["id"] for r in found["latest"]) == sorted(mine["id"]) and len(mine) > 5
     assert cli("timeline", "pairs", "customer=an").said_one_line("keeps no timeline by customer")
@@ -325,10 +325,10 @@ def test_a_value_of_the_wrong_type_is_refused(stocked: Project, cli: Command) ->
 def test_a_decision_is_printed_with_the_texts_of_its_categories(project: Project, cli: Command) -> None:
     """As it was recorded, with their codes, for machines."""
     (project.folder / "settings.ini").write_text(SETTINGS + "    shopping = shopping:shopping\n")
-    with contextlib.closing(ml.open(project.settings)) as platform:
-        put_live(shopping.shopping, platform)
+    with contextlib.closing(ml.open_store(project.settings)) as store:
+        put_live(shopping.shopping, store)
         body = {"id": "p1", "time": iso(START), "buyer": 1, "kind": "tea", "price": 3.0}
-        decided = Decider(shopping.shopping, platform).decide(body, arrived=START)
+        decided = Decider(shopping.shopping, store).decide(body, arrived=START)
     printed = cli("decisions", "shopping", "p1").json
     assert (printed["features"]["kind"], printed["features"]["buyer_usual_7d"]) == ("tea", "tea")
     assert cli("decisions", "shopping", "p1", "--json").json["features"] == decided.features
@@ -373,33 +373,33 @@ def test_the_lab_reads_and_makes_no_store(project: Project, monkeypatch: pytest.
 
 def test_every_feature_of_every_event_is_explained_by_the_rows_that_count(shop_platform: Any) -> None:
     """Also where events came late, and where more was known than at the event's own position."""
-    rows: Any = lab.events(orders, platform=shop_platform)
-    served = lab.preview(habits, rows, platform=shop_platform)
+    rows: Any = lab.events(orders, store=shop_platform)
+    served = lab.preview(habits, rows, store=shop_platform)
     for i in range(0, len(rows), 7):
         event = rows.iloc[i]
         for feature in habits.names:
-            found = lab.explain(habits, feature, event, platform=shop_platform)
+            found = lab.explain(habits, feature, event, store=shop_platform)
             assert np.array_equal([found.value], [served[feature].iloc[i]], equal_nan=True)
-            lab.explain(habits, feature, event["id"], seen=10**6, platform=shop_platform)
+            lab.explain(habits, feature, event["id"], seen=10**6, store=shop_platform)
 
 
 def test_an_explanation_says_why_an_event_does_not_count(shop_platform: Any) -> None:
-    rows: Any = lab.events(orders, platform=shop_platform)
+    rows: Any = lab.events(orders, store=shop_platform)
     reasons = set()
     for event in rows["id"].iloc[60:90]:
         for feature in ("customer_spent_7d", "customer_coupons_7d", "customer_gap_7d", "returns_n_7d"):
-            found: Any = lab.explain(habits, feature, event, platform=shop_platform).rows
+            found: Any = lab.explain(habits, feature, event, store=shop_platform).rows
             reasons |= set(found["why"])
             assert found["counts"].eq(found["why"].isin(["", "reported", "presumed"])).all()
     assert reasons >= {"", "came later", "not where amount > 10", "coupon is missing", "is the event itself"}
 
 
 def test_an_aggregate_of_aggregates_is_explained_by_its_parts(shop_platform: Any) -> None:
-    found = lab.explain(habits, "customer_lately_1d", "o80", platform=shop_platform)
+    found = lab.explain(habits, "customer_lately_1d", "o80", store=shop_platform)
     day, week = found.parts.values()
     assert found.value == day.value / week.value - 1
     assert day.rows["counts"].sum() < week.rows["counts"].sum()
-    shares = lab.explain(habits, "customer_dear_7d", "o80", platform=shop_platform)
+    shares = lab.explain(habits, "customer_dear_7d", "o80", store=shop_platform)
     assert "not where amount > 20" in set(next(iter(shares.parts.values())).rows["why"])
 
 
@@ -407,11 +407,11 @@ def test_an_explanation_follows_a_key_of_several_parts(shop_platform: Any) -> No
     both = orders.by("customer", of_morning, delay="1d").agg(n=ml.count(over="7d"), most=ml.max("amount", over="20d"))
     coupon = orders.by("customer", "coupon").agg(n=ml.count(over="7d"))
     features = ml.FeatureSet("several", on=orders, both=both, coupon=coupon)
-    rows: Any = lab.events(orders, platform=shop_platform)
+    rows: Any = lab.events(orders, store=shop_platform)
     counted = 0
     for event in rows.loc[rows["coupon"].notna(), "id"][::5]:
         for feature in features.names:
-            found: Any = lab.explain(features, feature, event, platform=shop_platform).rows
+            found: Any = lab.explain(features, feature, event, store=shop_platform).rows
             counted += int(found["counts"].sum()) if len(found) else 0
     assert counted > 50
 
@@ -421,7 +421,7 @@ def test_what_is_not_known_yet_and_what_is_presumed_is_told_apart(bank: Bank) ->
         bank.pays(f"t{day}", day)
     bank.hears("t2", True, 15.5)
     bank.pays("t16", 16)
-    found: Any = lab.explain(handbook.features, "terminal_risk_30d", "t16", platform=bank.platform).rows
+    found: Any = lab.explain(handbook.features, "terminal_risk_30d", "t16", store=bank.store).rows
     why = dict(zip(found["id"], found["why"], strict=True))
     assert (why["t2"], why["t1"], why["t12"]) == ("reported", "presumed", "not known yet")
     assert found.loc[found["id"] == "t2", "fraud"].item() and found["counts"].sum() == 10
@@ -444,8 +444,8 @@ def test_an_explanation_whose_rows_do_not_give_the_number_fails(
     mistake: Any, feature: str, shop_platform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explaining = import_module("mlpkg.lab.explain")  # `lab.explain` is the function
-    rows: Any = lab.events(orders, platform=shop_platform)
-    explained: Any = {id: lab.explain(habits, feature, id, platform=shop_platform).rows for id in rows["id"][60:]}
+    rows: Any = lab.events(orders, store=shop_platform)
+    explained: Any = {id: lab.explain(habits, feature, id, store=shop_platform).rows for id in rows["id"][60:]}
     event = next(id for id, found in explained.items() if "came later" in set(found["why"]) and found["counts"].any())
     apply = explaining._apply
 
@@ -455,13 +455,13 @@ def test_an_explanation_whose_rows_do_not_give_the_number_fails(
 
     monkeypatch.setattr(explaining, "_apply", wrongly)
     with pytest.raises(AssertionError):
-        lab.explain(habits, feature, event, platform=shop_platform)
+        lab.explain(habits, feature, event, store=shop_platform)
 
 
 def test_the_numbers_are_put_into_the_formula(bank: Bank) -> None:
     for i, amount in enumerate((10.25, 3.5, 7.0)):
         bank.pays(f"t{i}", i / 10, amount=amount)
-    found = lab.explain(handbook.features, "customer_avg_amount_1d", "t2", platform=bank.platform)
+    found = lab.explain(handbook.features, "customer_avg_amount_1d", "t2", store=bank.store)
     assert found.words == f"(10.25 + 3.5 + 7) / 3 = {20.75 / 3!r}"
     assert found.words in found._repr_html_() and "t1" in repr(found)
 
@@ -484,7 +484,7 @@ def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank)
     )
     for i in range(12):
         bank.pays(f"t{i}", i / 2, amount=i + 0.25)
-    words = {name: lab.explain(given, name, "t11", platform=bank.platform).words for name in given.names}
+    words = {name: lab.explain(given, name, "t11", store=bank.store).words for name in given.names}
     assert words == {
         "customer_middle_1d": "median of amount, of 10.25, 11.25 = 10.75",
         "customer_middle_7d": "median of amount, of 0.25, 1.25, 2.25, …, 10.25, 11.25 = 5.75",
@@ -497,18 +497,18 @@ def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank)
 
 def test_fields_and_functions_of_the_event_are_explained_by_its_fields(bank: Bank) -> None:
     bank.pays("t0", 0.5, amount=12.0)
-    found = lab.explain(handbook.features, "amount", "t0", platform=bank.platform)
+    found = lab.explain(handbook.features, "amount", "t0", store=bank.store)
     assert (found.value, found.words) == (12.0, "amount of the event = 12.0")
-    night = lab.explain(handbook.features, "during_night", "t0", platform=bank.platform)
+    night = lab.explain(handbook.features, "during_night", "t0", store=bank.store)
     assert night.words == "during_night(time=2018-04-01T12:00:00Z) = 0.0" and not night.parts
 
 
 def test_a_feature_or_event_that_is_not_there_is_named(bank: Bank) -> None:
     bank.pays("t0", 0)
     with pytest.raises(MlpkgError, match="did you mean 'customer_n_tx_7d'"):
-        lab.explain(handbook.features, "customer_n_tx_7", "t0", platform=bank.platform)
+        lab.explain(handbook.features, "customer_n_tx_7", "t0", store=bank.store)
     with pytest.raises(MlpkgError, match="there is no event 't9' of 'transactions'"):
-        lab.explain(handbook.features, "amount", "t9", platform=bank.platform)
+        lab.explain(handbook.features, "amount", "t9", store=bank.store)
 
 
 # -- previews, pictures, judgements ----------------------------------------------------------------------------------
@@ -517,38 +517,38 @@ def test_a_feature_or_event_that_is_not_there_is_named(bank: Bank) -> None:
 @pytest.mark.parametrize("name", ["position", "time"])
 def test_a_preview_of_rows_without_their_columns_says_which(name: str, bank: Bank) -> None:
     bank.pays("t0", 0)
-    rows: Any = lab.events(handbook.transactions, platform=bank.platform).drop(columns=name)
+    rows: Any = lab.events(handbook.transactions, store=bank.store).drop(columns=name)
     with pytest.raises(MlpkgError, match=f"no column '{name}'; give rows of lab.events"):
-        lab.preview(handbook.features, rows, platform=bank.platform)
+        lab.preview(handbook.features, rows, store=bank.store)
 
 
 def test_a_picture_has_the_feature_as_it_was_at_each_event(bank: Bank) -> None:
     for i in range(8):
         bank.pays(f"t{i}", i, amount=5.0 * i, customer_id=i % 2)
     bank.hears("t3", True, 9)
-    ax = lab.plot_timeline(handbook.features, "customer_avg_amount_30d", customer_id=1, platform=bank.platform)
+    ax = lab.plot_timeline(handbook.features, "customer_avg_amount_30d", customer_id=1, store=bank.store)
     (line,) = ax.lines
-    rows: Any = lab.events(handbook.transactions, platform=bank.platform)
-    served = lab.preview(handbook.features, rows[rows["customer_id"] == 1], platform=bank.platform)
+    rows: Any = lab.events(handbook.transactions, store=bank.store)
+    served = lab.preview(handbook.features, rows[rows["customer_id"] == 1], store=bank.store)
     assert np.array_equal(line.get_ydata(), served["customer_avg_amount_30d"])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["event", "fraud", "customer_avg_amount_30d"]
     with pytest.raises(MlpkgError, match="no event of customer_id=5"):
-        lab.plot_timeline(handbook.features, "amount", customer_id=5, platform=bank.platform)
+        lab.plot_timeline(handbook.features, "amount", customer_id=5, store=bank.store)
 
 
 @pytest.fixture
 def loaded_later(tmp_path: Path) -> Iterator[Any]:
     """A shop whose orders were loaded first, and after all of them their returns, with the times at which each arrived."""
     settings = Settings(state=tmp_path / "later")
-    platform = ml.open(settings)
-    platform.register("shop", habits)
+    store = ml.open_store(settings)
+    store.register("shop", habits)
     for i in range(20):
         body = {"id": f"o{i}", "time": iso(START + i * DAY), "customer": "an" if i % 3 else "bo", "amount": float(i)}
-        platform.accept(orders, body, arrived=START + i * DAY)
+        store.accept(orders, body, arrived=START + i * DAY)
     for i in range(0, 20, 2):
-        platform.report(returned, {"id": f"o{i}", "returned": i % 4 == 0}, arrived=START + i * DAY + 2 * HOUR)
-    with contextlib.closing(platform):
-        yield platform
+        store.report(returned, {"id": f"o{i}", "returned": i % 4 == 0}, arrived=START + i * DAY + 2 * HOUR)
+    with contextlib.closing(store):
+        yield store
 
 
 LATE = "all of orders.returned stands behind these events in the log.*history='as_arrived'"
@@ -556,18 +556,18 @@ LATE = "all of orders.returned stands behind these events in the log.*history='a
 
 @pytest.mark.filterwarnings("error")
 def test_a_history_that_was_loaded_later_is_seen_by_arrival(loaded_later: Any) -> None:
-    rows: Any = lab.events(orders, platform=loaded_later)
-    known = lab.preview(habits, rows, platform=loaded_later)
-    trained = lab.training_set(habits, START, START + 30 * DAY, platform=loaded_later)
+    rows: Any = lab.events(orders, store=loaded_later)
+    known = lab.preview(habits, rows, store=loaded_later)
+    trained = lab.training_set(habits, START, START + 30 * DAY, store=loaded_later)
     assert sum(known["returns_n_7d"].tolist()) > 0
     assert known["returns_n_7d"].tolist() == trained["returns_n_7d"].tolist()
     with pytest.raises(MlpkgError, match="there is no history='by_arrival'"):
-        lab.preview(habits, rows, history="by_arrival", platform=loaded_later)  # type: ignore[arg-type]
+        lab.preview(habits, rows, history="by_arrival", store=loaded_later)  # type: ignore[arg-type]
 
 
 def test_as_logged_warns_of_what_was_loaded_later(loaded_later: Any) -> None:
-    rows: Any = lab.events(orders, platform=loaded_later)
-    logged: Any = {"platform": loaded_later, "history": "as_logged"}
+    rows: Any = lab.events(orders, store=loaded_later)
+    logged: Any = {"store": loaded_later, "history": "as_logged"}
     with pytest.warns(UserWarning, match=LATE):
         assert sum(lab.preview(habits, rows, **logged)["returns_n_7d"].tolist()) == 0
     with pytest.warns(UserWarning, match=LATE):
@@ -578,23 +578,23 @@ def test_as_logged_warns_of_what_was_loaded_later(loaded_later: Any) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_an_explanation_by_arrival_gives_what_a_preview_by_arrival_does(loaded_later: Any) -> None:
-    rows: Any = lab.events(orders, platform=loaded_later)
-    known = lab.preview(habits, rows, platform=loaded_later).set_index("id")
+    rows: Any = lab.events(orders, store=loaded_later)
+    known = lab.preview(habits, rows, store=loaded_later).set_index("id")
     for event in ("o3", "o9", "o16"):
         for feature in habits.names:
-            found = lab.explain(habits, feature, event, platform=loaded_later)
+            found = lab.explain(habits, feature, event, store=loaded_later)
             assert found.value == known.loc[event, feature] or found.value != found.value
-    found = lab.explain(habits, "returns_dear_7d", "o9", platform=loaded_later)
+    found = lab.explain(habits, "returns_dear_7d", "o9", store=loaded_later)
     assert set(found.rows.loc[found.rows["counts"], "id"]) == {"o6"}  # bo made o3 and o6 before
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_history_that_came_as_it_happened_is_not_warned_of(shop_platform: Any) -> None:
     """Also of its first events, before which nothing was reported."""
-    rows: Any = lab.events(orders, platform=shop_platform)
-    lab.preview(habits, rows.head(1), platform=shop_platform)
-    lab.explain(habits, "returns_n_7d", rows["id"].iloc[0], platform=shop_platform)
-    lab.training_set(habits, START, START + DAY, platform=shop_platform)
+    rows: Any = lab.events(orders, store=shop_platform)
+    lab.preview(habits, rows.head(1), store=shop_platform)
+    lab.explain(habits, "returns_n_7d", rows["id"].iloc[0], store=shop_platform)
+    lab.training_set(habits, START, START + DAY, store=shop_platform)
 
 
 def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:
@@ -602,7 +602,7 @@ def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:
     for i in range(6):
         bank.pays(f"t{i}", i, customer_id=i % 2)
     names = ["customer_n_tx_7d", "terminal_n_tx_7d", "amount"]
-    ax = lab.plot_timeline(handbook.features, names, terminal_id=7, platform=bank.platform)
+    ax = lab.plot_timeline(handbook.features, names, terminal_id=7, store=bank.store)
     drawn = {line.get_label(): line.get_linestyle() for a in ax.figure.axes for line in a.lines}
     assert drawn == {"customer_n_tx_7d": "None", "terminal_n_tx_7d": "-", "amount": "-"}
     assert ax.figure.get_layout_engine() is not None  # nothing is cut off where it is saved
@@ -611,8 +611,8 @@ def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:
 def test_an_entity_that_a_function_gives_is_named_by_it(shop_platform: Any, cli: Command) -> None:
     """In a picture by the function's name; in a timeline also as it is written among the keys."""
     shop_platform.register("mornings", mornings)
-    ax = lab.plot_timeline(mornings, "morning_n_7d", of_morning=1, platform=shop_platform)
-    rows: Any = lab.events(orders, platform=shop_platform)
+    ax = lab.plot_timeline(mornings, "morning_n_7d", of_morning=1, store=shop_platform)
+    rows: Any = lab.events(orders, store=shop_platform)
     mine = rows[rows["time"].dt.hour < 12]
     (line,) = [each for a in ax.figure.axes for each in a.lines]
     assert len(line.get_xdata()) == len(mine) and line.get_linestyle() == "-"

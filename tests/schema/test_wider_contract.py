@@ -58,13 +58,13 @@ class Worker:
 
     def __init__(self, case: Any, state: Path):
         self.case = case
-        self.platform: Any = ml.open(Settings(state=state))
-        if self.platform.live("shop") is None:
-            put_live(case, self.platform)
-        self.decider = Decider(case, self.platform)
+        self.store: Any = ml.open_store(Settings(state=state))
+        if self.store.live("shop") is None:
+            put_live(case, self.store)
+        self.decider = Decider(case, self.store)
 
     def dead(self) -> int:
-        return len(self.platform.dead_letters())
+        return len(self.store.dead_letters())
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def workers(tmp_path: Path) -> Iterator[dict[str, Worker]]:
         found = {}
         for name, contracts in (("old", (Order, Place)), ("new", (Wider, WiderPlace))):
             found[name] = Worker(made(*contracts), tmp_path / "state")
-            stack.enter_context(closing(found[name].platform))
+            stack.enter_context(closing(found[name].store))
         yield found
 
 
@@ -87,7 +87,7 @@ def test_the_same_body_after_a_new_optional_field_is_the_recorded_answer(workers
     assert workers[second].decider.decide(BODY) == decided
     assert workers[first].decider.decide(BODY) == decided
     assert workers[second].dead() == 0
-    found = verify(workers["new"].case, workers["new"].platform)
+    found = verify(workers["new"].case, workers["new"].store)
     assert (found.decisions, found.mismatches) == (1, 0)
 
 
@@ -103,9 +103,9 @@ def test_an_event_and_a_row_of_a_table_are_known_to_either_contract(workers: Any
     row = {"id": "p-1", "time": AT, "place": 7, "city": "Oslo"}
     gone = {"id": "p-2", "time": AT, "place": 7, "deleted": True}
     for worker, new in ((workers[first], True), (workers[second], False)):
-        assert worker.platform.accept(worker.case.on, BODY).new is new
-        assert worker.platform.accept(worker.case.places, row).new is new
-        assert worker.platform.accept(worker.case.places, gone).new is new
+        assert worker.store.accept(worker.case.on, BODY).new is new
+        assert worker.store.accept(worker.case.places, row).new is new
+        assert worker.store.accept(worker.case.places, gone).new is new
     assert workers[second].dead() == 0
 
 

@@ -52,12 +52,12 @@ class Office:
     """A service that others may reach, with a token for every role."""
 
     server: Server
-    platform: Any
+    store: Any
     tokens: dict[str, str]
     address: str
 
     def token(self, role: str, **how: str) -> tuple[str, auth.Token]:
-        return auth.create(self.platform, role, by="a test", **how)
+        return auth.create(self.store, role, by="a test", **how)
 
     def ask(self, method: str, path: str, token: str | None = None, body: Any = None, **headers: str) -> httpx.Response:
         given = headers | ({"authorization": f"Bearer {token}"} if token is not None else {})
@@ -72,7 +72,7 @@ class Office:
         return answer.status_code
 
     def log(self) -> list[dict[str, Any]]:
-        return list(auth.all_accesses(self.platform))
+        return list(auth.all_accesses(self.store))
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def office(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("office")
     state = made.state(folder / "state")
     with serving(made.bento, state, folder / "log", host="0.0.0.0") as server:
-        platform: Any = ml.open(Settings(state=state))
-        with closing(platform):
-            tokens = {role: auth.create(platform, role, name=f"the {role}", by="a test")[0] for role in ROLES}
-            yield Office(server, platform, tokens, f"http://{own_address()}:{server.port}")
+        store: Any = ml.open_store(Settings(state=state))
+        with closing(store):
+            tokens = {role: auth.create(store, role, name=f"the {role}", by="a test")[0] for role in ROLES}
+            yield Office(server, store, tokens, f"http://{own_address()}:{server.port}")
 
 
 def test_the_matrix_is_about_all_that_the_service_describes(office: Office):
@@ -132,7 +132,7 @@ def test_without_a_token_nothing_is_told(office: Office, method: str, path: str)
         answer = httpx.request(method, address + path.replace("{id}", "tx-1"), json=payment("tx-stranger"))
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.headers["content-type"] == "application/problem+json"
-    assert office.platform.entry("transactions", "tx-stranger") is None
+    assert office.store.entry("transactions", "tx-stranger") is None
 
 
 def test_what_bentoml_would_answer_is_not_told_either(office: Office):
@@ -145,7 +145,7 @@ def test_probes_are_answered_without_a_token_and_without_details(office: Office)
         assert office.ask("GET", path).json().keys() == {"status"}
     assert office.ask("GET", "/v1/ready", office.tokens["reporter"]).json() == {"status": "ready"}
     told = office.ask("GET", "/v1/ready", office.tokens["operator"]).json()
-    assert told["model"] == office.platform.live("fraud")
+    assert told["model"] == office.store.live("fraud")
 
 
 def test_a_wrong_token_is_nobodys(office: Office):
@@ -389,7 +389,7 @@ def test_a_secret_is_kept_nowhere(office: Office):
     for text in (made, *office.tokens.values()):
         secret = text.split("_", 2)[2].encode()
         assert not [p for p in files if secret in p.read_bytes()]
-    assert office.platform.tokens()[made.split("_")[1]].hash.encode() in b"".join(
+    assert office.store.tokens()[made.split("_")[1]].hash.encode() in b"".join(
         p.read_bytes() for p in files if p.name.startswith("mlpkg.db")
     )
 

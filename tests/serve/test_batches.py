@@ -165,8 +165,8 @@ def test_a_batch_whose_answers_nobody_reads_is_ended(bank: Bank):
             time.sleep(0.2)
         assert 5 < time.monotonic() - began < 40
         assert not read_all(client).endswith(b"0\r\n\r\n")
-    assert bank.platform.entry("transactions", "tx-unread-0")
-    assert bank.platform.entry("transactions", f"tx-unread-{n - 1}") is None
+    assert bank.store.entry("transactions", "tx-unread-0")
+    assert bank.store.entry("transactions", f"tx-unread-{n - 1}") is None
 
 
 def established(bank: Bank, client: socket.socket) -> bool:

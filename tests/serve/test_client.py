@@ -89,10 +89,10 @@ def test_values_of_numpy_and_pandas_are_sent_as_what_they_are(
 ):
     event = payment(f"c-{field}-{value!r}-{kind}"[:99], time=STARTED) | {field: value}
     if kind == "in process":
-        with closing(ml.open(Settings(state=tmp_path))) as platform:
+        with closing(ml.open_store(Settings(state=tmp_path))) as store:
             row = fraud.on.parse(event)
             assert sent is None or {**row.values, "id": row.id}[field] == sent
-            assert platform.accept(fraud.on, event).new
+            assert store.accept(fraud.on, event).new
         return
     with Client(server.address) as client:
         decision = client.decide(event) if kind == "one" else client.decide_many([event])[0]
@@ -193,6 +193,6 @@ def test_a_service_that_is_killed_and_comes_back_is_asked_again(made: Packaged, 
         server.start()
         load.join()
     assert [d.event for d in answers] == [event["id"] for event in events]
-    with closing(ml.open(Settings(state=state))) as platform:
-        recorded = [e.id for e in platform.read(streams=["decisions.fraud"]) if e.id.startswith("k-")]
+    with closing(ml.open_store(Settings(state=state))) as store:
+        recorded = [e.id for e in store.read(streams=["decisions.fraud"]) if e.id.startswith("k-")]
     assert sorted(recorded) == sorted(event["id"] for event in events)

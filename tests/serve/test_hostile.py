@@ -83,7 +83,7 @@ def test_a_key_that_is_given_twice_is_refused_by_its_name(bank: Bank, key: str):
             refused(bank.post(path, body.encode()), 422, f"Transaction.{key}", str(good[key]), "given twice")
     (line,) = bank.lines(EVENTS, (json.dumps(good)[:-1] + f', "{key}": {json.dumps(good[key])}}}').encode())
     problem(line, 422, f"Transaction.{key}", reason="given twice")
-    assert bank.size[0] == size and bank.platform.dead_letters()[-1].reason == "is given twice"
+    assert bank.size[0] == size and bank.store.dead_letters()[-1].reason == "is given twice"
 
 
 def test_a_key_that_is_given_twice_is_found_behind_escapes_and_in_outcomes(bank: Bank):

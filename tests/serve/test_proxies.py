@@ -147,9 +147,9 @@ def ask(port: int, method: str, path: str, headers: dict[str, str] | None = None
 
 def looked(server: Server) -> int:
     """How much the access log holds."""
-    platform: Any = ml.open(Settings(state=server.state))
-    with closing(platform):
-        return len(list(auth.all_accesses(platform)))
+    store: Any = ml.open_store(Settings(state=server.state))
+    with closing(store):
+        return len(list(auth.all_accesses(store)))
 
 
 WAYS = {
@@ -176,9 +176,9 @@ def test_nothing_is_open_without_a_token_by_default(closed: Server, way: str):
             answer = ask(port, "GET", path)
             assert answer.status_code == 200 and answer.json().keys() == {"status"}, path
     assert looked(closed) == before
-    platform: Any = ml.open(Settings(state=closed.state))
-    with closing(platform):
-        assert platform.entry("transactions", "tx-proxy") is None
+    store: Any = ml.open_store(Settings(state=closed.state))
+    with closing(store):
+        assert store.entry("transactions", "tx-proxy") is None
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -282,9 +282,9 @@ def test_a_page_of_another_origin_gets_nothing_and_leaves_no_trace(trusting: Ser
         assert ask(trusting.port, "GET", "/v1/decisions/tx-1", more).status_code == 401, more
         assert ask(trusting.port, "POST", "/v1/decide", more, payment("tx-page")).status_code == 401, more
     assert looked(trusting) == before
-    platform: Any = ml.open(Settings(state=trusting.state))
-    with closing(platform):
-        assert platform.entry("transactions", "tx-page") is None
+    store: Any = ml.open_store(Settings(state=trusting.state))
+    with closing(store):
+        assert store.entry("transactions", "tx-page") is None
 
 
 def test_an_address_that_was_typed_may_be_looked_at(trusting: Server):

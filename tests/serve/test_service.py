@@ -38,12 +38,12 @@ class Bank:
     def __init__(self, server: Server):
         self.server = server
         self.http = httpx.Client(base_url=server.address, timeout=20)
-        self.platform: Any = ml.open(Settings(state=server.state))
+        self.store: Any = ml.open_store(Settings(state=server.state))
 
     @property
     def size(self) -> tuple[int, int, int]:
         """The last position, and the numbers of dead letters and of reports that wait."""
-        return self.platform.last_position(), len(self.platform.dead_letters()), len(self.platform.waiting())
+        return self.store.last_position(), len(self.store.dead_letters()), len(self.store.waiting())
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()  # httpx would not send NaN
@@ -60,7 +60,7 @@ class Bank:
 
     def close(self) -> None:
         self.http.close()
-        self.platform.close()
+        self.store.close()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_decision_is_answered_and_recorded(bank: Bank):
         "fraud",
         {"customer_id": 17, "terminal_id": 23},
     )
-    assert decision["model"] == {"name": "fraud", "version": bank.platform.live("fraud")}
+    assert decision["model"] == {"name": "fraud", "version": bank.store.live("fraud")}
     assert 0 <= decision["score"] <= 1 and decision["action"] in ("approve", "review", "decline")
     assert decision["features"]["amount"] == 57.16 and decision["features"]["customer_n_tx_30d"] > 1
     assert bank.http.get("/v1/decisions/tx-1").content == answer.content
@@ -193,7 +193,7 @@ def test_a_broken_event_is_refused_and_kept_as_a_dead_letter(
         (line,) = bank.lines(path, body)
         assert line == single | {"line": 1}
     assert bank.size == (position, dead + 4, waiting)
-    letter = bank.platform.dead_letters()[-1]
+    letter = bank.store.dead_letters()[-1]
     assert (letter.source, letter.field, letter.reason) == ("transactions", where, single["reason"])
     assert bank.http.get("/v1/decisions/tx-bad").status_code == 404
 
@@ -429,10 +429,10 @@ def test_an_outcome_is_noted_once_and_another_truth_is_a_conflict(bank: Bank):
 def test_an_outcome_about_nothing_yet_waits_for_its_event(bank: Bank):
     receipt = bank.post("/v1/outcomes/fraud", {"id": "tx-unheard", "fraud": True}).json()
     assert (receipt["new"], receipt["waiting"]) == (True, True)
-    assert "tx-unheard" in {entry.id for entry in bank.platform.waiting()}
+    assert "tx-unheard" in {entry.id for entry in bank.store.waiting()}
     assert bank.post("/v1/outcomes/fraud", {"id": "tx-unheard", "fraud": True}).json() == receipt | {"new": False}
     assert bank.decide(payment("tx-unheard")).status_code == 200
-    assert "tx-unheard" not in {entry.id for entry in bank.platform.waiting()}
+    assert "tx-unheard" not in {entry.id for entry in bank.store.waiting()}
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_a_broken_outcome_is_refused(bank: Bank, body: dict[str, Any], field: st
     position, dead, waiting = bank.size
     refused(bank.post("/v1/outcomes/fraud", body), 422, f"Fraud.{field}", reason=reason)
     assert bank.size == (position, dead + 1, waiting)
-    assert bank.platform.dead_letters()[-1].source == "transactions.fraud"
+    assert bank.store.dead_letters()[-1].source == "transactions.fraud"
 
 
 def test_outcomes_come_in_batches_too(bank: Bank):
@@ -472,7 +472,7 @@ def test_outcomes_come_in_batches_too(bank: Bank):
 
 
 def test_it_is_alive_and_ready(bank: Bank):
-    live = bank.platform.live("fraud")
+    live = bank.store.live("fraud")
     assert bank.http.get("/v1/ready").json() == {"status": "ready", "use_case": "fraud", "model": live}
     for path in ("/v1/health", "/healthz", "/livez", "/readyz"):  # the latter are what probes ask for
         assert bank.http.get(path).status_code == 200
@@ -530,7 +530,7 @@ def test_answers_and_the_description_agree(bank: Bank):
 def test_a_promotion_is_followed_within_a_second(bank: Bank, made: Packaged):
     """By whichever process it was made."""
     before = bank.decide(payment("tx-old-model")).json()["model"]["version"]
-    version = put_live(fraud, bank.platform, another=1.0)
+    version = put_live(fraud, bank.store, another=1.0)
     assert version != before == made.version
     until = time.monotonic() + 1
     while time.monotonic() < until and bank.http.get("/v1/ready").json()["model"] != version:
@@ -555,7 +555,7 @@ def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: P
         made = bank.decide(payment("tx-0", time=iso(now() - HOUR))).json()
         assert (made["action"], made["score"], made["model"]) == ("review", None, {})
         assert made["fallback"]["why"] == "model" and "no model is live" in made["fallback"]["detail"]
-        version = put_live(fraud, bank.platform)
+        version = put_live(fraud, bank.store)
         until = time.monotonic() + 10
         while (ready := bank.http.get("/v1/ready")).status_code != 200:
             assert time.monotonic() < until, ready.text
@@ -577,4 +577,4 @@ def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
             told = answer.json()
             assert (answer.status_code, told["status"], answer.headers["retry-after"]) == (503, 503, "1")
             assert "no model is live" in told["reason"] and "mlpkg train fraud" in told["reason"]
-        assert app.platform.last_position() == 0
+        assert app.store.last_position() == 0

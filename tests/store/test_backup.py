@@ -19,32 +19,32 @@ DECIDE = ("decide", "fraud", PAYMENT, "--arrived", "2018-06-09T12:00:00Z")
 
 def test_a_backup_of_a_store_in_use_is_the_log_up_to_one_moment(bank: Bank, cli: Command, tmp_path: Path):
     """Two processes decide while it is made, three times; each copy verifies, and is a prefix of the log."""
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     command = [sys.executable, SUPPORT / "decide_forever.py", state]
     writers = [subprocess.Popen([*command, own, "0"], stdout=subprocess.DEVNULL) for own in ("one", "two")]
     made = []
     try:
         begun = time.monotonic()
-        while bank.platform.last_position() < 500 and time.monotonic() < begun + 60:
+        while bank.store.last_position() < 500 and time.monotonic() < begun + 60:
             time.sleep(0.01)
         for number in range(3):
             answer = cli("backup", "-o", tmp_path / f"copy-{number}", "--json", state=state)
             assert answer.status == 0, answer.err
             made.append(answer.json)
-        after = bank.platform.last_position()
+        after = bank.store.last_position()
     finally:
         for writer in writers:
             writer.kill()
             writer.wait()
     assert 0 < made[0]["position"] < made[1]["position"] < made[2]["position"] < after, "nobody waited for it"
-    log = list(bank.platform.read())
+    log = list(bank.store.read())
     for number, told in enumerate(made):
         restored = tmp_path / f"restored-{number}"
         answer = cli("restore", tmp_path / f"copy-{number}", state=restored)
         assert answer.status == 0, answer.err
-        with closing(ml.open(Settings(state=restored))) as platform:
-            assert list(platform.read()) == log[: told["position"]]
-            found = verify(handbook.fraud, platform)
+        with closing(ml.open_store(Settings(state=restored))) as store:
+            assert list(store.read()) == log[: told["position"]]
+            found = verify(handbook.fraud, store)
             assert found.decisions > 200 and found.mismatches == 0
 
 
@@ -65,29 +65,29 @@ def test_a_backup_is_not_written_over_another_nor_restored_over_a_store(stocked:
     cli("restore", "copy").said_one_line("--replace")
     cli("restore", "nowhere").said_one_line("no backup")
     assert cli(*DECIDE).status == 0
-    with closing(ml.open(stocked.settings)) as platform:
-        last = platform.last_position()
+    with closing(ml.open_store(stocked.settings)) as store:
+        last = store.last_position()
     assert cli("restore", "copy", "--replace").status == 0
-    with closing(ml.open(stocked.settings)) as platform:
-        assert platform.last_position() == last - 2
+    with closing(ml.open_store(stocked.settings)) as store:
+        assert store.last_position() == last - 2
     (aside,) = stocked.state.glob("before-restore-*")
-    with closing(ml.open(Settings(state=aside))) as platform:
-        assert platform.last_position() == last, "what was there is moved aside, not lost"
+    with closing(ml.open_store(Settings(state=aside))) as store:
+        assert store.last_position() == last, "what was there is moved aside, not lost"
 
 
 def test_a_store_that_a_process_has_open_is_not_replaced(bank: Bank, project: Project, cli: Command, tmp_path: Path):
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     bank.pays("tx-1", 1)
     assert cli("backup", "-o", tmp_path / "copy", state=state).status == 0
     answer = project.run("restore", tmp_path / "copy", "--replace", state=state)
     answer.said_one_line("is in use", "stop")
     bank.pays("tx-2", 2)
-    assert verify(handbook.fraud, bank.platform).mismatches == 0
+    assert verify(handbook.fraud, bank.store).mismatches == 0
 
 
 def test_a_restored_store_has_nothing_of_what_a_killed_process_left(bank: Bank, cli: Command, tmp_path: Path):
     """A write-ahead log that belongs to the store before must not be played into the one that takes its place."""
-    state = bank.platform.settings.state
+    state = bank.store.settings.state
     bank.pays("tx-1", 1)
     assert cli("backup", "-o", tmp_path / "copy", state=state).status == 0
     bank.pays("tx-2", 2)
@@ -98,11 +98,11 @@ def test_a_restored_store_has_nothing_of_what_a_killed_process_left(bank: Bank, 
             (killed / path.name).write_bytes(path.read_bytes())
     assert (killed / "mlpkg.db-wal").stat().st_size > 0
     assert cli("restore", tmp_path / "copy", "--replace", state=killed).status == 0
-    with closing(ml.open(Settings(state=killed))) as platform:
-        assert [e.id for e in platform.read(streams=["transactions"])] == ["tx-1"]
+    with closing(ml.open_store(Settings(state=killed))) as store:
+        assert [e.id for e in store.read(streams=["transactions"])] == ["tx-1"]
     (aside,) = killed.glob("before-restore-*")
-    with closing(ml.open(Settings(state=aside))) as platform:
-        assert [e.id for e in platform.read(streams=["transactions"])] == ["tx-1", "tx-2"]
+    with closing(ml.open_store(Settings(state=aside))) as store:
+        assert [e.id for e in store.read(streams=["transactions"])] == ["tx-1", "tx-2"]
 
 
 def test_a_damaged_backup_is_not_restored(stocked: Project, cli: Command, tmp_path: Path):

@@ -17,7 +17,7 @@ from conftest import Bank, Command, Project, put_live
 
 import mlpkg as ml
 from mlpkg import models
-from mlpkg.models import isolated_load as smoke_test
+from mlpkg.models import isolated_load as load_isolated
 from mlpkg.settings import Settings
 
 PAYMENT = '{"id": "new", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'
@@ -27,8 +27,8 @@ SPAN = ("--from", "2018-05-01", "--to", "2018-05-08")
 
 def model_of(project: Project) -> Path:
     """The folder of the live model."""
-    with closing(ml.open(project.settings)) as platform:
-        return models.models_dir(project.state, "fraud") / (platform.live("fraud") or "")
+    with closing(ml.open_store(project.settings)) as store:
+        return models.models_dir(project.state, "fraud") / (store.live("fraud") or "")
 
 
 def test_a_damaged_store_says_so_in_one_line(stocked: Project):
@@ -71,8 +71,8 @@ def test_a_store_of_a_newer_version_is_left_alone(stocked: Project, cli: Command
 
 def test_without_a_model_the_line_says_how_to_get_one(project: Project, cli: Command):
     cli(*DECIDE).said_one_line("no model is live for 'fraud'", "mlpkg train fraud")
-    with closing(ml.open(project.settings)) as platform:
-        assert platform.last_position() == 0, "the event was not accepted either"
+    with closing(ml.open_store(project.settings)) as store:
+        assert store.last_position() == 0, "the event was not accepted either"
     cli("replay", "fraud", *SPAN, "--into", "again").said_one_line("no model is live", "mlpkg train fraud")
     cli("promote", "fraud", "20180101T000000-00000000").said_one_line("no model", "mlpkg models")
     assert "mlpkg train fraud" in cli("models", "fraud").out
@@ -112,14 +112,14 @@ def test_a_decision_whose_model_is_gone_cannot_be_verified(stocked: Project, cli
 def test_a_damaged_model_does_not_take_the_place_of_one_that_serves(bank: Bank):
     """It was promoted while a decider was serving another one, which goes on."""
     first = bank.version
-    second = put_live(handbook.fraud, bank.platform, auc=0.9)
-    (models.models_dir(bank.platform.settings.state, "fraud") / second / "model.txt").write_text("tree")
+    second = put_live(handbook.fraud, bank.store, auc=0.9)
+    (models.models_dir(bank.store.settings.state, "fraud") / second / "model.txt").write_text("tree")
     assert bank.pays("tx-1", 1).model["version"] == first
 
 
 def test_a_model_saved_twice_is_there_once(bank: Bank):
     """Two training runs with one result in one second."""
-    assert put_live(handbook.fraud, bank.platform, auc=0.7) and put_live(handbook.fraud, bank.platform, auc=0.7)
+    assert put_live(handbook.fraud, bank.store, auc=0.7) and put_live(handbook.fraud, bank.store, auc=0.7)
 
 
 def changed(pattern: str, by: str) -> Callable[[bytes], bytes]:
@@ -162,10 +162,10 @@ ALTERED: dict[str, Callable[[bytes], bytes]] = {
 def test_an_altered_model_is_refused_and_ends_no_process(bank: Bank, alter: Callable[[bytes], bytes]):
     """Whoever altered it wrote its manifest anew; the model that was live goes on."""
     first = bank.version
-    version = altered(bank.platform.settings.state, first, alter)
-    model = models.find(bank.platform.settings.state, "fraud", version)
+    version = altered(bank.store.settings.state, first, alter)
+    model = models.find(bank.store.settings.state, "fraud", version)
     with pytest.raises(ml.MlpkgError, match=r"cannot be loaded|not a LightGBM model|one score") as told:
-        models.promote(bank.platform, model, by="a test", why="to see")
+        models.promote(bank.store, model, by="a test", why="to see")
     assert "\n" not in str(told.value)
     assert bank.pays("tx-altered", 1).model["version"] == first
 
@@ -184,14 +184,14 @@ def altered(state: Path, version: str, alter: Callable[[bytes], bytes]) -> str:
 
 
 def test_a_model_is_tried_once_and_not_by_what_its_folder_says(bank: Bank, monkeypatch: pytest.MonkeyPatch):
-    state = bank.platform.settings.state
-    (remembered,) = (state / "smoke_tests").iterdir()
+    state = bank.store.settings.state
+    (remembered,) = (state / "isolated_loads").iterdir()
     version = altered(state, bank.version, ALTERED["a child that is negative"])
     folder = models.models_dir(state, "fraud") / version
-    (folder / "smoke_tests").mkdir()
+    (folder / "isolated_loads").mkdir()
     digest = hashlib.sha256((folder / "model.txt").read_bytes()).hexdigest()
     for name in (digest, remembered.name):
-        (folder / "smoke_tests" / name).touch()
+        (folder / "isolated_loads" / name).touch()
     with pytest.raises(ml.MlpkgError, match="cannot be loaded"):
         models.ready(models.find(state, "fraud", version))
     monkeypatch.setattr(sys, "executable", "/nobody/here")
@@ -209,9 +209,9 @@ def test_a_process_that_hangs_or_dies_is_said(monkeypatch: pytest.MonkeyPatch, t
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(path))
-        monkeypatch.setattr(smoke_test, "_PATIENCE", 1.0)
+        monkeypatch.setattr(load_isolated, "_PATIENCE", 1.0)
         with pytest.raises(ml.MlpkgError, match=why):
-            smoke_test.smoke_test(b"any text")
+            load_isolated.load_isolated(b"any text")
 
 
 def test_a_definition_whose_function_has_changed_is_refused(bank: Bank, monkeypatch: pytest.MonkeyPatch):
@@ -219,7 +219,7 @@ def test_a_definition_whose_function_has_changed_is_refused(bank: Bank, monkeypa
         return time // 1 < 8
 
     monkeypatch.setattr(handbook, "during_night", during_night)
-    again = ml.open(Settings(state=bank.platform.settings.state))
+    again = ml.open_store(Settings(state=bank.store.settings.state))
     with closing(again), pytest.raises(ml.MlpkgError, match="during_night with hash"):
         _ = models.find(again.settings.state, "fraud", bank.version).features
 

@@ -35,7 +35,7 @@ class Service:
 
     @property
     def disk(self) -> Any:
-        return self.app.platform._disk  # type: ignore[attr-defined]
+        return self.app.store._disk  # type: ignore[attr-defined]
 
     def payment(self, id: str) -> dict[str, Any]:
         return {"id": id, "time": self.time, "customer_id": len(id), "terminal_id": 3, "amount": 57.16}
@@ -78,13 +78,13 @@ class Service:
 
     def kept_all(self) -> None:
         """Everything acknowledged is in the log, nothing is half there, and it verifies."""
-        with closing(ml.open(self.settings)) as platform:
-            there = {e.id: e for e in platform.read() if e.source == "decisions.fraud"}
-            events = {e.id: e.position for e in platform.read() if e.source == "transactions"}
+        with closing(ml.open_store(self.settings)) as store:
+            there = {e.id: e for e in store.read() if e.source == "decisions.fraud"}
+            events = {e.id: e.position for e in store.read() if e.source == "transactions"}
             assert self.acknowledged.keys() <= there.keys()
             decided = {id: position for id, position in events.items() if id not in self.undecided}
             assert self.undecided <= events.keys() and {id: e.about for id, e in there.items()} == decided
-            assert verify(handbook.fraud, platform).mismatches == 0
+            assert verify(handbook.fraud, store).mismatches == 0
 
     def close(self) -> None:
         self.app.close()
@@ -104,13 +104,13 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 def another(service: Service) -> Any:
     """A connection of somebody else; by the same library, because locks of another copy in this process would not count."""
-    return apsw.Connection(str(service.settings.store))
+    return apsw.Connection(str(service.settings.store_path))
 
 
 def stocked(state: Path, **settings: Any) -> Service:
     """A service with a live model."""
     service = Service(state, **settings)
-    put_live(handbook.fraud, service.app.platform)
+    put_live(handbook.fraud, service.app.store)
     service.app.start()
     return service
 
@@ -167,7 +167,7 @@ def test_a_store_locked_by_another_process_is_said_soon_and_answers_when_it_is_n
 def test_a_damaged_page_is_said_and_the_service_is_not_ready_from_then_on(tmp_path: Path):
     with closing(stocked(tmp_path / "state")) as service:
         service.decides(*(f"tx-{k}" for k in range(300)))
-    store = service.settings.store
+    store = service.settings.store_path
     with closing(Service(tmp_path / "state")) as again:
         again.works_again("tx-300")
         again.app.close()
@@ -212,17 +212,17 @@ async def send_lines(service: Service, *ids: str) -> list[Any]:
 def test_a_failed_fsync_is_not_tried_again_before_the_log_was_written_afresh(tmp_path: Path):
     """The kernel forgets what it could not write; a second fsync that succeeds has written nothing."""
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
-        platform: Any = service.app.platform
+        store: Any = service.app.store
         flush, service.disk.flush = service.disk.flush, broken
         assert service.decides("tx-1")[0].status_code == 503
         service.disk.flush = flush
         with closing(another(service)) as reader:  # so that the log cannot be emptied
             reader.execute("begin")
             reader.execute("select count(*) from log").fetchall()
-            platform.patience = 0.1
+            store.patience = 0.1
             service.refuses(service.decides("tx-2")[0], "did not take what was written")
         service.works_again("tx-2")
-        assert service.settings.store.with_name("mlpkg.db-wal").stat().st_size < 200_000, "it was emptied"
+        assert service.settings.store_path.with_name("mlpkg.db-wal").stat().st_size < 200_000, "it was emptied"
         service.kept_all()
 
 
@@ -248,27 +248,27 @@ def test_requests_share_an_fsync(tmp_path: Path, at_once: int):
 def test_in_process_a_decision_and_a_batch_are_on_the_disk_when_they_return(tmp_path: Path, monkeypatch: Any):
     monkeypatch.setenv("MLPKG_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("MLPKG_DURABILITY", "disk")
-    with closing(ml.open(Settings.load())) as platform:
-        put_live(handbook.fraud, platform)
-        before = platform._disk.syncs  # type: ignore[attr-defined]
-        platform.accept(
+    with closing(ml.open_store(Settings.load())) as store:
+        put_live(handbook.fraud, store)
+        before = store._disk.syncs  # type: ignore[attr-defined]
+        store.accept(
             handbook.fraud.on, {"id": "e", "time": iso(now()), "customer_id": 1, "terminal_id": 3, "amount": 1}
         )
-        assert platform._disk.syncs == before + 1  # type: ignore[attr-defined]
+        assert store._disk.syncs == before + 1  # type: ignore[attr-defined]
     case = ml.UseCase("fraud", handbook.fraud.features, policy=handbook.fraud.policy)
     case.decide({"id": "tx", "time": iso(now()), "customer_id": 1, "terminal_id": 3, "amount": 5.0})
-    assert case._deciders.decider.platform._disk.syncs >= 2
-    case._deciders.decider.platform.close()
+    assert case._deciders.decider.store._disk.syncs >= 2
+    case._deciders.decider.store.close()
 
 
 def test_what_is_acknowledged_was_in_the_files_when_they_were_last_synced(tmp_path: Path):
     """As after a loss of power: nothing that was written since the last fsync is there, in whichever file it was by then."""
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
-        flush, store = service.disk.flush, service.settings.store
+        flush, path = service.disk.flush, service.settings.store_path
         kept: dict[str, bytes] = {}
 
         def flushed(descriptor: int) -> None:
-            kept.update((name, store.with_name(name).read_bytes()) for name in ("mlpkg.db", "mlpkg.db-wal"))
+            kept.update((name, path.with_name(name).read_bytes()) for name in ("mlpkg.db", "mlpkg.db-wal"))
             flush(descriptor)
 
         service.works_again("tx-first")
@@ -279,6 +279,6 @@ def test_what_is_acknowledged_was_in_the_files_when_they_were_last_synced(tmp_pa
             after.settings.state.mkdir()
             for name, content in kept.items():
                 (after.settings.state / name).write_bytes(content)
-            with closing(ml.open(after.settings)) as platform:
-                assert service.acknowledged.keys() <= {e.id for e in platform.read(streams=["decisions.fraud"])}
+            with closing(ml.open_store(after.settings)) as store:
+                assert service.acknowledged.keys() <= {e.id for e in store.read(streams=["decisions.fraud"])}
             another(service).execute("pragma wal_checkpoint(restart)").fetchall()  # the log begins again

@@ -50,7 +50,7 @@ def run_and_kill(state: Path, number: int, patience: random.Random) -> list[str]
 
 def test_a_killed_process_loses_nothing_that_it_acknowledged(bank: Bank):
     """Two processes decide on one store, also the same payments, and are killed without warning, again and again."""
-    platform, state = bank.platform, bank.platform.settings.state
+    store, state = bank.store, bank.store.settings.state
     said: list[str] = []
     for number in range(ROUNDS):
         said += run_and_kill(state, number, random.Random(number))
@@ -58,7 +58,7 @@ def test_a_killed_process_loses_nothing_that_it_acknowledged(bank: Bank):
     decided = {line for line in said if not line.startswith("fraud ")}
     reported = {line.removeprefix("fraud ") for line in said if line.startswith("fraud ")}
     assert len(decided) > 20 * ROUNDS and reported
-    entries = list(platform.read())
+    entries = list(store.read())
     found: dict[str, list[str]] = {}
     for entry in entries:
         found.setdefault(entry.source, []).append(entry.id)
@@ -70,16 +70,16 @@ def test_a_killed_process_loses_nothing_that_it_acknowledged(bank: Bank):
     assert {e.about for e in entries if e.source == "decisions.fraud"} == {
         e.position for e in entries if e.source == "transactions"
     }
-    assert verify(handbook.fraud, platform).mismatches == 0
+    assert verify(handbook.fraud, store).mismatches == 0
 
 
 def test_threads_share_a_platform(bank: Bank):
-    """A decider belongs to a thread, the platform to all of them."""
+    """A decider belongs to a thread, the store to all of them."""
     failed: list[BaseException] = []
 
     def work(own: int) -> None:
         try:
-            decider = ml.decisions.Decider(handbook.fraud, bank.platform)
+            decider = ml.decisions.Decider(handbook.fraud, bank.store)
             for k in range(100):
                 for id in (f"{own}-{k}", f"both-{k}"):
                     body = bank.payment(id, k / 24, customer_id=k % 3)
@@ -93,7 +93,7 @@ def test_threads_share_a_platform(bank: Bank):
     for thread in threads:
         thread.join()
     assert failed == []
-    found = verify(handbook.fraud, bank.platform)
+    found = verify(handbook.fraud, bank.store)
     assert (found.decisions, found.mismatches) == (4 * 100 + 100, 0)
 
 
@@ -102,5 +102,5 @@ def test_an_interrupted_file_goes_in_the_second_time(stocked: Project, cli: Comm
     again = cli("ingest", "fraud", simulated, "--json")
     assert again.status == 0, again.err
     assert sum(again.json["new"].values()) == 0 and again.json["refused"] == []
-    with closing(ml.open(stocked.settings)) as platform:
-        assert again.json["known"] == sum(1 for e in platform.read(streams=["transactions", "transactions.fraud"]))
+    with closing(ml.open_store(stocked.settings)) as store:
+        assert again.json["known"] == sum(1 for e in store.read(streams=["transactions", "transactions.fraud"]))

@@ -29,7 +29,7 @@ import mlpkg as ml
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.settings import Settings
 from mlpkg.store import Entry
-from mlpkg.store.sqlite.store import SqlitePlatform
+from mlpkg.store.sqlite.store import SqliteStore
 from mlpkg.times import instant
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
@@ -43,7 +43,7 @@ ASKED = (
 
 
 @dataclass
-class Known:
+class NotNull:
     """What clients sent, and what was acknowledged to them."""
 
     sent: dict[str, dict[str, Any]] = field(default_factory=dict)  # payments by id
@@ -117,7 +117,7 @@ def to_be_decided(id: str) -> bool:
 class Load:
     """Clients that send as fast as they are answered. One that is cut off sends the same again, to any worker, or leaves it."""
 
-    def __init__(self, known: Known, ports: list[int], name: str):
+    def __init__(self, known: NotNull, ports: list[int], name: str):
         self.known, self.ports, self._done = known, ports, threading.Event()
         work = {"a": known.decide, "b": known.decide, "c": known.batch, "r": known.report}
         self._threads = [threading.Thread(target=self._send, args=(f"{own}-{name}", one)) for own, one in work.items()]
@@ -215,16 +215,16 @@ class Killed:
     """A store whose workers were killed, what they had acknowledged, and what they said on standard error."""
 
     state: Path
-    known: Known
+    known: NotNull
     said: str
     log: dict[str, list[Entry]] = field(default_factory=dict)  # by streams
 
 
-def kill_workers(state: Path, log: Path, kills: int, number: int) -> Known:
+def kill_workers(state: Path, log: Path, kills: int, number: int) -> NotNull:
     """The load goes on while one worker after the other is killed, at times both at once."""
-    with closing(ml.open(Settings(state=state))) as platform:
-        put_live(fraud, platform)
-    known, chance = Known(), random.Random(number)
+    with closing(ml.open_store(Settings(state=state))) as store:
+        put_live(fraud, store)
+    known, chance = NotNull(), random.Random(number)
     workers = Workers(state, log, "disk" if number == 1 else "process", [free_port() for _ in range(number)])
     try:
         workers.wait()
@@ -243,9 +243,9 @@ def kill_workers(state: Path, log: Path, kills: int, number: int) -> Known:
     return known
 
 
-def kill_bento(server: Server, kills: int) -> Known:
+def kill_bento(server: Server, kills: int) -> NotNull:
     """BentoML is started, loaded and killed; what was acknowledged before each kill is asked for after it."""
-    known = Known()
+    known = NotNull()
     try:
         for number in range(kills):
             assert server.start()["status"] == "ready", server.said
@@ -270,8 +270,8 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     else:
         known = kill_workers(state, log, kills, 1 if request.param == "one worker" else 2)
     found = Killed(state, known, log.read_text("utf-8", "replace"))
-    with closing(ml.open(Settings(state=state))) as platform:
-        for entry in platform.read():
+    with closing(ml.open_store(Settings(state=state))) as store:
+        for entry in store.read():
             found.log.setdefault(entry.source, []).append(entry)
     yield found
     shutil.rmtree(folder)
@@ -316,8 +316,8 @@ def test_no_decision_is_half_written(killed: Killed):
 def test_timelines_are_those_that_a_rebuild_from_the_log_gives(killed: Killed, tmp_path: Path):
     again = Settings(state=tmp_path / "rebuilt")
     again.state.mkdir()
-    shutil.copy(killed.state / "mlpkg.db", again.store)
-    with closing(SqlitePlatform(Settings(state=killed.state))) as live, closing(SqlitePlatform(again)) as rebuilt:
+    shutil.copy(killed.state / "mlpkg.db", again.store_path)
+    with closing(SqliteStore(Settings(state=killed.state))) as live, closing(SqliteStore(again)) as rebuilt:
         for table in ("timeline", "chunk", "node", "stream"):
             rebuilt.db.execute(f"delete from {table}")
         rebuilt.db.execute("update control set generation=generation+1")

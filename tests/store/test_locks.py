@@ -11,7 +11,7 @@ import httpx
 import pytest
 from test_disk import Service, another, stocked
 
-from mlpkg.serve.batching import Turn
+from mlpkg.serve.batching import RequestBatcher
 
 SECONDS = 3.0  # how long the store is locked, or the disk hangs
 
@@ -142,5 +142,5 @@ def test_a_lock_that_is_short_is_waited_for(tmp_path: Path):
                 return [answer.status_code for answer in await asyncio.gather(*waiting)]
 
         assert set(asyncio.run(for_a_moment())) == {200}
-        assert isinstance(service.app.turn, Turn) and not service.app.turn._line
+        assert isinstance(service.app.turn, RequestBatcher) and not service.app.turn._line
         service.kept_all()

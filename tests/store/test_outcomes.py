@@ -16,10 +16,10 @@ from mlpkg.times import DAY
 
 def served_is_trained(bank: Bank) -> None:
     """What the decisions of a bank saw is what a training set and a recomputation say they saw."""
-    assert verify(bank.case, bank.platform).mismatches == 0
-    rows = lab.training_set(bank.case.features, "2018-04-01", "2018-08-01", platform=bank.platform)
+    assert verify(bank.case, bank.store).mismatches == 0
+    rows = lab.training_set(bank.case.features, "2018-04-01", "2018-08-01", store=bank.store)
     for row in rows.to_dict("records"):
-        record = bank.platform.entry(f"decisions.{bank.case.name}", row["id"])
+        record = bank.store.entry(f"decisions.{bank.case.name}", row["id"])
         served = msgspec.json.decode(record.body)["features"]
         assert {k: v for k, v in served.items() if v is not None} == {k: row[k] for k in served if not pd.isna(row[k])}
 
@@ -27,7 +27,7 @@ def served_is_trained(bank: Bank) -> None:
 def label(bank: Bank, id: str, as_of: float) -> bool | None:
     """What a training set says about an event, as known on a day."""
     rows = lab.training_set(
-        bank.case.features, "2018-04-01", "2018-08-01", as_of=START + round(as_of * DAY), platform=bank.platform
+        bank.case.features, "2018-04-01", "2018-08-01", as_of=START + round(as_of * DAY), store=bank.store
     ).set_index("id")
     value = rows.loc[id, "label"]
     return None if pd.isna(value) else bool(value)
@@ -84,9 +84,9 @@ def test_an_outcome_counts_from_its_place_in_the_log_not_from_the_time_it_names(
 def test_a_report_may_come_before_its_event_and_waits_for_it(early_bank: Bank):
     receipt = early_bank.hears("fast", True, 0)
     assert receipt.new and receipt.waiting
-    assert [(e.source, e.id) for e in early_bank.platform.waiting()] == [("transactions.fraud", "fast")]
+    assert [(e.source, e.id) for e in early_bank.store.waiting()] == [("transactions.fraud", "fast")]
     own = early_bank.pays("fast", 1)
-    assert early_bank.platform.waiting() == []
+    assert early_bank.store.waiting() == []
     assert own.features["known_n_30d"] == 0, "the truth about an event is never known to the decision on it"
     assert early_bank.pays("next", 1).features["known_risk_30d"] == 1.0
     assert label(early_bank, "fast", as_of=1) is True
@@ -95,17 +95,17 @@ def test_a_report_may_come_before_its_event_and_waits_for_it(early_bank: Bank):
 
 def test_a_waiting_report_survives_the_process(early_bank: Bank):
     early_bank.hears("fast", True, 0)
-    again = Bank(early_bank.case, early_bank.platform.settings.state)
-    with closing(again.platform):
-        assert [e.id for e in again.platform.waiting()] == ["fast"]
+    again = Bank(early_bank.case, early_bank.store.settings.state)
+    with closing(again.store):
+        assert [e.id for e in again.store.waiting()] == ["fast"]
         again.pays("fast", 1)
-    assert early_bank.platform.waiting() == []
+    assert early_bank.store.waiting() == []
 
 
 def test_a_report_never_counts_for_the_decision_on_its_own_event(early_bank: Bank):
     """Not even in a decision that is asked for again, or first asked for, after the report."""
     body = early_bank.payment("it", 1)
-    early_bank.platform.accept(handbook.transactions, body, arrived=START + DAY)
+    early_bank.store.accept(handbook.transactions, body, arrived=START + DAY)
     early_bank.hears("it", True, 1)
     decision = early_bank.decider.decide(body, arrived=START + DAY)
     assert decision.features["known_n_30d"] == 0
@@ -140,7 +140,7 @@ def test_a_waiting_outcome_may_not_be_contradicted_either(bank: Bank):
     assert bank.hears("fast", True, 0).waiting
     with pytest.raises(ml.Rejected, match="other content"):
         bank.hears("fast", False, 0)
-    assert len(bank.platform.waiting()) == 1
+    assert len(bank.store.waiting()) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_report_about_nothing_or_of_nothing_is_refused(bank: Bank, report: dic
     bank.pays("old", 0)
     position, dead, _ = bank.size
     with pytest.raises(ml.Rejected) as refused:
-        bank.platform.report(handbook.frauds, report)
+        bank.store.report(handbook.frauds, report)
     assert (refused.value.field, refused.value.status, refused.value.source) == (field, 422, "transactions.fraud")
     assert bank.size == (position, dead + 1, 0)
 
@@ -187,7 +187,7 @@ def test_as_of_bounds_the_labels_and_not_the_features(bank: Bank):
     bank.hears("old", True, 1)
     bank.pays("new", 8)
     then, now = (
-        lab.training_set(handbook.features, "2018-04-01", "2018-05-01", as_of=as_of, platform=bank.platform)
+        lab.training_set(handbook.features, "2018-04-01", "2018-05-01", as_of=as_of, store=bank.store)
         for as_of in ("2018-04-01", None)
     )
     assert then["label"].isna().tolist() == [True, True] and now["label"].tolist() == [True, False]

@@ -29,14 +29,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
 
     folder = tmp_path_factory.mktemp("killed")
     settings = Settings(state=folder / "state")
-    with closing(ml.open(settings)) as platform:
-        put_live(handbook.fraud, platform)
-        Decider(handbook.fraud, platform).decide(payment("tx-1"))
+    with closing(ml.open_store(settings)) as store:
+        put_live(handbook.fraud, store)
+        Decider(handbook.fraud, store).decide(payment("tx-1"))
         (settings.state / "pseudonyms.key").write_bytes(b"old" * 10)
         backup(settings, folder / "backup")
         (settings.state / "pseudonyms.key").write_bytes(b"new" * 10)
-        put_live(handbook.fraud, platform, auc=0.9)
-        Decider(handbook.fraud, platform).decide(payment("tx-2"))
+        put_live(handbook.fraud, store, auc=0.9)
+        Decider(handbook.fraud, store).decide(payment("tx-2"))
         before = folder / "before"
         shutil.copytree(settings.state, before, ignore=shutil.ignore_patterns("*-shm"))  # as if it had been killed
     command = [sys.executable, SUPPORT / "kill_restore.py", before, folder / "backup", folder]
@@ -45,11 +45,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
 
 
 def what_is_there(state: Path) -> tuple[list[str], str]:
-    with closing(ml.open(Settings(state=state))) as platform:
-        found = verify(handbook.fraud, platform)
-        decided = [e.id for e in platform.read(streams=["decisions.fraud"])]
+    with closing(ml.open_store(Settings(state=state))) as store:
+        found = verify(handbook.fraud, store)
+        decided = [e.id for e in store.read(streams=["decisions.fraud"])]
         assert (found.decisions, found.mismatches) == (len(decided), 0), "with the models that it was decided by"
-        assert platform.live("fraud") in {p.name for p in (state / "models" / "fraud").iterdir()}
+        assert store.live("fraud") in {p.name for p in (state / "models" / "fraud").iterdir()}
     return decided, (state / "pseudonyms.key").read_text()[:3]
 
 
@@ -87,31 +87,31 @@ def test_a_restore_right_after_another_keeps_what_both_replaced(tmp_path: Path):
     for k in range(4):
         if k:
             restore(settings, tmp_path / "backup", replace=True)
-        with closing(ml.open(settings)) as platform:
-            platform.accept(handbook.fraud.on, payment(f"tx-{k}"))
+        with closing(ml.open_store(settings)) as store:
+            store.accept(handbook.fraud.on, payment(f"tx-{k}"))
         if not k:
             backup(settings, tmp_path / "backup")
     kept = set()
     for folder in (settings.state, *settings.state.glob("before-restore-*")):
-        with closing(ml.open(Settings(state=folder))) as platform:
-            kept |= {e.id for e in platform.read()}
+        with closing(ml.open_store(Settings(state=folder))) as store:
+            kept |= {e.id for e in store.read()}
     assert kept == {"tx-0", "tx-1", "tx-2", "tx-3"}
 
 
 def test_while_it_is_under_way_nobody_opens_or_makes_a_store(bank: Bank, tmp_path: Path, monkeypatch: Any):
     from mlpkg.store.sqlite import backup as module
 
-    state, told = bank.platform.settings.state, []
-    bank.platform.close()
-    module.backup(bank.platform.settings, tmp_path / "backup")
+    state, told = bank.store.settings.state, []
+    bank.store.close()
+    module.backup(bank.store.settings, tmp_path / "backup")
 
     def look(store: Path) -> None:
         for create in (True, False):
             with pytest.raises(MlpkgError, match="under way") as why:
-                ml.open(Settings(state=state), create=create)
+                ml.open_store(Settings(state=state), create=create)
             told.append(why.value)
 
     monkeypatch.setattr(module, "_check_unused", look)
-    module.restore(bank.platform.settings, tmp_path / "backup", replace=True)
+    module.restore(bank.store.settings, tmp_path / "backup", replace=True)
     assert len(told) == 2
-    ml.open(Settings(state=state), create=False).close()
+    ml.open_store(Settings(state=state), create=False).close()

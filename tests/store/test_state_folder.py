@@ -21,7 +21,7 @@ import mlpkg as ml
 from mlpkg import lab
 from mlpkg.decisions import UseCase, verify
 from mlpkg.errors import MlpkgError, StoreMoved
-from mlpkg.lab.frames import the_platform
+from mlpkg.lab.frames import find_store
 from mlpkg.settings import Settings
 from mlpkg.times import instant, iso, now
 
@@ -48,8 +48,8 @@ def replaced_by_a_copy(state: Path) -> None:
 
 def replaced_by_another(state: Path) -> None:
     moved(state)
-    with closing(ml.open(Settings(state=state))) as platform:
-        put_live(handbook.fraud, platform)
+    with closing(ml.open_store(Settings(state=state))) as store:
+        put_live(handbook.fraud, store)
 
 
 def led_elsewhere(state: Path) -> None:
@@ -71,8 +71,8 @@ def service(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     state = tmp_path / "state"
     if getattr(request, "param", None) == "link":
         for name in ("here", "elsewhere"):
-            with closing(ml.open(Settings(state=tmp_path / name))) as platform:
-                put_live(handbook.fraud, platform)
+            with closing(ml.open_store(Settings(state=tmp_path / name))) as store:
+                put_live(handbook.fraud, store)
         state.symlink_to(tmp_path / "here")
     with closing(stocked(state)) as made:
         made.works_again("tx-first")
@@ -96,7 +96,7 @@ def test_nothing_is_acknowledged_into_a_store_that_is_gone(
     assert "mlpkg_up 0" in ask(service, "/metrics").text
     assert ask(service, "/v1/health").status_code == 200
     time.sleep(1.2)
-    assert not service.settings.store.exists(), "none is made in its place"
+    assert not service.settings.store_path.exists(), "none is made in its place"
     assert len([r for r in caplog.records if "is gone" in r.message]) == 1, [r.message for r in caplog.records]
 
 
@@ -117,18 +117,18 @@ def test_a_store_that_comes_back_is_gone_on_with_and_nothing_is_lost(service: Se
     indirect=["service"],
 )
 def test_a_store_in_the_place_of_another_is_opened_afresh(service: Service, change: Change):
-    before = service.app.platform
+    before = service.app.store
     change(service.settings.state)
     asyncio.run(service.ask("POST", "/v1/decide", service.payment("tx-lost")))  # not acknowledged, or in the new one
     service.works_again("tx-lost")
-    assert service.app.platform is not before
+    assert service.app.store is not before
     if change is not replaced_by_a_copy:
         service.acknowledged.pop("tx-first")
     service.works_again("tx-next")
     assert ask(service, "/v1/decisions/tx-next").status_code == 200
     service.kept_all()
-    with closing(ml.open(service.settings)) as platform:
-        assert platform.live("fraud") == service.acknowledged["tx-next"]["model"]["version"]
+    with closing(ml.open_store(service.settings)) as store:
+        assert store.live("fraud") == service.acknowledged["tx-next"]["model"]["version"]
 
 
 def test_several_workers_find_it_again(tmp_path: Path):
@@ -139,8 +139,8 @@ def test_several_workers_find_it_again(tmp_path: Path):
         other.works_again("tx-2")
         deleted(one.settings.state)
         assert {w.decides("tx-3")[0].status_code for w in (one, other)} == {503}
-        with closing(ml.open(one.settings)) as platform:
-            put_live(handbook.fraud, platform)
+        with closing(ml.open_store(one.settings)) as store:
+            put_live(handbook.fraud, store)
         for worker in (one, other):
             worker.acknowledged.clear()
             worker.works_again("tx-4")
@@ -169,7 +169,7 @@ def test_waiting_for_the_disk_is_no_time_to_lose_the_store(tmp_path: Path):
 
 def test_a_write_ahead_log_that_was_deleted_is_said_and_what_it_held_is_kept(service: Service):
     service.decides(*(f"tx-{k}" for k in range(30)))
-    service.settings.store.with_name("mlpkg.db-wal").unlink()
+    service.settings.store_path.with_name("mlpkg.db-wal").unlink()
     service.refuses(service.decides("tx-lost")[0], "has lost its write-ahead log", "stop every process")
     service.close()
     again = Service(service.settings.state)
@@ -188,11 +188,11 @@ def payment(id: str) -> dict[str, Any]:
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A use case in this process, on a store of its own."""
     monkeypatch.setenv("MLPKG_STATE", str(tmp_path / "state"))
-    with closing(ml.open(Settings.load())) as platform:
-        put_live(handbook.fraud, platform)
+    with closing(ml.open_store(Settings.load())) as store:
+        put_live(handbook.fraud, store)
     made = UseCase("fraud", handbook.fraud.features, policy=handbook.fraud.policy)
     yield made
-    made._deciders.decider.platform.close()
+    made._deciders.decider.store.close()
 
 
 @gone
@@ -208,8 +208,8 @@ def test_in_process_nothing_is_decided_on_a_store_that_is_gone(case: Any, change
         return
     (tmp_path / "aside").rename(state)
     case.decide(payment("tx-2"))
-    with closing(ml.open(Settings(state=state))) as platform:
-        assert verify(case, platform).decisions == 2
+    with closing(ml.open_store(Settings(state=state))) as store:
+        assert verify(case, store).decisions == 2
 
 
 @pytest.mark.parametrize("change", [replaced_by_a_copy, replaced_by_another])
@@ -217,15 +217,15 @@ def test_in_process_another_store_is_opened_afresh(case: Any, change: Change, tm
     first = case.decide(payment("tx-1"))
     change(tmp_path / "state")
     case.decide(payment("tx-2"))
-    with closing(ml.open(Settings(state=tmp_path / "state"))) as platform:
-        there = [e.id for e in platform.read(streams=["decisions.fraud"])]
+    with closing(ml.open_store(Settings(state=tmp_path / "state"))) as store:
+        there = [e.id for e in store.read(streams=["decisions.fraud"])]
         assert there == (["tx-1", "tx-2"] if change is replaced_by_a_copy else ["tx-2"]), first
-        assert verify(case, platform).mismatches == 0
+        assert verify(case, store).mismatches == 0
 
 
 def test_the_decision_under_way_when_the_store_goes_is_not_acknowledged(bank: Bank):
     """It was committed into a file that was moved while it was evaluated."""
-    state, policy = bank.platform.settings.state, handbook.fraud.policy
+    state, policy = bank.store.settings.state, handbook.fraud.policy
 
     def moving(score: float, event: Any) -> str:
         moved(state)
@@ -239,7 +239,7 @@ def test_the_decision_under_way_when_the_store_goes_is_not_acknowledged(bank: Ba
         bank.pays("tx-1", 1)
     state.with_name("aside").rename(state)
     bank.pays("tx-1", 1)
-    assert verify(handbook.fraud, bank.platform).mismatches == 0
+    assert verify(handbook.fraud, bank.store).mismatches == 0
 
 
 def test_a_notebook_reads_what_is_in_the_folder_now(case: Any, tmp_path: Path):
@@ -253,7 +253,7 @@ def test_a_notebook_reads_what_is_in_the_folder_now(case: Any, tmp_path: Path):
     with pytest.raises(MlpkgError, match="is gone"):
         lab.decisions(use_case=handbook.fraud)
     with pytest.raises(MlpkgError, match="is gone"):
-        the_platform().last_position()
+        find_store().last_position()
     (tmp_path / "aside").rename(tmp_path / "state")
     assert list(lab.decisions(use_case=handbook.fraud).id) == ["tx-1"]
 
@@ -261,10 +261,10 @@ def test_a_notebook_reads_what_is_in_the_folder_now(case: Any, tmp_path: Path):
 def test_a_reader_that_has_begun_does_not_go_on_in_a_file_that_is_gone(bank: Bank):
     for k in range(5_001):  # more than a page
         body = bank.payment(f"e-{k}", k / 1000)
-        bank.platform.accept(handbook.transactions, body, arrived=instant(body["time"]))
-    entries = bank.platform.read()
+        bank.store.accept(handbook.transactions, body, arrived=instant(body["time"]))
+    entries = bank.store.read()
     next(entries)
-    shutil.rmtree(bank.platform.settings.state)
+    shutil.rmtree(bank.store.settings.state)
     with pytest.raises(StoreMoved):
         list(entries)
 
@@ -277,7 +277,7 @@ def test_a_state_is_for_its_owner_alone(tmp_path: Path):
     before = os.umask(0o022)
     try:
         made = Bank(handbook.fraud, tmp_path / "deep" / "state")
-        with closing(made.platform):
+        with closing(made.store):
             made.pays("tx-1", 1)
             found = modes(tmp_path / "deep" / "state")
     finally:
@@ -289,13 +289,13 @@ def test_a_state_is_for_its_owner_alone(tmp_path: Path):
 
 
 def test_a_state_that_is_more_open_is_tightened_when_it_is_opened(bank: Bank):
-    state = bank.platform.settings.state
-    bank.platform.close()
+    state = bank.store.settings.state
+    bank.store.close()
     state.chmod(0o755)
     for path in state.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    with closing(ml.open(Settings(state=state))) as platform:
-        assert platform.last_position() >= 0
+    with closing(ml.open_store(Settings(state=state))) as store:
+        assert store.last_position() >= 0
         found = modes(state)
     assert found[state.name] == found["models"] == "0o700"
     assert found["mlpkg.db"] == found["mlpkg.db-wal"] == found["mlpkg.db-shm"] == "0o600"

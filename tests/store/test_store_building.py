@@ -15,10 +15,9 @@ import mlpkg as ml
 from mlpkg.errors import MlpkgError
 from mlpkg.features import Stream
 from mlpkg.settings import Settings
-from mlpkg.store import Batch
-from mlpkg.store import open as open_platform
+from mlpkg.store import Batch, open_store
 from mlpkg.store.sqlite import backfill as building
-from mlpkg.store.sqlite.store import SqlitePlatform
+from mlpkg.store.sqlite.store import SqliteStore
 from mlpkg.times import DAY, instant, iso
 
 START = instant("2024-01-01")
@@ -50,13 +49,13 @@ def payment(k: int, at: int | None = None, **changes: Any) -> dict[str, Any]:
     return {"id": f"p{k}", "time": iso(at), "card": k % 7, "shop": f"s{k % 3}", "amount": k % 100 + 0.5} | changes
 
 
-def load(platform: Any, ks: range) -> None:
+def load(store: Any, ks: range) -> None:
     rows = [payments.parse(payment(k)) for k in ks]
     time = np.array([r.time for r in rows])
     codes = {"payments": np.array([r.codes for r in rows], np.int64)}
     none = np.zeros(len(rows), np.int64)
     batch = Batch([payments], none, [r.id for r in rows], time, time, [r.body for r in rows], codes, none)
-    platform.load(batch)
+    store.load(batch)
 
 
 @pytest.fixture
@@ -65,15 +64,15 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def platform(settings: Settings) -> Iterator[SqlitePlatform]:
-    made = SqlitePlatform(settings)
+def store(settings: Settings) -> Iterator[SqliteStore]:
+    made = SqliteStore(settings)
     yield made
     made.close()
 
 
-def same_as_the_log(platform: Any, stream: Any, keys: tuple[Any, ...], columns: tuple[str, ...]) -> int:
+def same_as_the_log(store: Any, stream: Any, keys: tuple[Any, ...], columns: tuple[str, ...]) -> int:
     """All timelines of a stream and key hold what the log says, and nothing else; how many rows that is."""
-    history = platform.history([payments], list(payments.facts.values()))
+    history = store.history([payments], list(payments.facts.values()))
     events = history.events["payments"]
     if stream is payments:
         time, position, table = events.time, events.position, events.columns
@@ -94,13 +93,13 @@ def same_as_the_log(platform: Any, stream: Any, keys: tuple[Any, ...], columns: 
     for value in np.unique(of[of != -(2**63)]).tolist():
         mine = np.flatnonzero(of == value)
         mine = mine[np.lexsort((position[mine], time[mine]))]
-        held = platform.timeline(stream.stream, key.name, value)
+        held = store.timeline(stream.stream, key.name, value)
         assert held.time.tolist() == time[mine].tolist()
         assert held.position.tolist() == position[mine].tolist()
         for name in columns:
             assert held.columns[name].tolist() == table[name][mine].tolist()
         rows += len(mine)
-    stored = platform.db.execute(
+    stored = store.db.execute(
         "select sum(length(head)) from timeline t join stream s on s.id=t.stream where s.name=? and s.key=? and s.state='live'",
         (stream.stream, key.name),
     ).get
@@ -108,13 +107,13 @@ def same_as_the_log(platform: Any, stream: Any, keys: tuple[Any, ...], columns: 
     return rows
 
 
-def test_a_timeline_is_built_while_others_write(settings: Settings, platform: SqlitePlatform, monkeypatch):
+def test_a_timeline_is_built_while_others_write(settings: Settings, store: SqliteStore, monkeypatch):
     """Another connection goes on appending; when register returns, nothing is missing and nothing is there twice."""
     monkeypatch.setattr(building, "_SLICE", 0.001)
     monkeypatch.setattr(building, "_REST", 50)
-    platform.register("guard", asks((payments, ("card",), ("amount",))))
-    load(platform, range(3000))
-    writer, done, sent = SqlitePlatform(settings), threading.Event(), []
+    store.register("guard", asks((payments, ("card",), ("amount",))))
+    load(store, range(3000))
+    writer, done, sent = SqliteStore(settings), threading.Event(), []
 
     def write() -> None:
         for k in range(3000, 8000):
@@ -136,22 +135,22 @@ def test_a_timeline_is_built_while_others_write(settings: Settings, platform: Sq
         (payments, ("shop", hour_of_day), ("amount",)),
         (frauds, ("card",), ("amount", "fraud")),
     ]
-    platform.register("guard", asks(*wanted))
+    store.register("guard", asks(*wanted))
     during = len(sent)
     time.sleep(0.1)
     done.set()
     thread.join()
     assert during > 200
     for stream, keys, columns in wanted:
-        assert same_as_the_log(platform, stream, keys, columns) > 10
+        assert same_as_the_log(store, stream, keys, columns) > 10
     writer.close()
-    states = platform.db.execute("select distinct state from stream").fetchall()
-    assert states == [("live",)] and platform.db.execute("select count(*) from stream").get == 3
+    states = store.db.execute("select distinct state from stream").fetchall()
+    assert states == [("live",)] and store.db.execute("select count(*) from stream").get == 3
 
 
-def test_two_that_register_the_same_build_it_once(settings: Settings, platform: SqlitePlatform):
-    load(platform, range(5000))
-    others = [SqlitePlatform(settings) for _ in range(3)]
+def test_two_that_register_the_same_build_it_once(settings: Settings, store: SqliteStore):
+    load(store, range(5000))
+    others = [SqliteStore(settings) for _ in range(3)]
     threads = [
         threading.Thread(target=p.register, args=("guard", asks((payments, ("card",), ("amount",))))) for p in others
     ]
@@ -162,90 +161,90 @@ def test_two_that_register_the_same_build_it_once(settings: Settings, platform: 
     for other in others:
         assert same_as_the_log(other, payments, ("card",), ("amount",)) == 5000
         other.close()
-    assert platform.db.execute("select max(id) from stream").get == 1
+    assert store.db.execute("select max(id) from stream").get == 1
 
 
-def test_a_build_that_died_is_begun_again(platform: SqlitePlatform, monkeypatch):
-    load(platform, range(3000))
+def test_a_build_that_died_is_begun_again(store: SqliteStore, monkeypatch):
+    load(store, range(3000))
     with monkeypatch.context() as patch:
-        patch.setattr(building.Building, "_swapped", lambda self, reached: 1 / 0 if reached else False)
+        patch.setattr(building.Backfill, "_swapped", lambda self, reached: 1 / 0 if reached else False)
         with pytest.raises(ZeroDivisionError):
-            platform.register("guard", asks((payments, ("card",), ("amount",))))
-    assert platform.db.execute("select state from stream").get == "building"
+            store.register("guard", asks((payments, ("card",), ("amount",))))
+    assert store.db.execute("select state from stream").get == "building"
     with pytest.raises(MlpkgError, match="not built"):
-        platform.timeline("payments", "card", 1)
-    platform.register("guard", asks((payments, ("card",), ("amount",))))
-    assert same_as_the_log(platform, payments, ("card",), ("amount",)) == 3000
-    assert platform.db.execute("select count(*) from timeline").get == 7
+        store.timeline("payments", "card", 1)
+    store.register("guard", asks((payments, ("card",), ("amount",))))
+    assert same_as_the_log(store, payments, ("card",), ("amount",)) == 3000
+    assert store.db.execute("select count(*) from timeline").get == 7
 
 
-def test_a_row_without_a_key_is_in_no_timeline(platform: SqlitePlatform):
-    platform.register("guard", asks((payments, ("shop",), ("amount",))))
-    platform.accept(payments, payment(1, shop=None), arrived=START + DAY)
-    load(platform, range(2, 10))
-    platform.accept(payments, payment(11), arrived=START + DAY)
-    assert same_as_the_log(platform, payments, ("shop",), ("amount",)) == 9
+def test_a_row_without_a_key_is_in_no_timeline(store: SqliteStore):
+    store.register("guard", asks((payments, ("shop",), ("amount",))))
+    store.accept(payments, payment(1, shop=None), arrived=START + DAY)
+    load(store, range(2, 10))
+    store.accept(payments, payment(11), arrived=START + DAY)
+    assert same_as_the_log(store, payments, ("shop",), ("amount",)) == 9
 
 
-def test_who_lacks_the_code_of_a_key_gives_the_timeline_up(platform: SqlitePlatform, settings: Settings, monkeypatch):
+def test_who_lacks_the_code_of_a_key_gives_the_timeline_up(store: SqliteStore, settings: Settings, monkeypatch):
     """Events go on being accepted; with the code there again, a register builds it anew."""
     wanted = asks((payments, (hour_of_day,), ("amount",)), (payments, ("card",), ("amount",)))
-    platform.register("guard", wanted)
-    load(platform, range(100))
+    store.register("guard", wanted)
+    load(store, range(100))
     monkeypatch.delattr("test_store_building.hour_of_day")
-    other = SqlitePlatform(settings)
+    other = SqliteStore(settings)
     other.accept(payments, payment(100), arrived=START + DAY)
     other.close()
     monkeypatch.undo()
     with pytest.raises(MlpkgError, match="not built"):
-        platform.timeline("payments", "hour_of_day(time)", 1)
-    assert same_as_the_log(platform, payments, ("card",), ("amount",)) == 101
-    platform.register("guard", wanted)
-    assert same_as_the_log(platform, payments, (hour_of_day,), ("amount",)) == 101
+        store.timeline("payments", "hour_of_day(time)", 1)
+    assert same_as_the_log(store, payments, ("card",), ("amount",)) == 101
+    store.register("guard", wanted)
+    assert same_as_the_log(store, payments, (hour_of_day,), ("amount",)) == 101
 
 
-def test_a_correction_supersedes_what_was_reported(platform: SqlitePlatform):
+def test_a_correction_supersedes_what_was_reported(store: SqliteStore):
     """The timeline holds what is true now, the log every version."""
-    platform.register("guard", asks((frauds, ("card",), ("fraud", "amount"))))
-    load(platform, range(10))
-    first = platform.report(frauds, {"id": "p3", "fraud": True}, arrived=START + DAY)
-    second = platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 2 * DAY)
-    again = platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 2 * DAY)
-    assert not platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}).new, "now it says what holds"
+    store.register("guard", asks((frauds, ("card",), ("fraud", "amount"))))
+    load(store, range(10))
+    first = store.report(frauds, {"id": "p3", "fraud": True}, arrived=START + DAY)
+    second = store.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 2 * DAY)
+    again = store.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START + 2 * DAY)
+    assert not store.report(frauds, {"id": "p3", "fraud": False, "corrects": True}).new, "now it says what holds"
     assert (second.new, again.new, again.position) == (
         True,
         False,
         second.position,
     ) and second.position > first.position
-    assert not platform.report(frauds, {"id": "p3", "fraud": True}).new, "the first one sent again is known"
+    assert not store.report(frauds, {"id": "p3", "fraud": True}).new, "the first one sent again is known"
     with pytest.raises(ml.Rejected, match="other content"):
-        platform.report(frauds, {"id": "p3", "fraud": False})
-    third = platform.report(frauds, {"id": "p3", "fraud": True, "corrects": True}, arrived=START + 4 * DAY)
-    held = platform.timeline("payments.fraud", "card", 3)
+        store.report(frauds, {"id": "p3", "fraud": False})
+    third = store.report(frauds, {"id": "p3", "fraud": True, "corrects": True}, arrived=START + 4 * DAY)
+    held = store.timeline("payments.fraud", "card", 3)
     assert (held.columns["fraud"].tolist(), held.position.tolist()) == ([1], [third.position])
-    reports = platform.history([payments], [frauds]).reports["payments.fraud"]
+    reports = store.history([payments], [frauds]).reports["payments.fraud"]
     assert reports.columns["fraud"].tolist() == [1, 0, 1]
     assert reports.known.tolist() == [first.position, second.position, third.position]
-    assert [e.id for e in platform.read(streams=["payments.fraud"])] == ["p3"] * 3
-    assert same_as_the_log(platform, frauds, ("card",), ("fraud", "amount")) == 1
-    platform.register("guard", asks((frauds, ("shop",), ("fraud",))))
-    assert same_as_the_log(platform, frauds, ("shop",), ("fraud",)) == 1
+    assert [e.id for e in store.read(streams=["payments.fraud"])] == ["p3"] * 3
+    assert same_as_the_log(store, frauds, ("card",), ("fraud", "amount")) == 1
+    store.register("guard", asks((frauds, ("shop",), ("fraud",))))
+    assert same_as_the_log(store, frauds, ("shop",), ("fraud",)) == 1
 
 
-def test_a_correction_may_wait_too(platform: SqlitePlatform):
-    platform.register("guard", asks((frauds, ("card",), ("fraud",))))
-    platform.report(frauds, {"id": "p3", "fraud": True}, arrived=START)
-    assert platform.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START).waiting
-    load(platform, range(10))
-    held = platform.timeline("payments.fraud", "card", 3)
-    assert held.columns["fraud"].tolist() == [0] and platform.waiting() == []
-    reports = platform.history([payments], [frauds]).reports["payments.fraud"]
+def test_a_correction_may_wait_too(store: SqliteStore):
+    store.register("guard", asks((frauds, ("card",), ("fraud",))))
+    store.report(frauds, {"id": "p3", "fraud": True}, arrived=START)
+    assert store.report(frauds, {"id": "p3", "fraud": False, "corrects": True}, arrived=START).waiting
+    load(store, range(10))
+    held = store.timeline("payments.fraud", "card", 3)
+    assert held.columns["fraud"].tolist() == [0] and store.waiting() == []
+    reports = store.history([payments], [frauds]).reports["payments.fraud"]
     assert reports.columns["fraud"].tolist() == [1, 0]
 
 
-def test_a_batch_may_hold_corrections(platform: SqlitePlatform):
-    platform.register("guard", asks((frauds, ("card",), ("fraud",))))
-    load(platform, range(10))
+def test_a_batch_may_hold_corrections(store: SqliteStore):
+    store.register("guard", asks((frauds, ("card",), ("fraud",))))
+    load(store, range(10))
     said = [("p1", True, ""), ("p2", True, ""), ("p1", False, ',"corrects":true'), ("p3", True, "")]
     bodies = [f'{{"fraud":{json.dumps(truth)}{more}}}' for _, truth, more in said]
     n = np.arange(4)
@@ -259,55 +258,55 @@ def test_a_batch_may_hold_corrections(platform: SqlitePlatform):
         {"payments.fraud": n[:, None] * 0 + 1},
         n,
     )
-    loaded = platform.load(batch)
+    loaded = store.load(batch)
     assert (loaded.new, loaded.known, loaded.waiting) == ({"payments.fraud": 4}, 0, 0)
-    assert same_as_the_log(platform, frauds, ("card",), ("fraud",)) == 3
-    assert platform.load(batch).known == 4
-    assert platform.timeline("payments.fraud", "card", 1).columns["fraud"].tolist() == [0]
+    assert same_as_the_log(store, frauds, ("card",), ("fraud",)) == 3
+    assert store.load(batch).known == 4
+    assert store.timeline("payments.fraud", "card", 1).columns["fraud"].tolist() == [0]
 
 
-def test_decisions_are_a_stream_to_define_features_over(platform: SqlitePlatform):
+def test_decisions_are_a_stream_to_define_features_over(store: SqliteStore):
     wanted = (decided, ("card",), ("about", "score", "action", "amount"))
-    platform.register("guard", asks(wanted))
+    store.register("guard", asks(wanted))
     for k in range(20):
-        with platform.decision("guard", payments, payments.parse(payment(k)), START + DAY) as unit:
+        with store.decision("guard", payments, payments.parse(payment(k)), START + DAY) as unit:
             unit.record(json.dumps({"score": k / 10, "action": "block" if k % 2 else "pass"}))
-    assert same_as_the_log(platform, *wanted) == 20
-    platform.register("guard", asks((decided, ("shop",), ("action",))))
-    assert same_as_the_log(platform, decided, ("shop",), ("action",)) == 20
+    assert same_as_the_log(store, *wanted) == 20
+    store.register("guard", asks((decided, ("shop",), ("action",))))
+    assert same_as_the_log(store, decided, ("shop",), ("action",)) == 20
 
 
 def test_what_only_reads_makes_no_store(settings: Settings):
     with pytest.raises(MlpkgError, match="there is no store in") as refused:
-        open_platform(settings, create=False)
+        open_store(settings, create=False)
     assert "MLPKG_STATE" in str(refused.value.hint) and not settings.state.exists()
 
 
-def test_every_version_of_a_contract_is_kept(platform: SqlitePlatform):
-    platform.register("guard", asks())
+def test_every_version_of_a_contract_is_kept(store: SqliteStore):
+    store.register("guard", asks())
 
     class More(Payment):
         country: str | None = None
 
-    grown = SimpleNamespace(sources=[ml.Source("payments", More, keep="120d")], streams=[])
+    grown = SimpleNamespace(sources=[ml.Source("payments", More, retention="120d")], streams=[])
     grown.sources[0].outcomes.update(payments.outcomes)
-    platform.register("guard", grown)
-    platform.register("guard", grown)
-    versions = platform.contracts("payments")
+    store.register("guard", grown)
+    store.register("guard", grown)
+    versions = store.contracts("payments")
     assert [v["version"] for v in versions] == [1, 2] and "country" in " ".join(versions[1]["changes"])
     with pytest.raises(MlpkgError, match="lost its field 'country'"):
-        platform.register("guard", asks())
+        store.register("guard", asks())
 
 
 def test_a_store_of_the_first_version_is_brought_up_to_date(settings: Settings):
     """Its timelines are built again; a report that had waited learns what it is about."""
-    platform = SqlitePlatform(settings)
-    platform.register("guard", asks((frauds, ("card",), ("fraud",))))
-    platform.report(frauds, {"id": "p3", "fraud": True}, arrived=START)
-    load(platform, range(10))
-    platform.db.execute("update log set about=null; drop table stream; create table stream(id); pragma user_version=1")
-    platform.close()
-    again = SqlitePlatform(settings)
+    store = SqliteStore(settings)
+    store.register("guard", asks((frauds, ("card",), ("fraud",))))
+    store.report(frauds, {"id": "p3", "fraud": True}, arrived=START)
+    load(store, range(10))
+    store.db.execute("update log set about=null; drop table stream; create table stream(id); pragma user_version=1")
+    store.close()
+    again = SqliteStore(settings)
     again.register("guard", asks((frauds, ("card",), ("fraud",))))
     assert same_as_the_log(again, frauds, ("card",), ("fraud",)) == 1
     again.close()
@@ -315,12 +314,12 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(settings: Settings):
 
 def test_a_store_whose_timelines_were_trimmed_builds_them_again(settings: Settings):
     """Up to its fourth version a store let go of what it took for old."""
-    platform = SqlitePlatform(settings)
-    platform.register("guard", asks((payments, ("card",), ("amount",))))
-    load(platform, range(1000))
-    platform.db.execute("delete from chunk; delete from node; update timeline set used=0; pragma user_version=4")
-    platform.close()
-    again = SqlitePlatform(settings)
+    store = SqliteStore(settings)
+    store.register("guard", asks((payments, ("card",), ("amount",))))
+    load(store, range(1000))
+    store.db.execute("delete from chunk; delete from node; update timeline set used=0; pragma user_version=4")
+    store.close()
+    again = SqliteStore(settings)
     again.register("guard", asks((payments, ("card",), ("amount",))))
     assert same_as_the_log(again, payments, ("card",), ("amount",)) > 0
     again.close()

@@ -8,7 +8,7 @@ import apsw
 import numpy as np
 import pytest
 
-from mlpkg.engine.tiles import GREATEST, KNOWN, LEAST, NULL, SQUARES, SQUARES_HIGH, SUM, Cells
+from mlpkg.engine.tiles import KNOWN, MAX, MIN, NULL, SQUARES, SQUARES_HIGH, SUM, Tiles
 from mlpkg.engine.timeline import as_timeline, pack
 from mlpkg.store.sqlite import timelines as stored
 from mlpkg.store.sqlite.timelines import SCHEMA, Bulk, Timelines
@@ -58,7 +58,7 @@ class Store:
 
     def rows(self, key: int, since: int = -FOREVER) -> list[tuple[int, ...]]:
         found = as_timeline(self.timelines.read(self.timelines.head(key), since))
-        assert not isinstance(found, Cells)
+        assert not isinstance(found, Tiles)
         columns = [found.time, found.position, *found.columns.values()]
         return [r for r in zip(*(c.tolist() for c in columns), strict=True) if r[0] > since]
 
@@ -136,7 +136,7 @@ def test_cells_between_edges_say_what_the_rows_say(store: Store, sizes: str, see
         times = [r[0] for r in rng.choices(rows, k=rng.choice([1, 2, 7]))] + [rng.randrange(-5, rows[-1][0] + 5)]
         edges = np.unique(times)
         found = store.timelines.read(store.timelines.head(1), int(edges[0]), edges - edges[0])
-        if not isinstance(found, Cells):
+        if not isinstance(found, Tiles):
             assert found.time[0] <= edges[0] or len(found) < 5000
             continue
         gap = edges.searchsorted(found.time)
@@ -146,12 +146,12 @@ def test_cells_between_edges_say_what_the_rows_say(store: Store, sizes: str, see
             mine = gap == g
             assert found.rows[mine].sum() == len(inside)
             for c, name in enumerate(store.columns):
-                cells = found.columns[name][mine]
-                low = sum(int(v) & 2**64 - 1 for v in cells[:, SQUARES].tolist())
-                squares = (low + (sum(cells[:, SQUARES_HIGH].tolist()) << 64)) % 2**128
-                said = [sum(cells[:, KNOWN].tolist()), sum(cells[:, SUM].tolist()) % 2**64, squares]
+                tiles = found.columns[name][mine]
+                low = sum(int(v) & 2**64 - 1 for v in tiles[:, SQUARES].tolist())
+                squares = (low + (sum(tiles[:, SQUARES_HIGH].tolist()) << 64)) % 2**128
+                said = [sum(tiles[:, KNOWN].tolist()), sum(tiles[:, SUM].tolist()) % 2**64, squares]
                 if said[0]:
-                    said += [cells[:, LEAST].min(), cells[:, GREATEST].max()]
+                    said += [tiles[:, MIN].min(), tiles[:, MAX].max()]
                 assert said == brute(inside, c)
 
 

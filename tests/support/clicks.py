@@ -38,10 +38,10 @@ class Item(ml.Event):
     price: ml.Money | None = None
 
 
-clicks = ml.Source("clicks", Click, subject="user", keep="10d", lateness="1d")
-exposures = ml.Source("exposures", Shown, subject="user", keep="10d", lateness="1d")
-items = ml.Table("items", Item, key="item", lateness="1d")
-bought = clicks.outcome("bought", bool, presume=False, after="1d")
+clicks = ml.Source("clicks", Click, subject="user", retention="10d", allowed_lateness="1d")
+exposures = ml.Source("exposures", Shown, subject="user", retention="10d", allowed_lateness="1d")
+items = ml.Table("items", Item, key="item", allowed_lateness="1d")
+bought = clicks.outcome("bought", bool, default=False, matures_after="1d")
 paid = clicks.outcome("paid", ml.Money)
 actions = clicks.decisions("coupons")
 
@@ -70,7 +70,7 @@ def policy(score, event):
 features = ml.FeatureSet(
     "coupons",
     on=clicks,
-    evening=ml.request(during_evening),
+    evening=ml.on_demand(during_evening),
     category=ml.field("category"),
     session=clicks.by("session").agg(
         n=ml.count(over=["10m", "1h", "all"]),

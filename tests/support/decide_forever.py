@@ -16,8 +16,8 @@ from mlpkg.settings import Settings  # noqa: E402
 from mlpkg.times import HOUR, instant, iso  # noqa: E402
 
 state, own, number = sys.argv[1:]
-platform = ml.open(Settings(state=Path(state)))
-decider = Decider(handbook.fraud, platform)
+store = ml.open_store(Settings(state=Path(state)))
+decider = Decider(handbook.fraud, store)
 start = instant("2018-04-01")
 for k in count():
     at = start + (int(number) * 1_000_000 + k) * HOUR // 1_000
@@ -27,5 +27,5 @@ for k in count():
         os.write(1, f"{id}\n".encode())
     if k % 10 == 0 and k:
         report = {"id": f"both-{number}-{k - 10}", "fraud": True}
-        platform.report(handbook.frauds, report, arrived=at)
+        store.report(handbook.frauds, report, arrived=at)
         os.write(1, f"fraud {report['id']}\n".encode())

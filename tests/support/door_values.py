@@ -52,14 +52,14 @@ class Kind:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
-    fewest: int = 0
+    min_rows: int = 0
     most: int = 10_000
     optional: bool = False
     default: Any = None
 
 
 KINDS: dict[str, Kind] = {
-    "id": Kind("id", fewest=1, most=200),
+    "id": Kind("id", min_rows=1, most=200),
     "time": Kind("time"),
     "count": Kind("int"),
     "age": Kind("int", at_least=0, at_most=150),
@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {
     "visits": Kind("int", optional=True),
     "price": Kind("number", scale=100, at_least=0, optional=True),
     "member": Kind("bool", optional=True),
-    "note": Kind("text", fewest=2, most=5, optional=True),
+    "note": Kind("text", min_rows=2, most=5, optional=True),
     "size": Kind("int", default=3),
 }
 
@@ -140,8 +140,8 @@ _MOST = ", the most its resolution allows"
 
 
 def _wrong_text(kind: Kind, text: str) -> str:
-    if len(text) < kind.fewest:
-        return "is empty" if kind.fewest == 1 else f"has fewer characters than {kind.fewest}"
+    if len(text) < kind.min_rows:
+        return "is empty" if kind.min_rows == 1 else f"has fewer characters than {kind.min_rows}"
     if len(text) > kind.most:
         return f"has more characters than {kind.most}"
     if kind.of == "id" and (text.isspace() or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)):
@@ -339,7 +339,7 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
     return {name: body[name] for name in names}
 
 
-# Cells of typed columns: what Parquet and data frames hold, and the JSON value that each plainly says
+# Tiles of typed columns: what Parquet and data frames hold, and the JSON value that each plainly says
 
 REFUSED = object()  # a cell that says nothing for its field: it is refused, whatever the reason
 
@@ -414,7 +414,7 @@ def cells(kind: Kind) -> st.SearchStrategy[tuple[str, list[Any]]]:
     )
 
 
-# Cells of CSV files, where all is text
+# Tiles of CSV files, where all is text
 
 
 def said_by_text(kind: Kind, cell: str) -> Any:
@@ -443,7 +443,7 @@ def _is_plain_number(text: str) -> bool:
 
 
 def csv_cells(kind: Kind) -> st.SearchStrategy[str]:
-    """Cells of a CSV file for a field of this kind, as programs and people write them."""
+    """Tiles of a CSV file for a field of this kind, as programs and people write them."""
     number = _NUMBERS.filter(lambda x: math.isfinite(_float(x))).map(repr)
     precise = st.decimals(-1000, 1000, places=25).map(lambda d: f"{d:f}")
     spaced = st.sampled_from(

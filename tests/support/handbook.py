@@ -13,8 +13,8 @@ class Transaction(ml.Event):
     amount: ml.Money
 
 
-transactions = ml.Source("transactions", Transaction, subject="customer_id", keep="90d", lateness="3d")
-frauds = transactions.outcome("fraud", bool, presume=False, after="7d")
+transactions = ml.Source("transactions", Transaction, subject="customer_id", retention="90d", allowed_lateness="3d")
+frauds = transactions.outcome("fraud", bool, default=False, matures_after="7d")
 
 
 def during_night(time):
@@ -37,8 +37,8 @@ terminal = frauds.by("terminal_id", delay="7d").agg(
 features = ml.FeatureSet(
     "fraud",
     on=transactions,
-    during_weekend=ml.request(during_weekend),
-    during_night=ml.request(during_night),
+    during_weekend=ml.on_demand(during_weekend),
+    during_night=ml.on_demand(during_night),
     customer=customer,
     terminal=terminal,
     amount=ml.field("amount"),

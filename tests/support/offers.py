@@ -35,7 +35,7 @@ class Shown(ml.Event):
 visits = ml.Source("visits", Visit, subject="user")
 clicks = ml.Source("clicks", Click, subject="user")
 shown = ml.Source("shown", Shown, subject="user")
-clicked = shown.outcome("clicked", bool, presume=False, after="1h")
+clicked = shown.outcome("clicked", bool, default=False, matures_after="1h")
 
 
 def cents(price):
@@ -56,7 +56,7 @@ features = ml.FeatureSet(
     seen=shown.by("user", "item").agg(n=ml.count(over="1d"), place=ml.min("place", over="1d")),
     rate=clicked.by("item", delay="1h").agg(clicked=ml.mean("clicked", over="7d", empty=0.0)),
     visits=visits.by("user").agg(n=ml.count(over="1d")),
-    ends=ml.request(cents),
+    ends=ml.on_demand(cents),
     price=ml.field("price"),
     weekend=ml.field("weekend"),
     dearer=ml.field("price") - ml.feature("user_price_7d"),

@@ -135,7 +135,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Row:
+class ValidatedEvent:
     """A row as one moment sees it: `order` decides among equal times, `event` is the position of the event."""
 
     time: int
@@ -149,13 +149,17 @@ class World:
     """All streams."""
 
     streams: dict[str, Stream]
-    _latest: tuple[Any, dict[Any, list[Row]]] = (None, {})  # of one moment, the rows by stream and key
+    _latest: tuple[Any, dict[Any, list[ValidatedEvent]]] = (None, {})  # of one moment, the rows by stream and key
     _entities: dict[Any, dict[Any, list[Event]]] = field(default_factory=dict)  # by stream and key, the events of each
 
-    def visible(self, stream: Stream, events: list[Event], moment: Moment) -> list[Row]:
+    def visible(self, stream: Stream, events: list[Event], moment: Moment) -> list[ValidatedEvent]:
         """The rows of these events that a moment may see, oldest first."""
         if stream.base is None:
-            found = [Row(e.time, e.position, e.position, e.values) for e in events if e.position <= moment.position]
+            found = [
+                ValidatedEvent(e.time, e.position, e.position, e.values)
+                for e in events
+                if e.position <= moment.position
+            ]
         else:
             found = []
             for e in events:
@@ -168,16 +172,16 @@ class World:
                 if held:
                     since, facts = held[-1]
                     order = since if stream.presumed is None else e.position
-                    found.append(Row(e.time, order, e.position, {**e.values, **facts}))
+                    found.append(ValidatedEvent(e.time, order, e.position, {**e.values, **facts}))
                 elif (
                     stream.presumed is not None
                     and e.position <= moment.position
                     and e.time <= moment.time - stream.after
                 ):
-                    found.append(Row(e.time, e.position, e.position, {**e.values, **stream.presumed}))
+                    found.append(ValidatedEvent(e.time, e.position, e.position, {**e.values, **stream.presumed}))
         return sorted(found, key=lambda r: (r.time, r.order, r.event))
 
-    def mine(self, ask: Ask, moment: Moment) -> list[Row]:
+    def mine(self, ask: Ask, moment: Moment) -> list[ValidatedEvent]:
         """Those of a stream that have the key of the event."""
         if self._latest[0] is not moment:
             self._latest = (moment, {})
@@ -236,7 +240,13 @@ class Window:
     """The rows of one window of one moment; asking for rows notes whether there were none."""
 
     def __init__(
-        self, rows: list[Row], stream: Stream, moment: Moment, over: str, delay: int, where: Said | None = None
+        self,
+        rows: list[ValidatedEvent],
+        stream: Stream,
+        moment: Moment,
+        over: str,
+        delay: int,
+        where: Said | None = None,
     ):
         self.all, self.stream, self.moment, self.over, self.delay = rows, stream, moment, over, delay
         self.t, self.end = moment.time, moment.time - delay
@@ -245,7 +255,7 @@ class Window:
         self.conditions = [where] if where else []
         self.nothing = False
 
-    def rows(self, *columns: str) -> list[Row]:
+    def rows(self, *columns: str) -> list[ValidatedEvent]:
         """The rows that count for an aggregate of these columns, oldest first."""
         start = self.t - self.stream.keep if self.width is None else self.end - self.width
         found = [r for r in self.all if start < r.time <= self.end]
@@ -258,7 +268,7 @@ class Window:
         self.nothing = not found
         return found
 
-    def others(self, *columns: str) -> list[Row]:
+    def others(self, *columns: str) -> list[ValidatedEvent]:
         """The same without the event that is decided."""
         found = [r for r in self.rows(*columns) if r.event != self.moment.own]
         self.nothing = not found

@@ -10,9 +10,9 @@ class Parcel(ml.Event):
     weight: ml.Money
 
 
-parcels = ml.Source("parcels", Parcel, subject="customer", keep="90d", lateness="90d")
+parcels = ml.Source("parcels", Parcel, subject="customer", retention="90d", allowed_lateness="90d")
 why = parcels.outcome("why", str)
-state = parcels.outcome("state", Literal["fine", "dented", "lost"], presume="fine", after="2d")
+state = parcels.outcome("state", Literal["fine", "dented", "lost"], default="fine", matures_after="2d")
 
 
 def policy(score, event):

@@ -86,16 +86,16 @@ class Packaged:
 def packaged(folder: Path) -> Packaged:
     """Made once in a session, by what `mlpkg package` does; the model knows nothing and was there quickly."""
     made, history, bento = folder / "made", folder / "history", folder / "bento"
-    platform = ml.open(Settings(state=made))
-    put_live(fraud, platform)
-    platform.close()
+    store = ml.open_store(Settings(state=made))
+    put_live(fraud, store)
+    store.close()
     mlpkg("package", "fraud", "-o", bento, state=made)
 
     past, _ = payments(CUSTOMERS, TERMINALS, days=60, seed=5, live=0)
     past.to_parquet(folder / "payments.parquet", index=False)
-    platform = ml.open(Settings(state=history))
-    ingest_file(fraud, folder / "payments.parquet", platform)
-    platform.close()
+    store = ml.open_store(Settings(state=history))
+    ingest_file(fraud, folder / "payments.parquet", store)
+    store.close()
     return Packaged(Bento(bento), history)
 
 

@@ -9,8 +9,8 @@ class Purchase(ml.Event):
     price: ml.Money
 
 
-purchases = ml.Source("purchases", Purchase, keep="90d", lateness="3d")
-returned = purchases.outcome("returned", bool, presume=False, after="1d")
+purchases = ml.Source("purchases", Purchase, retention="90d", allowed_lateness="3d")
+returned = purchases.outcome("returned", bool, default=False, matures_after="1d")
 
 
 def policy(score, event):

@@ -32,7 +32,7 @@ class Plain:
 
 
 @bentoml.service(name="quick", **settings)
-class Quick:
+class OnlinePlan:
     """The same as quick as it goes: in the event loop, by LightGBM's fast call for one row."""
 
     def __init__(self) -> None:

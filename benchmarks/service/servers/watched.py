@@ -33,7 +33,7 @@ def application(settings: Settings) -> Application:
 
     def started() -> None:
         start()
-        disk: Any = getattr(app.platform, "_disk", None)
+        disk: Any = getattr(app.store, "_disk", None)
         if disk is not None and (slower := float(os.environ.get("SLOWER", "0"))):
             flush = disk.flush
             disk.flush = lambda descriptor: (time.sleep(slower), flush(descriptor))
@@ -59,7 +59,7 @@ def _timed(name: str, inside: Callable[..., Any]) -> Callable[..., Any]:
 
 def _time_pieces(app: Application) -> None:
     row = app.use_case.on.parse(payment("-", random.Random(0)))
-    unit: Any = type(app.platform.decision(app.use_case.name, app.use_case.on, row, 0))
+    unit: Any = type(app.store.decision(app.use_case.name, app.use_case.on, row, 0))
     for what, name, label in (
         (Source, "parse", "parse"),
         (unit, "__enter__", "transaction"),
@@ -84,7 +84,7 @@ class Watched:
             if not pieces:
                 return await self.app(scope, receive, send)
             return await self._timed(scope, receive, send)
-        disk: Any = getattr(self.app.platform, "_disk", None)
+        disk: Any = getattr(self.app.store, "_disk", None)
         told = {
             "pid": os.getpid(),
             "syncs": disk.syncs if disk else 0,

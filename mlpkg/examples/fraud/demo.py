@@ -32,7 +32,7 @@ from tqdm import tqdm
 from ...errors import MlpkgError
 from .simulator import simulate
 from ...lab.compare import compare
-from ...lab.frames import shadows, the_platform
+from ...lab.frames import find_store, shadows
 from ...settings import Settings
 from ...times import DAY, instant, iso, now
 
@@ -230,7 +230,7 @@ def change_models(first: str, period: Mapping[str, str]) -> dict[str, Any]:
 def swap_seconds(acknowledged: Mapping[str, Any], second: str) -> float:
     """How long after the promotion the first payment came that was decided by the model."""
     promoted = next(
-        c["at"] for c in the_platform().promotions("fraud") if (c["change"], c["version"]) == ("promote", second)
+        c["at"] for c in find_store().promotions("fraud") if (c["change"], c["version"]) == ("promote", second)
     )
     first = min(d["moment"][0] for d in acknowledged.values() if d["model"]["version"] == second)
     return (first - promoted) / 1e6

@@ -21,11 +21,11 @@ class Transaction(ml.Event):
 
 
 transactions = ml.Source(
-    "transactions", Transaction, subject="customer_id", owner="payments", keep="90d", lateness="3d"
+    "transactions", Transaction, subject="customer_id", owner="payments", retention="90d", allowed_lateness="3d"
 )
 
 # %% ../../../nbs/18_examples/fraud/02_features.ipynb #frauds
-frauds = transactions.outcome("fraud", bool, presume=False, after="7d")
+frauds = transactions.outcome("fraud", bool, default=False, matures_after="7d")
 
 # %% ../../../nbs/18_examples/fraud/02_features.ipynb #customer
 days = ["1d", "7d", "30d"]
@@ -61,6 +61,6 @@ features = ml.FeatureSet(
     customer=customer,
     terminal=terminal,
     amount=ml.field("amount"),
-    during_night=ml.request(during_night),
-    during_weekend=ml.request(during_weekend),
+    during_night=ml.on_demand(during_night),
+    during_weekend=ml.on_demand(during_weekend),
 )

@@ -38,11 +38,11 @@ def settings(folder: str | Path) -> Settings:
 def take_over(app: Application, folder: Path) -> bool:
     """Make the model in `folder` (``folder/<version>/``) live, if it never was; whether it did."""
     found = next((p for p in sorted(folder.glob("*/manifest.json"))), None)
-    if found is None or found.parent.name in {p["live"] for p in app.platform.promotions(app.use_case.name)}:
+    if found is None or found.parent.name in {p["live"] for p in app.store.promotions(app.use_case.name)}:
         return False
     from mlpkg.models import adopt, promote
 
-    promote(app.platform, adopt(app.settings.state, found.parent), by="bento", why="its bento had not run here before")
+    promote(app.store, adopt(app.settings.state, found.parent), by="bento", why="its bento had not run here before")
     return True
 
 

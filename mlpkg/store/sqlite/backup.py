@@ -113,7 +113,7 @@ def _copy_store(settings: Settings, target: Path, progress: _Progress) -> int:
                     left = copied
             source.execute("rollback")
     except apsw.Error as error:
-        raise store_error(settings.store, error) from error
+        raise store_error(settings.store_path, error) from error
     return position
 
 
@@ -175,7 +175,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False, progress
         _check_integrity(part / _STORE, folder)
         _flush_all(part)
         new = [name for name in (*_BESIDE, _STORE) if (part / name).exists()]
-        exchange(state, part, aside, there[::-1], new, lambda: _check_unused(settings.store))
+        exchange(state, part, aside, there[::-1], new, lambda: _check_unused(settings.store_path))
     return found
 
 

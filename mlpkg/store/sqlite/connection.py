@@ -112,7 +112,7 @@ def connect(settings: Settings, create: bool = True, patience: Patience | None =
     MlpkgError
         When there is no store and none is to be made, or it is damaged, cannot be written, or was made by a newer version.
     """
-    path, patience = settings.store, patience or Patience()
+    path, patience = settings.store_path, patience or Patience()
     finish(settings.state)  # what a restore that was killed has begun
     if not create and not path.exists():
         raise MlpkgError(

@@ -15,7 +15,7 @@ import numpy as np
 from ...engine.columns import NULL
 from ...engine.history import Events, Reports
 from ...engine.timeline import Array
-from ...schema import Fact, Source
+from ...schema import Feedback, Source
 from ...times import LATEST
 
 # %% ../../../nbs/05_store/02_sqlite/07_log_reader.ipynb #pages
@@ -97,7 +97,7 @@ def events(
     return Events(position, time, arrived, columns, [name for p in parts for name in p.ids])
 
 # %% ../../../nbs/05_store/02_sqlite/07_log_reader.ipynb #reports
-def reports(db: Any, fact: Fact, number: int, until: int = LATEST, since: int = 0, before: int = LATEST) -> Reports:
+def reports(db: Any, fact: Feedback, number: int, until: int = LATEST, since: int = 0, before: int = LATEST) -> Reports:
     """What was said in a stream of facts about events, both up to the position `until`, of events with a time in ``[since, before)``."""
     found = db.execute(
         "select l.about, l.position, l.arrived, l.body from log l join log e on e.position = l.about "
@@ -119,7 +119,7 @@ class Codes(dict[str, int]):
         return NULL
 
 
-def said(fact: Fact, about: int, codes: tuple[int, ...]) -> dict[str, int]:
+def said(fact: Feedback, about: int, codes: tuple[int, ...]) -> dict[str, int]:
     """What a report says, and about what, as columns of a timeline."""
     return {"about": about, "truth": codes[0]} | {c.name: code for c, code in zip(fact.facts, codes, strict=True)}
 
