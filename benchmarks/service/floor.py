@@ -21,8 +21,8 @@ import apsw
 from served import SERVERS, Row, Server, Servers, free_port, main, payments, row, sys
 
 from mlpkg.decisions import Decider
-from mlpkg.platform import open as open_platform
 from mlpkg.settings import Settings
+from mlpkg.store import open_store
 
 sys.path.insert(0, str(SERVERS))
 
@@ -65,7 +65,7 @@ def record_writes(state: Path, bodies: Sequence[bytes]) -> tuple[list[str], list
     """The pragmas of a store, and what it writes for each decision."""
     transactions = []
     with Recorder() as recorder:
-        store = open_platform(Settings(state=state))
+        store = open_store(Settings(state=state))
         decider = Decider(handbook(), store)
         for body in bodies:
             recorder.transactions.clear()
@@ -121,7 +121,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
             shutil.copytree(servers.made, folder)
         pragmas, transactions = record_writes(copies["recorded"], payments((turns + 1) * TURN))
         commit = committer(Settings(state=copies["replayed"]).store, pragmas)
-        store = open_platform(Settings(state=copies["measured"]))
+        store = open_store(Settings(state=copies["measured"]))
         decider = Decider(handbook(), store)
         fast = Fast(str(servers.model.folder / "model.txt"))
         service = servers.ours()
