@@ -227,7 +227,7 @@ def test_what_changed_of_a_source_is_said_too() -> None:
     old = ml.FeatureSet("f", on=handbook.transactions, amount=ml.field("amount"))
     new = ml.FeatureSet("f", on=longer, amount=ml.field("amount"))
     assert said(old, new) == [
-        "changed: source transactions: keep 90d → 120d",
+        "changed: source transactions: retention 90d → 120d",
         "changed: source transactions: field terminal_id removed (whole number)",
         "changed: source transactions: field channel added (text, optional)",
         "changed: source transactions: outcome fraud: true or false; false where nothing is reported for 7d → "
