@@ -10,11 +10,13 @@ __all__ = ['Archive', 'Comparison', 'DecisionReport', 'Explanation', 'auc', 'ave
 
 # %% ../../nbs/17_lab/00_init.ipynb #public
 from .archive import Archive
-from .compare import Comparison, compare
+from .compare import compare
+from .comparison import Comparison
 from .decision_report import DecisionReport, decision
-from .explain import Explanation, explain, plot_timeline
+from .explain import Explanation, explain
 from .frames import decisions, events, preview, readable, shadows
 from .ingest import ingest, ingest_file
+from .plots import plot_timeline
 from .rankings import rankings
 from .reports import auc, average_precision, mature, report
 from .runs import save_model, train

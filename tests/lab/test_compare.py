@@ -17,7 +17,7 @@ from conftest import START, Bank, Command, Project, booster, put_live
 import mlpkg as ml
 from mlpkg import decisions, lab, models
 from mlpkg.errors import MlpkgError
-from mlpkg.lab.bootstrap import FEW, Mean, Ranking, paired
+from mlpkg.lab.bootstrap import FEW_ENTITIES, MeanMeasure, RankMeasure, bootstrap
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, instant, iso
@@ -96,7 +96,7 @@ def test_the_interval_covers_a_known_difference_as_often_as_it_says() -> None:
     for seed in range(100):
         who, a, b = drawn(seed)
         for how, those in (("entities", who), ("rows", np.arange(len(who)))):
-            (found,) = paired({"m": Mean(a, b)}, those, draws=300)["m"]
+            (found,) = bootstrap({"m": MeanMeasure(a, b)}, those, draws=300)["m"]
             covered[how] += found.low < 0.2 < found.high
     assert covered["entities"] >= 88
     assert covered["rows"] <= 70
@@ -104,7 +104,7 @@ def test_the_interval_covers_a_known_difference_as_often_as_it_says() -> None:
 
 def test_a_paired_interval_is_narrower_than_one_of_two_averages() -> None:
     who, a, b = drawn(1)
-    found = paired({"both": Mean(a, b), "a": Mean(0 * a, a), "b": Mean(0 * b, b)}, who)
+    found = bootstrap({"both": MeanMeasure(a, b), "a": MeanMeasure(0 * a, a), "b": MeanMeasure(0 * b, b)}, who)
     width = {name: one.high - one.low for name, (one,) in found.items()}
     assert width["both"] < np.hypot(width["a"], width["b"]) / 3
 
@@ -114,9 +114,9 @@ def test_intervals_of_many_segments_hold_together() -> None:
     loud = {1: 0, 20: 0}
     for _ in range(60):
         a, who = rng.normal(0, 1, 2000), np.arange(2000)
-        measure = {"m": Mean(a, a + rng.normal(0, 1, 2000))}
+        measure = {"m": MeanMeasure(a, a + rng.normal(0, 1, 2000))}
         for n in loud:
-            found = paired(measure, who, np.array_split(who, n), draws=300)["m"]
+            found = bootstrap(measure, who, np.array_split(who, n), draws=300)["m"]
             loud[n] += any(p.low > 0 or p.high < 0 for p in found)
     assert max(loud.values()) <= 9  # 3 are expected of either; of twenty intervals of their own it would be 38
 
@@ -129,7 +129,7 @@ def test_many_positives_have_the_interval_that_all_their_scores_would_give(monke
         widths = []
         for levels in (100_000, 1000):
             monkeypatch.setattr("mlpkg.lab.bootstrap.LEVELS", levels)
-            (found,) = paired({"m": Ranking(by, label, a, b)}, np.arange(6000) // 6, draws=100)["m"]
+            (found,) = bootstrap({"m": RankMeasure(by, label, a, b)}, np.arange(6000) // 6, draws=100)["m"]
             widths.append(found.high - found.low)
         assert widths[0] == pytest.approx(widths[1], rel=0.01)
 
@@ -200,7 +200,7 @@ def test_what_actions_cost_is_judged_by_the_truth(fortnight: Fortnight) -> None:
         action, truth = rows[f"action_{side}"], rows["fraud"].astype(float)
         paid = np.select([action == "approve", action == "review"], [truth * rows["amount"], 4.0], (1 - truth) * 10)
         assert found.metrics.loc["cost", side] == pytest.approx(paid.mean(), rel=1e-12)
-    with pytest.raises(MlpkgError, match="say nothing of the action"):
+    with pytest.raises(MlpkgError, match="have no action"):
         fortnight.compare("served", fortnight.terse, costs=lambda p, event: {"approve": p})
 
 
@@ -256,12 +256,12 @@ def test_only_mature_rows_are_judged_and_the_others_counted(bank: Bank) -> None:
 
 
 def test_with_one_class_or_few_rows_a_measure_is_null_and_says_why(bank: Bank) -> None:
-    for day in range(FEW - 1):
+    for day in range(FEW_ENTITIES - 1):
         bank.pays(f"t{day}", day, customer_id=day)
     span: Any = (bank.version, bank.version, iso(START), iso(START + 9 * DAY))
     found = lab.compare(*span, use_case=handbook.fraud, store=bank.store, by="terminal_id").metrics
     assert np.isnan(found.loc["auc", "a"]) and found.loc["auc", "why"] == "no positive"
-    assert found.loc["brier", "a"] > 0 and found.loc["brier", "why"] == f"only {FEW - 1} entities"
+    assert found.loc["brier", "a"] > 0 and found.loc["brier", "why"] == f"only {FEW_ENTITIES - 1} entities"
     assert np.isnan(found.loc["brier", "low"])
     early = lab.compare(*span, use_case=handbook.fraud, store=bank.store, as_of=iso(START))
     assert set(early.metrics["why"].head(4)) == {"no row can be judged"}

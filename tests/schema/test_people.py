@@ -447,13 +447,13 @@ def test_an_explanation_whose_rows_do_not_give_the_number_fails(
     rows: Any = lab.events(orders, store=shop_platform)
     explained: Any = {id: lab.explain(habits, feature, id, store=shop_platform).rows for id in rows["id"][60:]}
     event = next(id for id, found in explained.items() if "came later" in set(found["why"]) and found["counts"].any())
-    apply = explaining._apply
+    apply = explaining.apply_rules
 
     def wrongly(aggregate: Any, stream: Any, window: str, found: Any, own: int) -> None:
         apply(aggregate, stream, window, found, own)
         mistake(found)
 
-    monkeypatch.setattr(explaining, "_apply", wrongly)
+    monkeypatch.setattr(explaining, "apply_rules", wrongly)
     with pytest.raises(AssertionError):
         lab.explain(habits, feature, event, store=shop_platform)
 
