@@ -14,6 +14,7 @@ DEMO_ARGS ?=
 LAB_ARGS ?=
 NBTEST_ARGS ?= --n-workers 2 --do-print --timing
 BENCH_ARGS ?=
+LOCK_ARGS ?= --upgrade
 PYTEST_ARGS ?= -n 2 --dist loadscope -v --durations 10
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -23,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service lab export format lock clean
+.PHONY: help install demo docs test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -74,6 +75,9 @@ test-swap: install ## models take turns every second under a hundred thousand re
 check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
 
+docs: install ## build the documentation site into build/site/html
+	@$(TIDY) $(PY) .ci/site.py
+
 bench-feature bench-service: export OMP_WAIT_POLICY = passive
 bench-feature: install ## time the features beside their peers, in ten minutes at most, into build/bench.json
 	@$(TIDY) $(UNSET) $(PY) benchmarks/features/run.py $(BENCH_ARGS)
@@ -85,17 +89,18 @@ lab: install ## JupyterLab on the state that settings.ini names
 	@$(TIDY) $(PY) .ci/lab.py $(LAB_ARGS)
 
 export: install ## format and clean the notebooks, write mlpkg/ from them
-	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-clean && $(BIN)/nbdev-export
+	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-clean && $(PY) .ci/export.py
 
 format: install ## format everything that is written by hand, sort imports
 	@$(BIN)/ruff check --quiet --select I,UP --fix $(wildcard nbs tests services benchmarks .ci)
 	@$(BIN)/ruff format $(wildcard nbs tests services benchmarks .ci)
 
-lock: install ## pin the newest versions that fit into constraints.txt
-	@mkdir -p build; { echo "# Exactly what make install brings: every extra, every platform. Written by make lock."; \
-	   $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --upgrade --all-extras \
-	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; } > build/constraints.txt
-	@mv build/constraints.txt constraints.txt
+lock: install ## pin the newest versions that fit into constraints.txt (only what is missing: make lock LOCK_ARGS=)
+	@mkdir -p build && cp constraints.txt build/constraints.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest $(LOCK_ARGS) --all-extras \
+	   --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o build/constraints.txt pyproject.toml >/dev/null
+	@{ echo "# Exactly what make install brings: every extra, every platform. Written by make lock."; \
+	   cat build/constraints.txt; } > constraints.txt
 
 clean: ## remove what was made, not the state
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sysconfig.get_path("scripts"))
-WRITTEN = [name for name in ("nbs", "tests", "services", "benchmarks", ".ci") if (ROOT / name).exists()]
+WRITTEN = [name for name in ("nbs", "tests", "services", "benchmarks", "docs", ".ci") if (ROOT / name).exists()]
 QUIET = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "PYRIGHT_PYTHON_DISABLE_GITHUB_ACTIONS_OUTPUT": "1", "NO_COLOR": "1"}
 
 CHECKS: dict[str, list[str | Path]] = {
@@ -17,8 +17,10 @@ CHECKS: dict[str, list[str | Path]] = {
     "lint": [BIN / "ruff", "check", "--output-format=concise", *WRITTEN],
     "types": [BIN / "pyright", "--pythonpath", sys.executable],
     "imports": [BIN / "lint-imports", "--no-cache", "--no-logo"],
+    "dependencies": [sys.executable, ".ci/dependencies.py"],
     "notebooks": [sys.executable, ".ci/notebooks.py"],
     "drift": [sys.executable, ".ci/drift.py"],
+    "docs": [sys.executable, ".ci/site.py"],
     "figures": [sys.executable, ".ci/figures.py"],
 }
 SHOWN = {"figures"}  # checks whose output is worth reading when they pass
@@ -26,7 +28,7 @@ SHOWN = {"figures"}  # checks whose output is worth reading when they pass
 
 def check(name: str) -> bool:
     """Run one check and show its output if it fails or is in `SHOWN`."""
-    print(f"{name:<10}", end="", flush=True)
+    print(f"{name:<13}", end="", flush=True)
     start = time.monotonic()
     done = subprocess.run(
         [str(part) for part in CHECKS[name]],

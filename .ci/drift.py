@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 20  # lines of a difference
+NOT_EXPORTED = {"_modidx.py", "py.typed"}  # what nbdev-export writes for its own tools; the mark of a typed package
 
 
 def export(into: Path) -> None:
@@ -21,19 +21,19 @@ def export(into: Path) -> None:
     shutil.copytree(ROOT / "nbs", into / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "llms.txt"))
     shutil.copy(ROOT / "pyproject.toml", into)
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"XDG_CONFIG_HOME": str(into / "config")}
-    nbdev = Path(sysconfig.get_path("scripts")) / "nbdev-export"
-    done = subprocess.run([nbdev], cwd=into, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL)
+    command = [sys.executable, Path(__file__).resolve().parent / "export.py"]
+    done = subprocess.run(command, cwd=into, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        sys.exit(f"drift: nbdev-export failed\n{done.stdout}{done.stderr}")
+        sys.exit(f"drift: the export failed\n{done.stdout}{done.stderr}")
     said = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line.strip())
     if said:
         print(said)
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """What is under `root`/mlpkg, and the index that an export may write beside the notebooks."""
+    """What is under `root`/mlpkg, without what no notebook exports and git ignores or keeps on purpose."""
     files = [p for p in (root / "mlpkg").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    files += [p for p in [root / "nbs" / "llms.txt"] if p.exists()]
+    files = [p for p in files if p.name not in NOT_EXPORTED]
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(files)}
 
 
