@@ -76,7 +76,7 @@ check: install ## format, lint, types, import contracts, notebooks, drift (one: 
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
 
 docs: install ## build the documentation site into build/site/html
-	@$(TIDY) $(PY) .ci/site.py
+	@$(TIDY) $(PY) .ci/build_docs.py
 
 bench-feature bench-service: export OMP_WAIT_POLICY = passive
 bench-feature: install ## time the features beside their peers, in ten minutes at most, into build/bench.json

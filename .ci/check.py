@@ -20,7 +20,8 @@ CHECKS: dict[str, list[str | Path]] = {
     "dependencies": [sys.executable, ".ci/dependencies.py"],
     "notebooks": [sys.executable, ".ci/notebooks.py"],
     "drift": [sys.executable, ".ci/drift.py"],
-    "docs": [sys.executable, ".ci/site.py"],
+    "markdown": [sys.executable, ".ci/markdown.py"],
+    "docs": [sys.executable, ".ci/build_docs.py"],
     "figures": [sys.executable, ".ci/figures.py"],
 }
 SHOWN = {"figures"}  # checks whose output is worth reading when they pass

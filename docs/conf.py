@@ -1,4 +1,4 @@
-"""Settings of Sphinx, which `.ci/site.py` runs on the pages, notebooks and modules that it gathers under build/."""
+"""Settings of Sphinx, which `.ci/build_docs.py` runs on the pages, notebooks and modules that it gathers under build/."""
 
 import importlib.metadata
 

@@ -1,4 +1,4 @@
-"""Build the documentation site into build/site/html: `python .ci/site.py`.
+"""Build the documentation site into build/site/html: `python .ci/build_docs.py`.
 
 The pages of docs/, the notebooks with their outputs, and a page of reference for each module are gathered under
 build/site/source, in the folders that they have here, so that their links hold. Then Sphinx builds the site. A warning
