@@ -63,9 +63,11 @@ def commands() -> list[list[str]]:
     """The commands that the page lists for it, as they are typed; `make export` without formatting."""
     page = (ROOT / "docs" / "production.md").read_text("utf-8")
     chapter = page.partition("## From an edit to production")[2].partition("\n## ")[0]
-    chapter = chapter.replace("make export", f"{sys.executable} {ROOT}/.ci/export.py")
+    chapter = chapter.replace(".venv/bin", str(SCRIPTS)).replace(
+        "make export", f"{SCRIPTS}/python {ROOT}/.ci/export.py"
+    )
     listed = [line.partition("#")[0] for line in chapter.splitlines() if line.startswith("    ")]
-    return [shlex.split(line.replace(".venv/bin", str(SCRIPTS))) for line in listed]
+    return [shlex.split(line) for line in listed]
 
 
 class Shop:
