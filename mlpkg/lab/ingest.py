@@ -394,7 +394,8 @@ def lab_of(use_case: str, verb: str, settings: Settings) -> Callable[..., Any] |
     It stands in the module that the settings name for the use case, or in a module ``simulator`` beside that one.
     """
     own = settings.use_cases.get(use_case, "").partition(":")[0]
-    for module in (own, ".".join([*own.split(".")[:-1], "simulator"])):
+    package = own.rpartition(".")[0]
+    for module in (own, package and f"{package}.simulator"):
         try:
             found = getattr(import_module(module), verb, None) if module else None
         except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Project
+from conftest import SUPPORT, Project
 from nbformat.v4 import new_code_cell, new_notebook
 from shopping import features, purchases, returned, shopping
 
@@ -73,7 +73,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 store.report(returned, {"id": id, "returned": True}, arrived=said.value // 1_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.folder)
-        patch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(ml.__file__).parent.parent}")
+        patch.setenv("PYTHONPATH", f"{SUPPORT}:{Path(ml.__file__).parent.parent}")
         patch.setenv("BENTOML_HOME", str(project.folder / "bentoml"))
         with closing(ml.open_store(project.settings)) as store:
             lab.train(shopping, store, notebook=notebook(project.folder / "train.ipynb", TRAIN, HAND_OVER))

@@ -298,8 +298,8 @@ def test_what_a_function_uses_belongs_to_its_code(tmp_path: Path, change: str):
     """The same whether the module was run or is only read; comments, layout and what is not used make no difference."""
 
     def hashes() -> tuple[str, str]:
-        said = "from mlpkg.schema.user_code import *; from mlpkg import code; s = find_source('works'); print(code._hash_of(s, 'above'))"
-        run = "; import works; print(code_hash(works.above))"
+        said = "from mlpkg.schema import user_code; found = user_code.find_source('works'); print(user_code._hash_of(found, 'above'))"
+        run = "; import works; print(user_code.code_hash(works.above))"
         done = subprocess.run(
             [sys.executable, "-B", "-c", said + run],
             env={"PYTHONPATH": str(tmp_path)},

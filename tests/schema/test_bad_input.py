@@ -14,7 +14,7 @@ import handbook
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import START, Bank, Command, Project
+from conftest import SETTINGS, START, Bank, Command, Project
 
 import mlpkg as ml
 from mlpkg import lab
@@ -313,7 +313,8 @@ def test_the_command_line_says_in_one_line_what_is_wrong(stocked: Project, cli: 
     cli("ingest", "early", "nowhere.csv", "--source", "payments").said_one_line(
         "no source or outcome 'payments'", "fraud"
     )
-    cli("simulate", "early", "-o", "early.csv").said_one_line("'early' has no simulator")
+    (stocked.folder / "settings.ini").write_text(SETTINGS + "    shop = shopping:shopping\n")
+    cli("simulate", "shop", "-o", "shop.csv").said_one_line("'shop' has no simulator")
 
 
 # A file of three thousand rows, ten of them bad, in each of the three formats

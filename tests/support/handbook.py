@@ -3,6 +3,9 @@
 They stand in a module because a model names the code of its functions.
 """
 
+from importlib import import_module
+from typing import Any
+
 import mlpkg as ml
 from mlpkg.times import DAY, HOUR
 
@@ -54,3 +57,10 @@ early_features = ml.FeatureSet(
     amount=ml.field("amount"),
 )
 early = ml.UseCase("early", early_features, policy=policy)
+
+
+def __getattr__(name: str) -> Any:
+    """What files are read and payments simulated with, found when it is needed: it needs pandas, deciding does not."""
+    if name not in ("read", "simulate"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("mlpkg.examples.fraud.simulator"), name)
