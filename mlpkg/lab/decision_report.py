@@ -183,7 +183,7 @@ def _explain_feature(report: DecisionReport, feature: str) -> Explanation:
         origin = origin_of(definition, feature)
         if not origin.label or {*origin.definition.key.fields} & record.alternatives[0].fields.keys():
             raise MlpkgError(f"{feature!r} differs between alternatives", "lab.rankings has the values of all")
-    return explain(definition, feature, record.event, seen=record.moment[1], store=report.store)
+    return explain(definition, feature, record.event, seen=record.as_of[1], store=report.store)
 
 # %% ../../nbs/17_lab/21_decision_report.ipynb #shadows
 def _shadows_of(report: DecisionReport) -> Table:
@@ -205,7 +205,7 @@ def _by_models(report: DecisionReport, others: tuple[str | Model, ...]) -> Table
         )
     named = others or models.versions(store.settings.state, case.name)
     sides = [side for model in named if (side := find_side(model, case, store))]
-    time = record.moment[0]
+    time = record.as_of[0]
     history = read_history(case, store, sides, None, time, time + 1)
     at_time, _ = choose_rows(case, store, history, time, time + 1, True)
     row = at_time.at(np.flatnonzero(np.array(at_time.ids) == record.event))
@@ -256,7 +256,7 @@ def _summary(report: DecisionReport) -> dict[str, str]:
         "event": f"{record.event} of {record.time}: {fields}",
         "decision": f"{record.action}{score}{first}",
         "by": _by_line(record),
-        "saw": f"the log up to position {record.moment[1]}; took {record.latency_us} µs",
+        "saw": f"the log up to position {record.as_of[1]}; took {record.latency_us} µs",
         **({"shadows": shadows} if shadows else {}),
         "outcome": _outcome_line(report.outcomes),
     }

@@ -51,14 +51,14 @@ def rankings(
     since = max(0, first - max(features.reach.values(), default=0))
     history = store.history(features.sources, features.outcomes, since=since, before=last)
     rows = history.events[case.on.name].position.searchsorted(np.array([about for about, _ in ranked], np.int64))
-    seen = np.array([d.moment[1] for _, d in ranked], np.int64)
+    seen = np.array([d.as_of[1] for _, d in ranked], np.int64)
     several = [d.alternatives or [] for _, d in ranked]
     past, _ = compute_alternatives(features, history, rows, seen, [[a.fields for a in some] for some in several])
     counts = [len(some) for some in several]
     names = dict.fromkeys(chain.from_iterable(a.fields for some in several for a in some[:1]))
     told: dict[str, Any] = {
         "id": np.repeat(np.array([d.event for _, d in ranked], object), counts),
-        "time": times(np.repeat(np.array([d.moment[0] for _, d in ranked], np.int64), counts)),
+        "time": times(np.repeat(np.array([d.as_of[0] for _, d in ranked], np.int64), counts)),
         "place": np.array([place for n in counts for place in range(1, n + 1)], np.int64),
         **{name: [a.fields.get(name) for some in several for a in some] for name in names},
         "score": np.array([a.score for some in several for a in some], np.float64),

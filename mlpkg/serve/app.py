@@ -290,7 +290,7 @@ class Application:
         store.patience = _HASTE
         store.defer_fsync()  # from the first one on, no request waits for the disk where all others wait too
         if self._serves:
-            made.champion.watch()
+            made.active.watch()
             store.start_checkpointer()
         return made
 
@@ -313,7 +313,7 @@ class Application:
         if gate := before.get("gate"):
             gate.close()
         if "decider" in before:
-            before["decider"].champion.close()
+            before["decider"].active.close()
         old.close()
 
     def _look(self, closely: bool) -> None:
@@ -447,7 +447,7 @@ class Application:
         if self._aside is not None:
             self._aside.close()
         if "decider" in self.__dict__:
-            self.__dict__.pop("decider").champion.close()
+            self.__dict__.pop("decider").active.close()
         if gate := self.__dict__.pop("gate", None):
             gate.close()
         if "store" in self.__dict__:

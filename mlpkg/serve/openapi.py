@@ -41,7 +41,7 @@ _PROBLEM = {
 }
 
 
-_MOMENT = {  # as a list of one type: some tools read `prefixItems` as the `items` of older drafts
+_AS_OF = {  # as a list of one type: some tools read `prefixItems` as the `items` of older drafts
     "type": "array",
     "description": "The time of the event and the position of the log up to which the decision saw it.",
     "items": {"type": "integer"},
@@ -54,7 +54,7 @@ def _schemas(use_case: "UseCase", sources: dict[str, Source], outcomes: dict[str
     from mlpkg.decisions import Decision
 
     _, made = msgspec.json.schema_components([Decision, Receipt], ref_template=_REF + "{name}")
-    made["Decision"]["properties"]["moment"] = _MOMENT
+    made["Decision"]["properties"]["as_of"] = _AS_OF
     schemas: dict[str, Any] = {"Problem": _PROBLEM, **made}
     contracts = {name: s.forms for name, s in sources.items()} | {name: (o._contract,) for name, o in outcomes.items()}
     for name, forms in contracts.items():
@@ -63,7 +63,7 @@ def _schemas(use_case: "UseCase", sources: dict[str, Source], outcomes: dict[str
             schemas |= schema.pop("$defs", {})
         schemas[name] = some[0] if len(some) == 1 else {"anyOf": some}
     if use_case.ranking:
-        asked = use_case.ranking.asked.model_json_schema(ref_template=_REF + "{model}")
+        asked = use_case.ranking.event_contract.model_json_schema(ref_template=_REF + "{model}")
         for name in use_case.ranking.fields:
             del asked["properties"][name]
         brought = {name: asked["properties"][name] for name in ("id", "candidates")}

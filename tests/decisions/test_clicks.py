@@ -204,7 +204,7 @@ class Played:
         if s.body["id"] in self.decisions:
             assert decision == self.decisions[s.body["id"]]
             return
-        position = decision.moment[1]
+        position = decision.as_of[1]
         self.decisions[s.body["id"]] = decision
         self.stands("clicks", s, position)
         assert decision.score is not None
@@ -256,7 +256,7 @@ class Played:
     def moment(self, id: str) -> Moment:
         """An event is seen as its decision saw it, or as of its own position."""
         event = self.events["clicks"][id]
-        seen = self.decisions[id].moment[1] if id in self.decisions else event.position
+        seen = self.decisions[id].as_of[1] if id in self.decisions else event.position
         return Moment(event.time, seen, event.position, event.values)
 
     def expected(self, id: str) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def test_the_stream_of_the_shop_is_as_hard_as_it_is_meant_to_be(played: Played):
     """A tenth is late, doubled or out of order; items change and go while clicks are decided; what was said is corrected."""
     assert 0.08 < shop.disordered(played.sent) < 0.12
     assert len(played.sent) > len(played.events["clicks"]) + len(played.events["exposures"]) > 3_000
-    late = [id for id, d in played.decisions.items() if d.moment[1] > played.events["clicks"][id].position]
+    late = [id for id, d in played.decisions.items() if d.as_of[1] > played.events["clicks"][id].position]
     assert len(late) > 10, "heard first, decided afterwards"
     corrected = [id for id, versions in played.said["bought"].items() if len(versions) > 1]
     assert len(corrected) > 50

@@ -26,9 +26,9 @@ from offers import clicked, clicks, features, offers, policy, popular, shown, vi
 from serving import environment, free_port
 
 import mlpkg as ml
-from mlpkg import auth, decisions, lab, models
+from mlpkg import auth, lab, models
 from mlpkg.client import AsyncClient, Client, Refused
-from mlpkg.decisions import Decider, Decision, replay, verify
+from mlpkg.decisions import Decider, Decision, replay, request, verify
 from mlpkg.errors import MlpkgError
 from mlpkg.features import evaluate
 from mlpkg.lab.rankings import rankings
@@ -136,8 +136,8 @@ def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytes
         alone.append(found)
         return columns
 
-    decisions_evaluate = decisions.evaluate_candidates
-    monkeypatch.setattr(decisions, "evaluate_candidates", beside)
+    decisions_evaluate = request.evaluate_candidates
+    monkeypatch.setattr(request, "evaluate_candidates", beside)
     for k in range(12):
         _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), shop.end + k * HOUR)
         recorded = {json.dumps(a.fields): a.score for a in decision.alternatives or ()}

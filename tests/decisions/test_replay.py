@@ -110,7 +110,7 @@ def test_a_week_of_real_payments_replays_to_the_bit(real: Path, project: Project
         ("amount", "json_remove(body, '$.features.amount')"),
         ("odd", "json_set(body, '$.features.odd', 1.0)"),
         ("score", "json_set(body, '$.score', 0.123)"),
-        ("moment", "json_set(body, '$.moment[1]', 1)"),
+        ("as_of", "json_set(body, '$.as_of[1]', 1)"),
     ],
 )
 def test_whatever_is_changed_in_a_record_is_named(bank: Bank, what: str, change: str):
@@ -160,14 +160,14 @@ def test_a_known_event_is_acknowledged_however_late_it_is_sent_again(bank: Bank)
     first = bank.pays("tx-1", 1)
     size = bank.size
     again = bank.decider.decide(bank.payment("tx-1", 1), arrived=START + 30 * DAY)
-    assert again.moment == first.moment and bank.size == size
+    assert again.as_of == first.as_of and bank.size == size
 
 
-def test_a_moment_is_the_events_time_and_the_position_it_saw(bank: Bank):
+def test_as_of_is_the_events_time_and_the_position_it_saw(bank: Bank):
     decision = bank.pays("tx-1", 1)
     entry = bank.store.entry("decisions.fraud", "tx-1")
     event = bank.store.entry("transactions", "tx-1")
-    assert decision.moment == (START + DAY, event.position)
+    assert decision.as_of == (START + DAY, event.position)
     assert entry.about == event.position and entry.position == event.position + 1
 
 

@@ -133,7 +133,7 @@ def test_what_fails_is_said_and_what_was_known_is_recorded(
             bank.decider.deadline_us = 0
         else:
             name, where = (
-                ("evaluate", "mlpkg.decisions.decider")
+                ("evaluate", "mlpkg.decisions.request")
                 if why == "features"
                 else ("LightGBM.score", "mlpkg.models.artifact")
             )
@@ -212,7 +212,7 @@ def test_a_store_that_fails_is_no_reason_to_fall_back(careful_bank: Bank, monkey
     bank.pays("tx-1", 0)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "mlpkg.decisions.decider.evaluate", lambda *given: bank.store.db.execute("select nothing from nowhere")
+            "mlpkg.decisions.request.evaluate", lambda *given: bank.store.db.execute("select nothing from nowhere")
         )
         with pytest.raises(MlpkgError):
             bank.pays("tx-2", 1)

@@ -125,7 +125,7 @@ def test_a_decision_has_the_bits_of_the_booster_on_the_encoded_training_row(shop
 
 def test_verify_compares_categories_to_the_bit(shop: Any, monkeypatch: pytest.MonkeyPatch):
     """A code that is off by less than a float could tell is another category."""
-    from mlpkg.decisions import decider as path
+    from mlpkg.decisions import request as path
 
     def off_by_one(*args: Any) -> list[Any]:
         values = evaluate(*args)

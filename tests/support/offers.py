@@ -72,7 +72,13 @@ def popular(event):
 
 
 offers = ml.UseCase(
-    "offers", features, policy=policy, rank=("item", "price"), candidates=popular, fallback="as ever", most=200
+    "offers",
+    features,
+    policy=policy,
+    rank=("item", "price"),
+    candidates=popular,
+    fallback="as ever",
+    max_candidates=200,
 )
 
 

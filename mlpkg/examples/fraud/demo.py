@@ -232,7 +232,7 @@ def swap_seconds(acknowledged: Mapping[str, Any], second: str) -> float:
     promoted = next(
         c["at"] for c in find_store().promotions("fraud") if (c["change"], c["version"]) == ("promote", second)
     )
-    first = min(d["moment"][0] for d in acknowledged.values() if d["model"]["version"] == second)
+    first = min(d["as_of"][0] for d in acknowledged.values() if d["model"]["version"] == second)
     return (first - promoted) / 1e6
 
 
