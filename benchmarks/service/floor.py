@@ -120,7 +120,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         for folder in copies.values():
             shutil.copytree(servers.made, folder)
         pragmas, transactions = record_writes(copies["recorded"], payments((turns + 1) * TURN))
-        commit = committer(Settings(state=copies["replayed"]).store, pragmas)
+        commit = committer(Settings(state=copies["replayed"]).store_path, pragmas)
         store = open_store(Settings(state=copies["measured"]))
         decider = Decider(handbook(), store)
         fast = Fast(str(servers.model.folder / "model.txt"))

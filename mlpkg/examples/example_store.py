@@ -18,7 +18,8 @@ from .. import models
 from ..decisions import UseCase, replay
 from ..lab.frames import find_store
 from ..lab.ingest import ingest_file, lab_of
-from ..lab.training import categories_of, matrix, training_set
+from ..lab.matrix import categories_of, matrix
+from ..lab.training import training_set
 from ..models import promote
 from ..settings import Settings
 from ..store import Store, decisions_of, open_store

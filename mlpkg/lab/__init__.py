@@ -14,14 +14,17 @@ from .compare import compare
 from .comparison import Comparison
 from .decision_report import DecisionReport, decision
 from .explain import Explanation, explain
-from .frames import decisions, events, preview, readable, shadows
+from .frames import events, readable
 from .ingest import ingest, ingest_file
+from .matrix import categories_of, matrix
 from .plots import plot_timeline
+from .preview import preview
 from .rankings import rankings
 from .reports import auc, average_precision, mature, report
 from .runs import save_model, train
+from .served import decisions, shadows
 from .streaming import stream_training_set
-from .training import categories_of, matrix, training_set
+from .training import training_set
 
 # %% ../../nbs/17_lab/00_init.ipynb #all
 _all_ = [

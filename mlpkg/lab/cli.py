@@ -133,7 +133,7 @@ def simulate(use_case: str, out: Path, parameters: tuple[tuple[str, str], ...]) 
     import inspect
 
     from mlpkg.lab.ingest import lab_of
-    from mlpkg.lab.runs import cast
+    from mlpkg.lab.parameters import cast
 
     simulator = lab_of(use_case, "simulate", Settings.load())
     if simulator is None:
@@ -265,10 +265,10 @@ def train(
 @as_json
 def report(use_case: str, since: int, as_json: bool) -> None:
     """Print what was decided, how good it was as far as outcomes are known, and what waits or was refused."""
-    from mlpkg.lab.reports import in_words
     from mlpkg.lab.reports import report as make
+    from mlpkg.lab.reports import report_text
 
     case, store = opened(use_case)
     store.register(case.name, case.features)
     found = make(case, store, since)
-    say(found) if as_json else show(*in_words(found).split("\n"))
+    say(found) if as_json else show(*report_text(found).split("\n"))

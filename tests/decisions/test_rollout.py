@@ -16,7 +16,7 @@ import mlpkg as ml
 from mlpkg import lab, models
 from mlpkg.decisions import Decider, UseCase, verify
 from mlpkg.errors import MlpkgError
-from mlpkg.lab.reports import in_words, report
+from mlpkg.lab.reports import report, report_text
 from mlpkg.settings import Settings
 from mlpkg.store import Store, open_store
 from mlpkg.times import instant, iso
@@ -160,7 +160,7 @@ def test_what_fails_is_said_and_what_was_known_is_recorded(
         False,
     ]
     told = report(careful, bank.store)
-    assert told["fallbacks"] == {why: 1} and f"because of the {why}: 1" in in_words(told)
+    assert told["fallbacks"] == {why: 1} and f"because of the {why}: 1" in report_text(told)
     dossier = lab.decision("tx-2", use_case=careful, store=bank.store)
     assert f"the fallback, because of the {why}" in repr(dossier)
     assert dossier.by()["score"].notna().all(), "what the model would have said can be asked for later"

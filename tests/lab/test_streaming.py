@@ -40,11 +40,11 @@ def same_in_both(features: ml.FeatureSet, into: Path, *span: Any, buckets: int =
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages so small that a few weeks of payments have many."""
-    for cls in (lab.Archive, streaming._Log):
+    for cls in (lab.Archive, streaming._LogPages):
         pages = cls.pages
         monkeypatch.setattr(cls, "pages", lambda *a, _pages=pages, **k: _pages(*a, **(k | {"rows": 500})))
-    monkeypatch.setattr("mlpkg.lab.archive._PAGE", 400)
-    monkeypatch.setattr(streaming, "_NEAR", 7)
+    monkeypatch.setattr("mlpkg.lab.archive.PAGE_ROWS", 400)
+    monkeypatch.setattr(streaming, "_NEAR_BITS", 7)
 
 
 @pytest.mark.parametrize("history", ["as_arrived", "as_logged"])

@@ -19,7 +19,7 @@ from mlpkg.decisions import Decider, replay, verify
 from mlpkg.engine.columns import text_code
 from mlpkg.features import from_json, to_json
 from mlpkg.lab.archive import Archive
-from mlpkg.lab.reports import in_words, report
+from mlpkg.lab.reports import report, report_text
 from mlpkg.settings import Settings
 from mlpkg.times import instant
 
@@ -162,7 +162,7 @@ def test_a_report_counts_the_texts_by_action(store: Any):
     assert found["outcomes"]["why"]["known"] == 3 and {*found["outcomes"]["why"]["texts"]} == {"late"}
     states = {text: sum(actions.values()) for text, actions in found["outcomes"]["state"]["texts"].items()}
     assert states == {"fine": 4, "dented": 1} and [*states] == ["fine", "dented"]
-    assert "fine              4: " in in_words(found)
+    assert "fine              4: " in report_text(found)
     json.dumps(found, allow_nan=False)
 
 

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import mlpkg as ml
 from mlpkg import lab, models
-from mlpkg.lab.runs import check_parameters
+from mlpkg.lab.parameters import check_parameters
 from mlpkg.models import promote
 
 PARAMETERS = """train_from = "2018-05-01"  # the first day

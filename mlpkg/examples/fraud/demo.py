@@ -32,7 +32,8 @@ from tqdm import tqdm
 from ...errors import MlpkgError
 from .simulator import simulate
 from ...lab.compare import compare
-from ...lab.frames import find_store, shadows
+from ...lab.frames import find_store
+from ...lab.served import shadows
 from ...settings import Settings
 from ...times import DAY, instant, iso, now
 
