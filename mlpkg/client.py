@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 
 from .decisions import Decision
-from .errors import Missing, MlpkgError
-from .json_values import NoJson, json_body, json_value
+from .errors import Missing, MlpkgError, NoJson
+from .json_values import json_body, json_value
 from .store import Receipt
 from .times import iso, now
 

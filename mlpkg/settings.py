@@ -7,6 +7,7 @@ __all__ = ['Settings']
 
 # %% ../nbs/00_core/05_settings.ipynb #imports
 import os
+from collections.abc import Mapping
 from configparser import ConfigParser
 from configparser import Error as _IniError
 from pathlib import Path
@@ -17,18 +18,41 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import MlpkgError
 from .untrusted import path_name
 
-# %% ../nbs/00_core/05_settings.ipynb #settings
+# %% ../nbs/00_core/05_settings.ipynb #file
 _FILE = "settings.ini"
 
 
+def _find_file(folder: Path) -> Path | None:
+    """The nearest ``settings.ini`` in a folder or above it."""
+    return next((p / _FILE for p in [folder, *folder.parents] if (p / _FILE).is_file()), None)
+
+
+def _section(path: Path, env: str) -> dict[str, str]:
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text("utf-8"), source=str(path))
+    except (_IniError, UnicodeDecodeError) as error:
+        raise MlpkgError(f"{path} cannot be read: {str(error).splitlines()[0]}", "put it right or remove it") from None
+    if env in parser:
+        return dict(parser[env])
+    if parser.sections() and env != "local":
+        hint = f"MLPKG_ENV may be one of: {', '.join(parser.sections())}"
+        raise MlpkgError(f"{path} has no environment [{env}]", hint)
+    return dict(parser.defaults())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    lines = [line.partition("=") for line in text.replace(",", "\n").splitlines() if line.strip()]
+    return {name.strip(): target.strip() for name, _, target in lines}
+
+# %% ../nbs/00_core/05_settings.ipynb #settings
 class Settings(BaseModel):
     """The settings of one environment.
 
-    A relative ``state`` is relative to the folder of ``settings.ini``, or to the working directory where there is none.
+    A relative ``state`` is relative to the folder of ``settings.ini``, or to the working directory if there is no such file.
     ``durability`` is ``process`` (an acknowledged decision survives the death of any process) or ``disk`` (it also survives the
-    loss of power). ``max_body`` bounds one request, in bytes, and
-    ``max_in_flight`` how many requests a worker has begun at a time. With ``trust_loopback`` who calls the service from this machine
-    needs no token.
+    loss of power). ``max_body`` is the largest request in bytes, ``max_in_flight`` the largest number of requests that a worker
+    handles at a time. With ``trust_loopback`` a caller on this machine needs no token.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,10 +70,10 @@ class Settings(BaseModel):
 
     @field_validator("use_cases")
     @classmethod
-    def _plain_names(cls, given: dict[str, str]) -> dict[str, str]:
-        for name in given:
+    def _check_names(cls, use_cases: dict[str, str]) -> dict[str, str]:
+        for name in use_cases:
             path_name(name, "use case")
-        return given
+        return use_cases
 
     @classmethod
     def load(cls, start: str | Path | None = None, **overrides: object) -> "Settings":
@@ -62,54 +86,37 @@ class Settings(BaseModel):
         MlpkgError
             When the file cannot be parsed, names no such environment, or a value is of the wrong kind.
         """
-        here = Path(start or Path.cwd()).resolve()
-        path = next((p / _FILE for p in [here, *here.parents] if (p / _FILE).is_file()), None)
-        env = os.environ.get("MLPKG_ENV") or "local"
-        values: dict[str, object] = dict(_section(path, env)) if path else {}
-        values |= {
-            k: os.environ[f"MLPKG_{k.upper()}"] for k in cls.model_fields if os.environ.get(f"MLPKG_{k.upper()}")
-        }
-        values |= {k: v for k, v in overrides.items() if v is not None} | {"env": env}
-        values.setdefault(
-            "trust_loopback", False
-        )  # said, so that a server that is started with these settings has it so
-        if isinstance(values.get("use_cases"), str):
-            values["use_cases"] = _pairs(str(values["use_cases"]))
-        try:
-            found = cls(**values)  # type: ignore[arg-type]
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])
-            raise MlpkgError(
-                f"settings: {name} = {first['input']!r}: {first['msg'].lower()}",
-                f"see [{env}] in {path or _FILE}, or MLPKG_{name.upper()}",
-            ) from None
-        from_file = path is not None and not os.environ.get("MLPKG_STATE") and overrides.get("state") is None
-        root = path.parent if path else here
-        state = found.state.expanduser()
-        return found.model_copy(update={"root": root, "state": (root if from_file else Path.cwd()) / state})
+        return _load(Path(start or Path.cwd()).resolve(), overrides)
 
     @property
     def store_path(self) -> Path:
         """The file of the embedded store."""
         return self.state / "mlpkg.db"
 
-
-def _section(path: Path, env: str) -> dict[str, str]:
-    parser = ConfigParser(interpolation=None)
+# %% ../nbs/00_core/05_settings.ipynb #load
+def _load(start: Path, overrides: Mapping[str, object]) -> Settings:
+    path, env = _find_file(start), os.environ.get("MLPKG_ENV") or "local"
+    variables = {name: os.environ.get(f"MLPKG_{name.upper()}") for name in Settings.model_fields}
+    values: dict[str, object] = {
+        "trust_loopback": False
+    }  # set, so that a server started with these settings has it too
+    values |= _section(path, env) if path else {}
+    values |= {name: text for name, text in variables.items() if text}
+    values |= {name: value for name, value in overrides.items() if value is not None} | {"env": env}
+    if isinstance(values.get("use_cases"), str):
+        values["use_cases"] = _pairs(str(values["use_cases"]))
     try:
-        parser.read_string(path.read_text("utf-8"), source=str(path))
-    except (_IniError, UnicodeDecodeError) as error:
-        raise MlpkgError(f"{path} cannot be read: {str(error).splitlines()[0]}", "put it right or remove it") from None
-    if env in parser:
-        return dict(parser[env])
-    if parser.sections() and env != "local":
-        raise MlpkgError(
-            f"{path} has no environment [{env}]", f"MLPKG_ENV may be one of: {', '.join(parser.sections())}"
-        )
-    return dict(parser.defaults())
+        loaded = Settings(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _refused(error, env, path) from None
+    is_from_file = path is not None and not variables["state"] and overrides.get("state") is None
+    root = path.parent if path else start
+    state = (root if is_from_file else Path.cwd()) / loaded.state.expanduser()
+    return loaded.model_copy(update={"root": root, "state": state})
 
 
-def _pairs(text: str) -> dict[str, str]:
-    lines = [line.partition("=") for line in text.replace(",", "\n").splitlines() if line.strip()]
-    return {name.strip(): target.strip() for name, _, target in lines}
+def _refused(error: ValidationError, env: str, path: Path | None) -> MlpkgError:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    hint = f"see [{env}] in {path or _FILE}, or MLPKG_{name.upper()}"
+    return MlpkgError(f"settings: {name} = {first['input']!r}: {first['msg'].lower()}", hint)

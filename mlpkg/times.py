@@ -57,9 +57,9 @@ def micros(moment: datetime) -> int:
     return (past.days * 86_400 + past.seconds) * SECOND + past.microseconds
 
 
-def iso(at: int) -> str:
+def iso(time_us: int) -> str:
     """The ISO 8601 text of an instant, in UTC, ending in ``Z``."""
-    seconds, rest = divmod(int(at), SECOND)
+    seconds, rest = divmod(int(time_us), SECOND)
     return f"{_to_the_second(seconds)}.{rest:06d}Z" if rest else f"{_to_the_second(seconds)}Z"
 
 
@@ -118,7 +118,7 @@ def proper_time(moment: datetime) -> datetime:
     ValueError
         When it is outside 1970–2200.
     """
-    if 1970 < moment.year < 2199 or _FIRST <= moment < _END:  # the year alone decides quickly, in any zone
+    if 1970 < moment.year < 2199 or _FIRST <= moment < _END:  # the year is quick to compare, and enough for most
         return moment
     raise ValueError("is outside 1970–2200")
 

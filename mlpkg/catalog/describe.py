@@ -225,11 +225,11 @@ def _column_in_words(column: Mapping[str, Any]) -> str:
 
 
 def _outcome_in_words(outcome: Mapping[str, Any]) -> str:
-    presumed = outcome.get("presumed")
+    presumed = outcome.get("default_code")
     words = _column_in_words(outcome["column"])
     if presumed is None:
         return words
-    said = outcome.get("presumed_text", Column.of(outcome["column"]).decode(presumed))
+    said = outcome.get("default_text", Column.of(outcome["column"]).decode(presumed))
     return f"{words}; {_spelt(said)} where nothing is reported for {outcome['matures_after']}"
 
 
@@ -338,7 +338,7 @@ def _options(annotation: Any) -> list[str]:
 
 def describe_outcome(outcome: Outcome) -> dict[str, Any]:
     """An outcome as plain data."""
-    column, presumed = outcome.column, outcome.presumed
+    column, presumed = outcome.column, outcome.default_code
     return {
         "name": outcome.name,
         "type": _TYPES[column.kind],

@@ -482,7 +482,7 @@ def _columns_of(features: FeatureSet, stream: str) -> dict[str, Column]:
     """The columns of a stream's rows by name; `about` and what else is no field has none."""
     facts = {o.stream: o for o in features.outcomes}
     if stream in facts:
-        return facts[stream].seen | {"truth": facts[stream].facts[0]}
+        return facts[stream].seen | {"truth": facts[stream].columns[0]}
     return next((s.seen for s in features.sources if s.stream == stream), {})
 
 

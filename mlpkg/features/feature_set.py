@@ -66,10 +66,10 @@ class _Part:
     def __init__(self, group: Group, delay: int, aggregates: list[Aggregate], places: list[int]):
         self.fact: Any = None if isinstance(group.source, Source) else group.source
         self.base, self.key, self.places = group.source.base, group.key, places
-        self.presumes = self.fact is not None and self.fact.presumed is not None
+        self.presumes = self.fact is not None and self.fact.default_code is not None
         truth = self.fact.name if self.fact is not None and self.presumes else None
         self.reduction = AggregationPlan(aggregates, group.source.seen, delay, self.base.retention_us, truth)
-        presumed, after = (group.source.presumed or 0, group.source.matures_after_us or 0) if truth else (0, 0)  # type: ignore[union-attr]
+        presumed, after = (group.source.default_code or 0, group.source.matures_after_us or 0) if truth else (0, 0)  # type: ignore[union-attr]
         self.settled = not self.presumes or 0 < after <= delay  # whether silence has decided all that nobody reported
         self.quick = OnlinePlan(self.reduction, presumed, after)
         self.slow = [aggregates[i] for i in self.quick.rest]
@@ -114,7 +114,9 @@ class _Part:
         if name not in history._told:
             reports = history.reports[name]
             history._told[name] = (
-                presumed(base, reports, self.fact.name, self.fact.presumed) if self.presumes else facts(base, reports)
+                presumed(base, reports, self.fact.name, self.fact.default_code)
+                if self.presumes
+                else facts(base, reports)
             )
         return history._told[name]
 
@@ -124,7 +126,7 @@ class _Part:
         if not self.presumes:
             return None
         assert self.fact is not None
-        return {"name": self.fact.name, "presumed": self.fact.presumed, "after": self.fact.matures_after_us}
+        return {"name": self.fact.name, "presumed": self.fact.default_code, "after": self.fact.matures_after_us}
 
 # %% ../../nbs/04_features/04_feature_set.ipynb #feature-set
 class FeatureSet:
@@ -568,7 +570,7 @@ def _evaluate_slow(
     """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
     rows, reports = as_timeline(rows), as_timeline(reports)
     if part.presumes:
-        rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.matures_after_us)
+        rows = with_truth(rows, part.fact.name, reports, part.fact.default_code, part.fact.matures_after_us)
     elif part.fact is not None:
         rows = replace(rows, about=rows.columns["about"])
     moment.present = {name: np.array([named[name]]) for name in reduction.present}
@@ -655,7 +657,7 @@ def evaluate_many(
     for part in features._parts:
         rows, reports = (held[s.stream, s.key] for s in (part.streams[0], part.streams[-1]))
         if part.presumes:
-            rows = with_truth(rows, part.fact.name, reports, part.fact.presumed, part.fact.matures_after_us)
+            rows = with_truth(rows, part.fact.name, reports, part.fact.default_code, part.fact.matures_after_us)
         elif part.fact is not None:
             rows = replace(rows, about=rows.columns["about"])
         entity, keys = entities[part.key.name]

@@ -539,7 +539,7 @@ class ReportChecks:
 
     def beside(self, events: Taken, cells: Any, chunk: Chunk, refused: list[Refused]) -> Taken:
         """What a column of a file says of the events that passed, of whose rows it is."""
-        name, presumed = self.outcome.name, self.outcome.presumed
+        name, presumed = self.outcome.name, self.outcome.default_code
         mine = replace(
             chunk, rows=chunk.rows[events.places], columns={"id": pa.array(events.ids, pa.string()), name: cells}
         )

@@ -9,28 +9,20 @@ __all__ = ['ClockDiffers', 'Decisions', 'Event', 'Feedback', 'Group', 'Key', 'Mi
 
 # %% ../../nbs/02_schema/00_init.ipynb #public
 from ..engine.columns import Resolution
+from ..errors import ClockDiffers, MissingCode, Rejected
 from .columns import column_of
+from .contracts import Event, Money, ValidatedEvent
+from .evolution import compare_contracts, same_content
+from .feedback import Decisions, Feedback, Outcome
+from .groups import Group
+from .hashing import code_hash
 from .keys import Key, key_of
+from .reading import event_id, validated
 from .reasons import what_is
-from mlpkg.schema.sources import (
-    ClockDiffers,
-    Decisions,
-    Event,
-    Feedback,
-    Group,
-    Money,
-    Outcome,
-    Rejected,
-    Source,
-    Table,
-    ValidatedEvent,
-    compare_contracts,
-    event_id,
-    same_content,
-    source_of,
-    validated,
-)
-from .user_code import MissingCode, code_hash, function_of, reference
+from .sources import Source
+from .stored import source_of
+from .tables import Table
+from .user_code import function_of, reference
 
 # %% ../../nbs/02_schema/00_init.ipynb #all
 _all_ = [

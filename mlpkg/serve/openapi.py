@@ -56,7 +56,7 @@ def _schemas(use_case: "UseCase", sources: dict[str, Source], outcomes: dict[str
     _, made = msgspec.json.schema_components([Decision, Receipt], ref_template=_REF + "{name}")
     made["Decision"]["properties"]["as_of"] = _AS_OF
     schemas: dict[str, Any] = {"Problem": _PROBLEM, **made}
-    contracts = {name: s.forms for name, s in sources.items()} | {name: (o._contract,) for name, o in outcomes.items()}
+    contracts = {name: s.forms for name, s in sources.items()} | {name: (o.contract,) for name, o in outcomes.items()}
     for name, forms in contracts.items():
         some = [form.model_json_schema(ref_template=_REF + "{model}") for form in forms]
         for schema in some:

@@ -192,7 +192,7 @@ def test_a_stored_definition_keeps_the_presumed_text():
     again = from_json(to_json(parcels.features))
     assert to_json(again) == to_json(parcels.features)
     told = again.on.outcomes["state"]
-    assert (told.default, told.presumed) == ("fine", text_code("fine"))
+    assert (told.default, told.default_code) == ("fine", text_code("fine"))
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_a_module_with_the_right_code_is_imported(rogue: str, tmp_path: Path):
         [
             sys.executable,
             "-c",
-            f"import {rogue} as m; from mlpkg.schema.user_code import code_hash; print(code_hash(m.above))",
+            f"import {rogue} as m; from mlpkg.schema.hashing import code_hash; print(code_hash(m.above))",
         ],
         env={"PYTHONPATH": str(tmp_path / "importable")},
         capture_output=True,
@@ -298,8 +298,8 @@ def test_what_a_function_uses_belongs_to_its_code(tmp_path: Path, change: str):
     """The same whether the module was run or is only read; comments, layout and what is not used make no difference."""
 
     def hashes() -> tuple[str, str]:
-        said = "from mlpkg.schema import user_code; found = user_code.find_source('works'); print(user_code._hash_of(found, 'above'))"
-        run = "; import works; print(user_code.code_hash(works.above))"
+        said = "from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun; print(hash_unrun(find_module_text('works'), 'above'))"
+        run = "; import works; print(code_hash(works.above))"
         done = subprocess.run(
             [sys.executable, "-B", "-c", said + run],
             env={"PYTHONPATH": str(tmp_path)},

@@ -72,7 +72,7 @@ def store(settings: Settings) -> Iterator[SqliteStore]:
 
 def same_as_the_log(store: Any, stream: Any, keys: tuple[Any, ...], columns: tuple[str, ...]) -> int:
     """All timelines of a stream and key hold what the log says, and nothing else; how many rows that is."""
-    history = store.history([payments], list(payments.facts.values()))
+    history = store.history([payments], list(payments.feedback.values()))
     events = history.events["payments"]
     if stream is payments:
         time, position, table = events.time, events.position, events.columns

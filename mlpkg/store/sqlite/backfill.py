@@ -242,7 +242,7 @@ def _said_page(fact: Feedback, decode: Any, rows: list[Any], corrections: list[A
     said = [past.said(fact, row[1], fact.codes_of(row[3])) for row in rows]
     columns = decode(",".join(row[5] for row in rows))
     columns |= {
-        name: np.array([s[name] for s in said], np.int64) for name in past.said(fact, 0, (0,) * len(fact.facts))
+        name: np.array([s[name] for s in said], np.int64) for name in past.said(fact, 0, (0,) * len(fact.columns))
     }
     position = np.array([max(row[0], row[1] + 1) for row in rows], np.int64)
     time, arrived = (np.array([row[i] for row in rows], np.int64) for i in (4, 2))

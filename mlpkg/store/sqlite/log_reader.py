@@ -107,8 +107,8 @@ def reports(db: Any, fact: Feedback, number: int, until: int = LATEST, since: in
     corrects = [fact.corrects(body) for *_, body in found]
     rows = [(about, max(own, about + 1), arrived) for about, own, arrived, _ in found]
     about, known, arrived = np.array(rows, np.int64).reshape(-1, 3).T
-    codes = np.array([fact.codes_of(body) for *_, body in found], np.int64).reshape(-1, len(fact.facts))
-    columns = {c.name: codes[:, i] for i, c in enumerate(fact.facts)}
+    codes = np.array([fact.codes_of(body) for *_, body in found], np.int64).reshape(-1, len(fact.columns))
+    columns = {c.name: codes[:, i] for i, c in enumerate(fact.columns)}
     return Reports.of(about, known, columns, arrived, np.array(corrects, bool))
 
 # %% ../../../nbs/05_store/02_sqlite/07_log_reader.ipynb #rows
@@ -121,7 +121,7 @@ class Codes(dict[str, int]):
 
 def said(fact: Feedback, about: int, codes: tuple[int, ...]) -> dict[str, int]:
     """What a report says, and about what, as columns of a timeline."""
-    return {"about": about, "truth": codes[0]} | {c.name: code for c, code in zip(fact.facts, codes, strict=True)}
+    return {"about": about, "truth": codes[0]} | {c.name: code for c, code in zip(fact.columns, codes, strict=True)}
 
 
 def table(time: Array, position: Array, columns: Mapping[str, Array], names: tuple[str, ...]) -> Array:

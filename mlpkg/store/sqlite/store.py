@@ -22,8 +22,8 @@ from ...engine.columns import NULL
 from ...engine.history import Events, History
 from ...engine.tiles import Tiles
 from ...engine.timeline import Array, Packed, Timeline, pack
-from ...errors import MlpkgError
-from ...json_values import NoJson, json_body
+from ...errors import MlpkgError, NoJson
+from ...json_values import json_body
 from mlpkg.schema import (
     ClockDiffers,
     Decisions,
@@ -458,7 +458,7 @@ class SqliteStore:
         """The timelines that a feature set needs and the file does not hold."""
         self._look()
         streams = {s.stream: s for s in features.sources}
-        facts = {f.stream: f for s in features.sources for f in s.facts.values()}
+        facts = {f.stream: f for s in features.sources for f in s.feedback.values()}
         found = []
         for asked in features.streams:
             there = self._timelines.get((asked.stream, asked.key))
@@ -867,7 +867,7 @@ class SqliteStore:
         if rows and outcome.stream in self._by_stream:
             time, known, about = np.array(rows, np.int64).T
             columns = past.decoder(outcome.source)(",".join(events))
-            columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.facts)}
+            columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.columns)}
             columns |= {"about": about, "truth": codes[kept, 0]}
             self.extend(outcome, time, known, columns)
 
