@@ -6,7 +6,10 @@
 __all__ = ['changes', 'describe', 'entries', 'find_definition', 'in_words', 'list_models', 'markdown']
 
 # %% ../../nbs/12_catalog/00_init.ipynb #public
-from .describe import changes, describe, entries, find_definition, in_words, list_models, markdown
+from .definitions import entries, in_words
+from .description import describe, list_models
+from .diff import changes, find_definition
+from .page import markdown
 
 # %% ../../nbs/12_catalog/00_init.ipynb #all
 _all_ = ["changes", "describe", "entries", "find_definition", "in_words", "list_models", "markdown"]

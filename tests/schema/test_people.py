@@ -90,7 +90,7 @@ def test_the_catalog_names_every_source_field_and_feature(stocked: Project, cli:
     assert [f["name"] for f in case["features"]] == handbook.features.names
     assert [f["name"] for f in source["fields"]] == ["customer_id", "terminal_id", "amount"]
     assert (source["fields"][2]["step"], source["fields"][2]["bounds"]) == (0.01, ["at least 0"])
-    assert (source["outcomes"][0]["presumed"], source["outcomes"][0]["matures_after"]) == (False, "7d")
+    assert (source["outcomes"][0]["default"], source["outcomes"][0]["matures_after"]) == (False, "7d")
     for feature in handbook.features.features:
         assert f'<a id="fraud-{feature.name}"></a>`{feature.name}` | {feature.description} |' in text
 
