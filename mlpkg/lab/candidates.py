@@ -77,8 +77,8 @@ def _latest_reports(
     """The position of the report that counts for each candidate (`FAR`: none), and the values that it has."""
     reports = reports.standing()
     since = np.full(len(candidates.event), FAR)
-    values = {column.name: np.full(len(since), NULL) for column in stream.facts}
-    reported = getattr(reports, "columns", None) or {stream.facts[0].name: reports.truth}
+    values = {column.name: np.full(len(since), NULL) for column in stream.columns}
+    reported = getattr(reports, "columns", None) or {stream.columns[0].name: reports.truth}
     places = {int(position): place for place, position in enumerate(candidates.event)}
     for report in np.argsort(reports.known, kind="stable").tolist():
         place = places.get(int(reports.about[report]))
@@ -94,13 +94,13 @@ def _with_reports(candidates: Candidates, stream: Feedback, reports: Any, viewpo
     since, values = _latest_reports(candidates, stream, reports, viewpoint.log_position)
     is_own = candidates.event == viewpoint.event_position
     candidates.columns |= values
-    if stream.presumed is None or stream.matures_after_us is None:
+    if stream.default_code is None or stream.matures_after_us is None:
         candidates.position = since
         candidates.leave_out(is_own, "is what the event itself is about")
         return candidates.take(np.flatnonzero(since < FAR))
     is_reported = (since <= viewpoint.log_position) & ~is_own
-    label = stream.facts[0].name
-    candidates.columns[label] = np.where(is_reported, values[label], stream.presumed)
+    label = stream.columns[0].name
+    candidates.columns[label] = np.where(is_reported, values[label], stream.default_code)
     candidates.note[:] = np.where(is_reported, "reported", "presumed")
     is_immature = candidates.time > viewpoint.time - stream.matures_after_us
     is_immature &= candidates.position <= viewpoint.log_position

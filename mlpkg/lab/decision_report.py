@@ -67,7 +67,7 @@ def _default_row(outcome: Outcome, time: int) -> tuple[Any, ...]:
     if outcome.matures_after_us is None or time + outcome.matures_after_us > now():
         return outcome.name, None, None, "not known yet"
     is_text = outcome.column.kind == "text"
-    value = outcome.default if is_text else outcome.column.decode(int(outcome.presumed or 0))
+    value = outcome.default if is_text else outcome.column.decode(int(outcome.default_code or 0))
     return outcome.name, value, None, "presumed, as nothing was reported"
 
 # %% ../../nbs/17_lab/27_decision_report.ipynb #outcomes

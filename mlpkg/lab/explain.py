@@ -276,7 +276,7 @@ def _shown_columns(group: Group, aggregate: Any) -> list[str]:
     stream = group.source
     used = {name for text in filters_of(aggregate) for name in Filter(text, stream.seen).used}
     used |= {*columns_of(aggregate)}
-    used |= {column.name for column in stream.facts} if isinstance(stream, Feedback) else set()
+    used |= {column.name for column in stream.columns} if isinstance(stream, Feedback) else set()
     return [name for name in stream.seen if name in used]
 
 # %% ../../nbs/17_lab/21_explain.ipynb #texts
