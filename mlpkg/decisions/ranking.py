@@ -109,7 +109,7 @@ class _CandidateReader:
         for name, column in zip(self.fields, self.columns, strict=True):
             values = candidates if is_single else [getattr(c, name) for c in candidates]
             if (i := _first_refused(column, values)) is not None:
-                raise self.source._refused(column, values[i], event, f"candidates.{i}.")
+                raise self.source.refusal(column, values[i], event, f"candidates.{i}.")
             codes[name], recorded = _to_codes(column, values)
             columns.append(recorded)
         rows = list(zip(*columns, strict=True))

@@ -362,7 +362,7 @@ def texts_of(streams: Sequence[Source | Feedback], codes: Iterable[int], store: 
 
 
 def _columns(stream: Source | Feedback) -> Sequence[Column]:
-    return stream.columns if isinstance(stream, Source) else stream.columns
+    return stream.columns
 
 # %% ../../nbs/05_store/01_protocol.ipynb #open
 def open_store(settings: Settings | None = None, create: bool = True) -> Store:

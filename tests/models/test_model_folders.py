@@ -298,7 +298,8 @@ def test_what_a_function_uses_belongs_to_its_code(tmp_path: Path, change: str):
     """The same whether the module was run or is only read; comments, layout and what is not used make no difference."""
 
     def hashes() -> tuple[str, str]:
-        said = "from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun; print(hash_unrun(find_module_text('works'), 'above'))"
+        said = "from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun; works = find_module_text('works')"
+        said += "; print(hash_unrun(works, 'above'))"
         run = "; import works; print(code_hash(works.above))"
         done = subprocess.run(
             [sys.executable, "-B", "-c", said + run],
