@@ -107,7 +107,7 @@ def texts_of_outcome(outcome: Outcome | None, log: Any) -> dict[int, str]:
     if outcome is None or outcome.column.kind != "text":
         return {}
     if isinstance(log, Archive):
-        pages = log.pages(outcome.stream, outcome.facts)
+        pages = log.pages(outcome.stream, outcome.columns)
         reported = {text for page in pages for text in page[outcome.name].unique().to_pylist()}
     else:
         entries = log.read(streams=[outcome.stream])

@@ -98,7 +98,7 @@ _CORRECTS = Column("corrects", "bool", nullable=True)
 
 def feedback_columns(feedback: Feedback) -> tuple[Column, ...]:
     """The columns of a table of feedback: the record of a decision, or an outcome and whether a report corrects."""
-    return (_RECORD,) if isinstance(feedback, Decisions) else (*feedback.facts, _CORRECTS)
+    return (_RECORD,) if isinstance(feedback, Decisions) else (*feedback.columns, _CORRECTS)
 
 
 def corrects_of(feedback: Feedback, table: pa.Table) -> Array:
@@ -111,14 +111,14 @@ def corrects_of(feedback: Feedback, table: pa.Table) -> Array:
 def feedback_codes(feedback: Feedback, table: pa.Table) -> list[Array]:
     """The integers of each column that feedback has, in their order."""
     if not isinstance(feedback, Decisions):
-        return [codes_of(column, table[column.name]) for column in feedback.facts]
+        return [codes_of(column, table[column.name]) for column in feedback.columns]
     rows = [feedback.codes_of(record) for record in table[_RECORD.name].to_pylist()]
-    return list(np.array(rows, np.int64).reshape(-1, len(feedback.facts)).T)
+    return list(np.array(rows, np.int64).reshape(-1, len(feedback.columns)).T)
 
 
 def reports_of(
     feedback: Feedback, about: Array, known: Array, arrived: Array, corrects: Array, codes: Sequence[Array]
 ) -> Reports:
     """Feedback as reports of a history."""
-    columns = {column.name: values for column, values in zip(feedback.facts, codes, strict=True)}
+    columns = {column.name: values for column, values in zip(feedback.columns, codes, strict=True)}
     return Reports.of(about, known, columns, arrived, corrects.astype(bool))

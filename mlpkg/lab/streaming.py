@@ -144,7 +144,7 @@ class _SpilledFeedback:
 
     def __init__(self, pages: Iterable[pa.Table], feedback: Feedback | None, until: int, path: Path):
         self._feedback = feedback  # None: only the positions are kept
-        width = 5 + len(feedback.facts) if feedback else 4
+        width = 5 + len(feedback.columns) if feedback else 4
         self._spill = Spill(path, (until >> _NEAR_BITS) + 1, width)
         self.waiting: dict[str, list[tuple[int, ...]]] = {}  # reports that came before their event, by its id
         for page in pages:
@@ -206,7 +206,7 @@ class _KeyRoute:
             for name, columns in self.columns.items()
         }
         self.reports = {
-            outcome.stream: Spill(folder / f"{key.name}.{outcome.stream}", buckets, 4 + len(outcome.facts))
+            outcome.stream: Spill(folder / f"{key.name}.{outcome.stream}", buckets, 4 + len(outcome.columns))
             for outcome in self.features.outcomes
         }
 

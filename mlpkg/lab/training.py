@@ -50,8 +50,8 @@ def label_of(outcome: Outcome, history: History, as_of: int | None, texts: Mappi
     events, reports = history.events[outcome.source.name], history.reports[outcome.stream]
     as_of = now() if as_of is None else as_of
     codes = np.full(len(events), NULL, np.int64)
-    if outcome.presumed is not None and outcome.matures_after_us is not None:
-        codes[events.time + outcome.matures_after_us <= as_of] = outcome.presumed
+    if outcome.default_code is not None and outcome.matures_after_us is not None:
+        codes[events.time + outcome.matures_after_us <= as_of] = outcome.default_code
     by_then = np.flatnonzero(reports.arrived <= as_of)
     if len(events):
         _put_reports(codes, events, reports, by_then, outcome.name)
