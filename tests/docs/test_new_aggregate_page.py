@@ -21,9 +21,10 @@ def spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the aggregate of the page, its oracle and its examples, for one test."""
     for registry in (REGISTRY, VERBS, suite.EXAMPLES):
         monkeypatch.setitem(registry, "spread", None)  # what the page puts there is taken away again
-    (tmp_path / "spread_of_the_page.py").write_text(CLASS)
+    module = tmp_path / "spread_of_the_page.py"
+    module.write_text(CLASS)
     monkeypatch.syspath_prepend(tmp_path)
-    importlib.import_module("spread_of_the_page")
+    importlib.import_module(module.stem)
     exec(ORACLE, {"VERBS": VERBS})
     exec(EXAMPLE, {"EXAMPLES": suite.EXAMPLES, "_of": suite._of})
 
