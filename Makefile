@@ -72,7 +72,7 @@ test-swap: install ## models take turns every second under a hundred thousand re
 	@echo "test: models that take turns"
 	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/models/test_swap.py
 
-check: install ## format, lint, types, import contracts, notebooks, drift (one: make check CHECKS=drift)
+check: install ## format, lint, types, imports, dependencies, notebooks, drift, pages, site (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)
 
 docs: install ## build the documentation site into build/site/html

@@ -76,6 +76,23 @@ def test_a_random_id_of_a_cell_fails_with_the_name_of_its_notebook(copy: Path):
     assert done.returncode == 1 and "nbs/00_core/02_times.ipynb" in done.stdout
 
 
+def test_an_undeclared_import_fails_with_its_name(copy: Path):
+    with (copy / "mlpkg" / "times.py").open("a") as module:
+        module.write("import sqlalchemy\nimport pytest\n")
+    done = check(copy, "dependencies")
+    assert done.returncode == 1
+    assert "'sqlalchemy' imported but" in done.stdout, "installed, but for others"
+    assert "'pytest' imported but declared as a dev dependency" in done.stdout, done.stdout
+
+
+def test_a_picture_that_is_not_the_import_contract_fails(copy: Path):
+    shutil.copytree(ROOT / "docs", copy / "docs")
+    page = copy / "docs" / "architecture.md"
+    page.write_text(page.read_text().replace("decisions\n", "rulings\n", 1))
+    done = check(copy, "markdown")
+    assert done.returncode == 1 and "docs/architecture.md draws the layers" in done.stdout
+
+
 def test_a_check_that_is_not_known_is_refused(copy: Path):
     done = check(copy, "spelling")
     assert done.returncode == 1 and "no check is called spelling" in done.stderr
