@@ -5,7 +5,7 @@ from pathlib import Path
 import bentoml
 
 from mlpkg.serve.app import Application
-from mlpkg.serve.bento.worker import alone, settings, start
+from mlpkg.serve.bento.worker import handle_all_requests, settings, start
 
 HERE = Path(__file__).parent
 app = Application("fraud", settings(HERE))
@@ -36,4 +36,4 @@ class Fraud:
         app.close()
 
 
-alone(Fraud, app)
+handle_all_requests(Fraud, app)

@@ -142,5 +142,5 @@ def test_a_lock_that_is_short_is_waited_for(tmp_path: Path):
                 return [answer.status_code for answer in await asyncio.gather(*waiting)]
 
         assert set(asyncio.run(for_a_moment())) == {200}
-        assert isinstance(service.app.turn, RequestBatcher) and not service.app.turn._line
+        assert isinstance(service.app.batcher, RequestBatcher) and not service.app.batcher._locked
         service.kept_all()

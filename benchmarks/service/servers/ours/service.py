@@ -11,7 +11,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[2])]
 
 from watched import Watched, application  # noqa: E402
 
-from mlpkg.serve.bento.worker import alone, settings, start  # noqa: E402
+from mlpkg.serve.bento.worker import handle_all_requests, settings, start  # noqa: E402
 
 app = application(settings(HERE))
 
@@ -40,4 +40,4 @@ class Ours:
         app.close()
 
 
-alone(Ours, Watched(app))
+handle_all_requests(Ours, Watched(app))
