@@ -68,9 +68,38 @@ class HealthStatus:
         elif error is None and before is not None and was_known:
             _log.warning("ready again")
 
+# %% ../../nbs/14_serve/11_health.ipynb #probes
+_WAIT, _FIRST_WAIT = 0.02, 10.0  # seconds that a probe waits for a check; the first one
+
+
+class _Probes:
+    """Probes that wait for a check, shared by threads."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._lock = threading.Lock()
+
+    def join(self) -> asyncio.Future[None]:
+        """Return a future that the next check sets."""
+        loop = asyncio.get_running_loop()
+        checked: asyncio.Future[None] = loop.create_future()
+        with self._lock:
+            self._waiting.append((loop, checked))
+        return checked
+
+    def take(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+        """Remove all."""
+        with self._lock:
+            probes, self._waiting = self._waiting, []
+        return probes
+
+
+def _set(checked: asyncio.Future[None]) -> None:
+    if not checked.done():
+        checked.set_result(None)
+
 # %% ../../nbs/14_serve/11_health.ipynb #watch
 _EVERY = 0.5  # seconds between two checks
-_WAIT, _FIRST_WAIT = 0.02, 10.0  # seconds that a probe waits for a check; the first one
 
 
 class HealthMonitor:
@@ -84,10 +113,8 @@ class HealthMonitor:
 
     def __init__(self, check: Callable[[bool], None]):
         self.status = HealthStatus()
-        self._check = check
-        self._checking = threading.Lock()
-        self._probes: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._probes_lock = threading.Lock()
+        self._check, self._checking = check, threading.Lock()
+        self._probes = _Probes()
         self._wake, self._is_ended = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
 
@@ -117,10 +144,7 @@ class HealthMonitor:
     async def probe(self) -> Exception | None:
         """Return why the service cannot decide now, or None."""
         if not self.status.is_fresh:
-            loop = asyncio.get_running_loop()
-            checked: asyncio.Future[None] = loop.create_future()
-            with self._probes_lock:
-                self._probes.append((loop, checked))
+            checked = self._probes.join()
             self.start()
             self._wake.set()
             await asyncio.wait([checked], timeout=_WAIT if self.status.is_known else _FIRST_WAIT)
@@ -132,13 +156,12 @@ class HealthMonitor:
             self._wake.clear()
             if self._is_ended.is_set():
                 return
-            with self._probes_lock:
-                probes, self._probes = self._probes, []
+            probes = self._probes.take()
             with suppress(Exception):  # `status` keeps it
                 self.check(is_asked or self.trouble is not None)
             for loop, checked in probes:
                 with suppress(RuntimeError):  # the loop has ended
-                    loop.call_soon_threadsafe(_answer, checked)
+                    loop.call_soon_threadsafe(_set, checked)
 
     def close(self) -> None:
         """End the thread; if the disk hangs, leave it."""
@@ -146,8 +169,3 @@ class HealthMonitor:
         self._wake.set()
         if self.thread is not None:
             self.thread.join(1.0)
-
-
-def _answer(checked: asyncio.Future[None]) -> None:
-    if not checked.done():
-        checked.set_result(None)

@@ -106,6 +106,19 @@ class _StoreParts:
             store.start_checkpointer()
         return decider
 
+# %% ../../nbs/14_serve/17_live_store.ipynb #close
+def _patient(store: Store) -> Store:
+    store.patience = min(store.patience, _START_PATIENCE)
+    return store
+
+
+def _close_parts(store: Store, decider: "Decider | None", commit: tuple[GroupCommit | None] | None) -> None:
+    if decider is not None:
+        decider.champion.close()
+    if commit is not None and commit[0] is not None:
+        commit[0].close()
+    store.close()
+
 # %% ../../nbs/14_serve/17_live_store.ipynb #replace
 class LiveStore(_StoreParts):
     """The store of a worker, its parts, and their replacement."""
@@ -138,13 +151,15 @@ class LiveStore(_StoreParts):
             self.replace(_patient(self.opened))
         else:
             self._follow(self.opened)
-        store = self.store
+        self._check_store(self.store, closely)
+        self.decider.check_model()
+
+    def _check_store(self, store: Store, closely: bool) -> None:
         if self._checker is None or self._checker[0] is not store:
             if self._checker is not None:
                 self._checker[1].close()
             self._checker = store, store.checker()
         self._checker[1].check(closely)
-        self.decider.check_model()
 
     def _follow(self, store: Store) -> None:
         """Replace the store if another one lies in its place."""
@@ -164,16 +179,3 @@ class LiveStore(_StoreParts):
         if self._metrics is not None:
             self._metrics.close()
         self.opened = self._decider = self._commit = self._metrics = None
-
-
-def _patient(store: Store) -> Store:
-    store.patience = min(store.patience, _START_PATIENCE)
-    return store
-
-
-def _close_parts(store: Store, decider: "Decider | None", commit: tuple[GroupCommit | None] | None) -> None:
-    if decider is not None:
-        decider.champion.close()
-    if commit is not None and commit[0] is not None:
-        commit[0].close()
-    store.close()
