@@ -26,7 +26,7 @@ from mlpkg.store import open_store
 
 sys.path.insert(0, str(SERVERS))
 
-from fast import Fast, settle  # noqa: E402
+from fast import Fast  # noqa: E402
 from handbook import handbook  # noqa: E402
 
 Statement = tuple[str, Any]  # SQL and its bindings
@@ -127,7 +127,6 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         service = servers.ours()
         service.wait()
         echo = start_echo(servers, len(service.ask(payments(1)).answers[0]))
-        settle()
         figures: dict[str, list[float]] = {}
         for number in range(turns + 1):
             rows = [decider.decide(body).features.values() for body in payments(TURN)]

@@ -19,7 +19,7 @@ from mlpkg.store import open_store
 
 sys.path.insert(0, str(SERVERS))
 
-from fast import Fast, settle  # noqa: E402
+from fast import Fast  # noqa: E402
 from handbook import handbook  # noqa: E402
 
 TURNS, CALLS = 40, 500
@@ -29,7 +29,6 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     model = make_store(given.folder)
     store = open_store(Settings(state=given.folder))
     decider = Decider(handbook(), store)
-    settle()
     number = 20_000 if given.full else 3_000
     taken, rows = [], []
     for body in payments(number + 500):

@@ -9,7 +9,19 @@ stopped.
 
 from served import HERE, run_all
 
-NAMES = ["over_http", "in_process", "where", "ranking", "shadows", "workers", "durability", "stuck", "memory", "others"]
+NAMES = [
+    "over_http",
+    "in_process",
+    "where",
+    "ranking",
+    "shadows",
+    "workers",
+    "durability",
+    "stuck",
+    "memory",
+    "shortcuts",
+    "others",
+]
 
 if __name__ == "__main__":
     run_all(__doc__ or "", HERE, [name for name in NAMES if (HERE / f"{name}.py").exists()], patience=180)

@@ -27,8 +27,17 @@ from .in_flight import InFlightLimit
 from .live_store import LiveStore, StoreReader
 from .metrics import Metrics
 from .problems import Problem, problem
-from .requests import COMMON_HEADERS, Headers, Message, Receive, Request, Response, Send, encode
-from .requests import problem_response
+from mlpkg.serve.requests import (
+    COMMON_HEADERS,
+    Headers,
+    Message,
+    Receive,
+    Request,
+    Response,
+    Send,
+    encode,
+    problem_response,
+)
 from .routes import Route, find_route, label_of, openapi
 from ..settings import Settings
 from ..store import Store

@@ -102,7 +102,7 @@ class _StoreParts:
         store.patience = _LOOP_PATIENCE
         store.defer_fsync()  # no request may wait for the disk where all others wait too
         if self.is_serving:
-            decider.champion.watch()
+            decider.active.watch()
             store.start_checkpointer()
         return decider
 
@@ -114,7 +114,7 @@ def _patient(store: Store) -> Store:
 
 def _close_parts(store: Store, decider: "Decider | None", commit: tuple[GroupCommit | None] | None) -> None:
     if decider is not None:
-        decider.champion.close()
+        decider.active.close()
     if commit is not None and commit[0] is not None:
         commit[0].close()
     store.close()

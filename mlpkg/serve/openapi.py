@@ -43,7 +43,7 @@ _PROBLEM: Json = {
 }
 
 # %% ../../nbs/14_serve/14_openapi.ipynb #decision-schema
-_MOMENT = {  # as a list of one type: some tools read `prefixItems` as the `items` of older drafts
+_AS_OF = {  # as a list of one type: some tools read `prefixItems` as the `items` of older drafts
     "type": "array",
     "description": "The time of the event and the position of the log up to which the decision saw it.",
     "items": {"type": "integer"},
@@ -56,7 +56,7 @@ def _record_schemas() -> Json:
     from mlpkg.decisions import Decision
 
     _, schemas = msgspec.json.schema_components([Decision, Receipt], ref_template=_PREFIX + "{name}")
-    schemas["Decision"]["properties"]["moment"] = _MOMENT
+    schemas["Decision"]["properties"]["as_of"] = _AS_OF
     return schemas
 
 # %% ../../nbs/14_serve/14_openapi.ipynb #contract-schemas
@@ -87,7 +87,7 @@ def _ranking_schemas(use_case: "UseCase") -> Json:
     """What a ranking is asked for with: an event and its candidates, or the id of an event that was sent."""
     if not use_case.ranking:
         return {}
-    request = use_case.ranking.asked.model_json_schema(ref_template=_PREFIX + "{model}")
+    request = use_case.ranking.event_contract.model_json_schema(ref_template=_PREFIX + "{model}")
     for name in use_case.ranking.fields:
         del request["properties"][name]
     by_id = {name: request["properties"][name] for name in ("id", "candidates")}

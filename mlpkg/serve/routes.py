@@ -10,8 +10,22 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import handlers
-from .openapi import MAP, PAGE, TEXT, TIME, Json, Operation, document_of, entry, get, list_of
-from .openapi import object_of, page_of, post, ref
+from mlpkg.serve.openapi import (
+    MAP,
+    PAGE,
+    TEXT,
+    TIME,
+    Json,
+    Operation,
+    document_of,
+    entry,
+    get,
+    list_of,
+    object_of,
+    page_of,
+    post,
+    ref,
+)
 from .requests import Request, Response
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ app = Application("fraud", settings(HERE))
     name="fraud",
     workers=1,  # one writer: a decision is one short transaction
     http={"host": "127.0.0.1"},  # type: ignore[arg-type]
-    # what follows is about layers of BentoML's that a request passes only where uvicorn reads it with another parser
+    # layers of BentoML, which a request passes only if uvicorn does not use httptools
     traffic={"timeout": 1},
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},

@@ -1,7 +1,6 @@
-"""LightGBM's fast call for one row, as its documentation has it, and settings of the collector: for peers that only predict."""
+"""LightGBM's fast call for one row, as its documentation has it: for peers that only predict."""
 
 import ctypes
-import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +32,3 @@ class Fast:
     def __call__(self, features: Sequence[float]) -> float:
         """The score of a row."""
         return self.call(self.row(*features))
-
-
-def settle() -> None:
-    """Let the collector walk less, as the service of mlpkg does."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)

@@ -4,7 +4,7 @@ import os
 import sys
 
 import uvicorn
-from fast import Fast, settle
+from fast import Fast
 from fastapi import FastAPI
 from pydantic import BaseModel
 
@@ -23,5 +23,4 @@ async def predict(asked: Asked) -> float:
     return score(asked.features)
 
 
-settle()
 uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", log_level="warning", access_log=False)

@@ -5,7 +5,7 @@ import os
 import bentoml
 import lightgbm as lgb
 import numpy as np
-from fast import Fast, settle
+from fast import Fast
 
 settings: dict = {
     "workers": 1,
@@ -23,7 +23,6 @@ class Plain:
 
     def __init__(self) -> None:
         self.booster = lgb.Booster(model_file=os.environ["MODEL"])
-        settle()
 
     @bentoml.api
     def predict(self, features: list[float]) -> float:
@@ -37,7 +36,6 @@ class OnlinePlan:
 
     def __init__(self) -> None:
         self.score = Fast(os.environ["MODEL"])
-        settle()
 
     @bentoml.api
     async def predict(self, features: list[float]) -> float:

@@ -27,8 +27,14 @@ pieces: dict[str, list[int]] = {}  # nanoseconds, if TIMED says so
 
 
 def application(settings: Settings) -> Application:
-    """The application; SLOWER is how many seconds longer an fsync takes, TIMED whether the pieces of a decision are timed."""
+    """The application.
+
+    SLOWER is how many seconds longer an fsync takes, TIMED whether the pieces of a decision are timed, SINGLY whether
+    requests are decided singly instead of in groups.
+    """
     app = Application(handbook(), settings)
+    if os.environ.get("SINGLY"):
+        app.batcher.take = app.batcher.read  # type: ignore[method-assign]
     start = app.start
 
     def started() -> None:
