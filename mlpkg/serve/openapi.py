@@ -63,7 +63,7 @@ def _record_schemas() -> Json:
 def _contract_schemas(use_case: "UseCase") -> Json:
     """The contracts of sources and outcomes by name, and what they refer to."""
     contracts = {name: source.forms for name, source in use_case.sources.items()}
-    contracts |= {o.stream: (o._contract,) for o in use_case.outcomes.values()}
+    contracts |= {o.stream: (o.contract,) for o in use_case.outcomes.values()}
     schemas: Json = {}
     for name, forms in contracts.items():
         of_forms = [form.model_json_schema(ref_template=_PREFIX + "{model}") for form in forms]
