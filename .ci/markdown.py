@@ -1,7 +1,8 @@
 """Are the pages well formed? `python .ci/markdown.py` names what is not, and `--wrap` breaks the long lines.
 
-Text breaks at 120 characters; tables, code and headings may be longer. The picture in `docs/architecture.md` has the
-layers of the import contract in `pyproject.toml`, and the page has a paragraph for each package in it.
+Text breaks at 120 characters; tables, code and headings may be longer. What a page names of the repository exists. The
+picture in `docs/architecture.md` has the layers of the import contract in `pyproject.toml`, and the page has a
+paragraph for each package in it.
 """
 
 import re
@@ -16,6 +17,7 @@ WIDTH = 120
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 ITEM = re.compile(r"(\s*)([-*]|\d+\.)\s+")
+NAMED = re.compile(r"\b(?:nbs/\d\d_|mlpkg/|tests/)[\w/]+\b|\.ci/\w+\b")
 PARAGRAPH, OTHER = "paragraph", "other"
 
 
@@ -82,6 +84,13 @@ def long_lines(page: Path) -> Iterator[str]:
             yield f"{page.relative_to(ROOT)}:{number} has {len(line)} characters: run python .ci/markdown.py --wrap"
 
 
+def missing(page: Path) -> Iterator[str]:
+    """Notebooks, tests and scripts that a page names and that do not exist."""
+    for name in sorted(set(NAMED.findall(page.read_text("utf-8")))):
+        if not any((ROOT / name).with_suffix(suffix).exists() for suffix in ("", ".ipynb", ".py")):
+            yield f"{page.relative_to(ROOT)} names {name}, which does not exist"
+
+
 def contract() -> list[set[str]]:
     """The layers of the import contract, the highest first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -112,7 +121,8 @@ if __name__ == "__main__":
     if "--wrap" in sys.argv[1:]:
         for page in pages():
             wrap(page)
-    problems = [problem for page in pages() for problem in long_lines(page)] + list(architecture())
+    problems = [problem for page in pages() for problem in (*long_lines(page), *missing(page))]
+    problems += architecture()
     for problem in problems:
         print(f"markdown: {problem}")
     sys.exit(1 if problems else 0)
