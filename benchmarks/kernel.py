@@ -29,7 +29,7 @@ def command(*arguments: str, state: Path) -> dict[str, float]:
     """Seconds and peak megabytes of one command line."""
     began = time.perf_counter()
     run = subprocess.Popen(
-        [sys.executable, "-m", "mlpkg.cli.main", *arguments],
+        [sys.executable, "-m", "mlpkg.cli", *arguments],
         env=os.environ | {"MLPKG_STATE": str(state)},
         stdout=subprocess.DEVNULL,
     )

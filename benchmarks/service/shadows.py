@@ -74,7 +74,7 @@ def begin(store: Store, state: Path) -> None:
 def caught_up(store: Store, server: Server, three: Server) -> float:
     """Wait until everything is scored; the seconds that took."""
     began = time.monotonic()
-    while server is three and shadow.lag("fraud", store) != (len(WINDOWS), 0.0):
+    while server is three and shadow.follower_lag("fraud", store) != (len(WINDOWS), 0.0):
         time.sleep(0.01)
         if time.monotonic() - began > 60:
             raise SystemExit(f"the shadows do not catch up; see {three.log}")

@@ -6,7 +6,8 @@
 __all__ = ['Instant', 'as_json', 'main', 'opened', 'progress', 'say', 'show', 'use_case_argument']
 
 # %% ../../nbs/16_cli/00_init.ipynb #public
-from .main import Instant, as_json, main, opened, progress, say, show, use_case_argument
+from .main import main
+from .shared import Instant, as_json, opened, progress, say, show, use_case_argument
 
 # %% ../../nbs/16_cli/00_init.ipynb #all
 _all_ = ["Instant", "as_json", "main", "opened", "progress", "say", "show", "use_case_argument"]

@@ -28,7 +28,7 @@ from .explain import Explanation, explain
 from .frames import find_store, find_use_case, times
 from .origins import origin_of
 from ..models import Model
-from ..rollout import Scored, scores_about
+from ..rollout import ShadowScore, scores_about
 from ..schema import Outcome
 from ..store import Store, decisions_of, texts_of
 from ..times import iso, now
@@ -132,7 +132,7 @@ class DecisionReport:
         return contributions(self.model, self.record.features).assign(value=self.features["value"])
 
     @cached_property
-    def _scored(self) -> list[Scored]:
+    def _scored(self) -> list[ShadowScore]:
         return scores_about(self.case.name, self.record.event, self.store)
 
     @cached_property

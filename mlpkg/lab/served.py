@@ -17,7 +17,7 @@ from ..decisions import UseCase
 from ..engine.columns import NULL
 from .frames import When, find_store, find_use_case, nullable, readable, texts_of_outcome, times
 from .training import label_of
-from ..rollout import Scored, scores
+from ..rollout import ShadowScore, scores
 from ..store import Entry, Store, decisions_of
 from ..times import instant
 
@@ -84,7 +84,7 @@ def _read_served(case: UseCase, since: int, store: Store) -> list[_Served]:
     return rows
 
 
-def _places(scored: Sequence[tuple[Entry, Scored]], served: Sequence[_Served]) -> Any:
+def _places(scored: Sequence[tuple[Entry, ShadowScore]], served: Sequence[_Served]) -> Any:
     """Where each shadow model puts the alternative that was served first."""
     first_of = {position: first for position, _, _, first in served if first}
     places = [row.place_of(first_of[entry.about]) if entry.about in first_of else None for entry, row in scored]

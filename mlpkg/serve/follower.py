@@ -72,14 +72,14 @@ class Following:
 
     def check(self) -> None:
         """Start the process if it is needed and there is none."""
-        from mlpkg.rollout import alone, is_needed
+        from mlpkg.rollout import follower_lock, is_needed
 
         running = self.process is not None and self.process.poll() is None
         if running or time.monotonic() < self._next or (store := self._store()) is None:
             return
         if not is_needed(self._use_case, store):
             return
-        with alone(self._settings, self._use_case) as lock:
+        with follower_lock(self._settings, self._use_case) as lock:
             if lock is None:
                 return
             self._next = time.monotonic() + _START_EVERY

@@ -169,10 +169,10 @@ async def get_metrics(app: "Application", request: Request) -> Response:
 
 def _store_state(app: "Application") -> Mapping[str, float] | MlpkgError:
     """Numbers about the store, or why there are none."""
-    from mlpkg.rollout import lag
+    from mlpkg.rollout import follower_lag
 
     try:
-        shadows, seconds = lag(app.use_case.name, app.reader())
+        shadows, seconds = follower_lag(app.use_case.name, app.reader())
         return counts(app.settings) | {"shadows": shadows, "shadow_lag_seconds": seconds}
     except MlpkgError as error:
         return error

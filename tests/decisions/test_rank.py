@@ -34,6 +34,7 @@ from mlpkg.features import evaluate
 from mlpkg.lab.rankings import rankings
 from mlpkg.models import registry
 from mlpkg.rollout import shadow
+from mlpkg.rollout.shadow import features as shadow_features
 from mlpkg.serve.app import Application
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, MINUTE, instant, iso, now
@@ -295,9 +296,11 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
             patch.setattr(shop.decider, "deadline_us", -1)
             late = shop.decider.rank({"id": "v12", "candidates": shop.candidates(20)}, arrived=shop.end + DAY)
             assert late.fallback and late.score is None
-        computed, asked_log = shadow._computed, []
+        computed, asked_log = shadow_features.features_from_log, []
         with monkeypatch.context() as patch:
-            patch.setattr(shadow, "_computed", lambda *given: asked_log.append(True) or computed(*given))
+            patch.setattr(
+                shadow_features, "features_from_log", lambda *given: asked_log.append(True) or computed(*given)
+            )
             assert shadow.Follower(offers, shop.store).step() == 25
         assert bool(asked_log) == from_log
         said = {s.event: s for _, s in shadow.scores(offers.name, shop.store)}

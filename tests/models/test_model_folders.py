@@ -227,7 +227,7 @@ def test_a_model_whose_definition_names_a_module_does_not_run_it(bank: Bank, rog
     )
     with pytest.raises(MlpkgError, match="with hash 0000"):
         models.ready(models.load(folder))
-    command = [sys.executable, "-m", "mlpkg.cli.main"]
+    command = [sys.executable, "-m", "mlpkg.cli"]
     for verb in (
         ["promote", "fraud", bank.version],
         ["models", "fraud"],

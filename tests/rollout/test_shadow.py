@@ -23,6 +23,7 @@ from mlpkg.examples.fraud.features import transactions
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.models import Model, registry
 from mlpkg.rollout import Follower, shadow
+from mlpkg.rollout.shadow import features as shadow_features
 from mlpkg.settings import Settings
 from mlpkg.store import Store, decisions_of
 from mlpkg.times import DAY, HOUR, iso, now
@@ -127,7 +128,7 @@ def test_every_decision_is_scored_once_by_each_shadow(shadowed: Shadowed):
     begun = max(c["position"] for c in store.promotions("fraud"))
     first = min(c["position"] for c in store.promotions("fraud") if c["change"] == "shadow")
     assert shadowed.idle and shadowed.killed >= 3
-    assert soon(lambda: shadow.lag("fraud", store) == (3, 0.0), 60), shadowed.server.said
+    assert soon(lambda: shadow.follower_lag("fraud", store) == (3, 0.0), 60), shadowed.server.said
     decided = {e.position: e.id for e in store.read(first, streams=[decisions_of("fraud")])}
     said = [(e.about, s.event, s.model) for e, s in shadow.scores("fraud", store)]
     assert max(Counter(said).values()) == 1
@@ -139,7 +140,7 @@ def test_every_decision_is_scored_once_by_each_shadow(shadowed: Shadowed):
 
 
 def test_what_shadows_say_is_to_the_bit_what_the_log_gives(shadowed: Shadowed):
-    assert soon(lambda: shadow.lag("fraud", shadowed.store)[1] == 0)
+    assert soon(lambda: shadow.follower_lag("fraud", shadowed.store)[1] == 0)
     found = mlpkg("verify", "fraud", state=shadowed.server.state)
     assert (found["mismatches"], found["shadows"]["mismatches"]) == (0, 0), found
     assert found["shadows"]["models"].keys() == set(shadowed.versions)
@@ -289,8 +290,8 @@ def test_what_was_corrected_since_is_seen_as_it_was_then(
             said = {"id": f"tx-{k}", "fraud": False, "corrects": True}
             store.report(handbook.frauds, said, arrived=begun + 8 * DAY)
     from_log: list[bool] = []
-    computed = shadow._computed
-    monkeypatch.setattr(shadow, "_computed", lambda *given: from_log.append(True) or computed(*given))
+    computed = shadow_features.features_from_log
+    monkeypatch.setattr(shadow_features, "features_from_log", lambda *given: from_log.append(True) or computed(*given))
     assert Follower(handbook.early, store).step() == 8
     assert bool(from_log) == corrected
     found = {s.event: s.score for _, s in shadow.scores("early", store)}
@@ -303,7 +304,7 @@ def test_timelines_hold_what_an_old_decision_saw(bank: Bank, monkeypatch: pytest
     """These payments are older than anything that may still be decided today, and the log is not asked."""
     registry.shadow(bank.store, save(bank.store.settings.state, handbook.features, n=2.0), by="ann", why="to see")
     made = [bank.pays(f"tx-{k}", k / 24) for k in range(5)]
-    monkeypatch.setattr(shadow, "_computed", None)
+    monkeypatch.setattr(shadow_features, "features_from_log", None)
     Follower(handbook.fraud, bank.store).step()
     assert [s.score for _, s in shadow.scores("fraud", bank.store)] == [d.score for d in made]
 

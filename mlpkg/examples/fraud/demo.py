@@ -65,7 +65,7 @@ def _run(*arguments: str, capture: bool = False, nice: int = 0) -> str:
     """Run `mlpkg`, and give what it printed where that is wanted; `nice` lets others go first."""
     _typed(*arguments)
     command = ["nice", "-n", str(nice)] if nice and shutil.which("nice") else []
-    command += [sys.executable, "-m", "mlpkg.cli.main", *arguments]
+    command += [sys.executable, "-m", "mlpkg.cli", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True)
     if done.returncode:
         raise MlpkgError(f"mlpkg {arguments[0]} failed with status {done.returncode}", "its last lines say why")
@@ -90,7 +90,7 @@ class Service:
         _typed("serve", "fraud", "--port", str(self.port))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlpkg.cli.main", "serve", "fraud", "--port", str(self.port)],
+                [sys.executable, "-m", "mlpkg.cli", "serve", "fraud", "--port", str(self.port)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -289,7 +289,7 @@ def run(folder: Path, customers: int, terminals: int, days: int, live: int, rate
         lost = count_lost(service, acknowledged)
         port = service.port
     verified = subprocess.run(
-        [sys.executable, "-m", "mlpkg.cli.main", "verify", "fraud", "--json"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mlpkg.cli", "verify", "fraud", "--json"], stdout=subprocess.PIPE, text=True
     )
     _typed("verify", "fraud")
     checked = json.loads(verified.stdout)
