@@ -23,7 +23,7 @@ from mlpkg.aggregates.sums import (
     Max,
     Mean,
     Min,
-    Moment,
+    OfSums,
     Ratio,
     Share,
     Skew,

@@ -16,38 +16,38 @@ from ..engine import order_statistics as order
 from ..engine.columns import Column
 from ..engine.filters import Filter
 from ..engine.timeline import Array
-from ..engine.windows import Windows
+from ..engine.windows import Windows, latest_other_rows
 from ..times import SECOND, duration
 
-# %% ../../nbs/03_aggregates/04_gaps.ipynb #since
+# %% ../../nbs/03_aggregates/04_gaps.ipynb #times
 def _times(windows: Windows, rows: Array) -> Array:
     time = windows.timeline.time
     return time[np.maximum(rows, 0)] if len(time) else np.zeros(rows.shape, np.int64)
 
 
-def _first(windows: Windows) -> Array:
+def _first_time(windows: Windows) -> Array:
     return _times(windows, np.minimum(windows.lo, max(len(windows.timeline) - 1, 0)))
 
-
+# %% ../../nbs/03_aggregates/04_gaps.ipynb #time-since-last
 @register
 @dataclass(frozen=True)
 class TimeSinceLast(Aggregate):
-    """Seconds from the latest earlier event in the window to the moment: ``(t − τ_last) / 10⁶``; null where there is none."""
+    """Seconds since the latest earlier event in the window: ``(t − τ_last) / 10⁶``; null if there is none."""
 
     def description(self) -> str:
         """In seconds."""
         return "seconds since the last event"
 
     def compute(self, windows: Windows, *operands: Array) -> Array:
-        """``(t − τ_last) / 10⁶``, passing over the event that is being decided."""
-        last = windows.last()
-        return np.where(last >= windows.lo, (windows.moments.time - _times(windows, last)) / SECOND, np.nan)
+        """``(t − τ_last) / 10⁶``, passing over the event itself."""
+        last = latest_other_rows(windows)
+        return np.where(last >= windows.lo, (windows.as_of.time - _times(windows, last)) / SECOND, np.nan)
 
-
+# %% ../../nbs/03_aggregates/04_gaps.ipynb #time-since-first
 @register
 @dataclass(frozen=True)
 class TimeSinceFirst(Aggregate):
-    """Seconds from the first event in the window to the moment: ``(t − τ_first) / 10⁶``; null where there is none."""
+    """Seconds since the first event in the window: ``(t − τ_first) / 10⁶``; null if there is none."""
 
     def description(self) -> str:
         """In seconds."""
@@ -55,13 +55,13 @@ class TimeSinceFirst(Aggregate):
 
     def compute(self, windows: Windows, *operands: Array) -> Array:
         """``(t − τ_first) / 10⁶``."""
-        return np.where(windows.hi > windows.lo, (windows.moments.time - _first(windows)) / SECOND, np.nan)
+        return np.where(windows.hi > windows.lo, (windows.as_of.time - _first_time(windows)) / SECOND, np.nan)
 
-# %% ../../nbs/03_aggregates/04_gaps.ipynb #gap
+# %% ../../nbs/03_aggregates/04_gaps.ipynb #mean-gap
 @register
 @dataclass(frozen=True)
 class MeanGap(Aggregate):
-    """Seconds from one event of the window to the next, on average: ``(τ_last − τ_first) / ((n − 1) · 10⁶)``; null below two."""
+    """Mean seconds between neighbouring events of the window: ``(τ_last − τ_first) / ((n − 1) · 10⁶)``; null below two events."""
 
     def description(self) -> str:
         """In seconds."""
@@ -70,14 +70,14 @@ class MeanGap(Aggregate):
     def compute(self, windows: Windows, *operands: Array) -> Array:
         """``(τ_last − τ_first) / ((n − 1) · 10⁶)``."""
         n = windows.hi - windows.lo
-        span = _times(windows, np.broadcast_to(windows.hi - 1, n.shape)) - _first(windows)
+        span = _times(windows, np.broadcast_to(windows.hi - 1, n.shape)) - _first_time(windows)
         return np.where(n > 1, span / (np.maximum(n - 1, 1).astype(np.float64) * SECOND), np.nan)
 
-
+# %% ../../nbs/03_aggregates/04_gaps.ipynb #max-gap
 @register
 @dataclass(frozen=True)
 class MaxGap(Aggregate):
-    """The longest time from one event of the window to the next, in seconds; null below two."""
+    """Maximum seconds between neighbouring events of the window; null below two events."""
 
     def description(self) -> str:
         """In seconds."""
@@ -87,24 +87,24 @@ class MaxGap(Aggregate):
         """``max(τ_i − τ_(i−1)) / 10⁶``."""
         time = windows.timeline.time
         gaps = np.concatenate([np.zeros(min(len(time), 1), np.int64), time[1:] - time[:-1]])
-        first = np.minimum(windows.lo + 1, windows.hi)
-        found = np.stack([order.extreme(gaps, lo, windows.hi, np.maximum) for lo in first])
-        return np.where(windows.hi - windows.lo > 1, found / SECOND, np.nan)
+        second = np.minimum(windows.lo + 1, windows.hi)
+        longest = np.stack([order.extreme(gaps, lo, windows.hi, np.maximum) for lo in second])
+        return np.where(windows.hi - windows.lo > 1, longest / SECOND, np.nan)
 
-
+# %% ../../nbs/03_aggregates/04_gaps.ipynb #rate
 @register
 @dataclass(frozen=True)
 class Rate(Aggregate):
-    """Events per time: n over the width of the window or, where it has none of its own, over the time since its first event.
+    """Events per `per`: n divided by the width of the window, or by the time since its first event if it has no width.
 
-    Null where that time is 0 or nothing happened; 0 in an empty window of a stated width.
+    Null if that time is 0 or nothing happened; 0 in an empty window with a width.
     """
 
     _: KW_ONLY
     per: str = "1h"
 
     def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
-        """`per` has to be a time."""
+        """`per` is a time."""
         duration(self.per)
         super().check(name, columns, reach)
 
@@ -115,29 +115,24 @@ class Rate(Aggregate):
     def compute(self, windows: Windows, *operands: Array) -> Array:
         """``n · per / width``."""
         n, per = (windows.hi - windows.lo).astype(np.float64), float(duration(self.per))
-        width = windows.moments.time - _first(windows)
+        width = windows.as_of.time - _first_time(windows)
+        has_width = np.zeros((len(self.spans), 1), bool)
         for i, span in enumerate(self.spans):
             if span.width is not None:
-                width[i] = span.width
-        return n * per / np.where((width > 0) & ((n > 0) | self._wide(n)), width, np.nan)
-
-    def _wide(self, n: Array) -> Array:
-        return np.array([span.width is not None for span in self.spans])[:, None] | np.zeros(n.shape, bool)
+                width[i], has_width[i] = span.width, True
+        return n * per / np.where((width > 0) & ((n > 0) | has_width), width, np.nan)
 
 # %% ../../nbs/03_aggregates/04_gaps.ipynb #streak
 @register
 @dataclass(frozen=True)
 class Streak(Aggregate):
-    """How many of the latest events, up to now without a break, meet a condition: an int.
-
-    An event of which the condition is unknown does not count.
-    """
+    """The number of latest events that all meet a condition, an int. Events for which it is unknown do not count."""
 
     condition: str
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Its own."""
+        """Its condition."""
         return (self.condition,)
 
     def kind(self, columns: Mapping[str, Column]) -> Kind:
@@ -149,7 +144,7 @@ class Streak(Aggregate):
         return f"streak of {self.condition}"
 
     def compute(self, windows: Windows, *operands: Array) -> Array:
-        """Rows after the last one that breaks it."""
+        """The rows after the last one that breaks it."""
         meets = Filter(self.condition, windows.columns).mask(windows.timeline.columns)
-        broken = np.maximum.accumulate(np.concatenate([[-1], np.where(meets, -1, np.arange(len(meets)))]))
-        return windows.hi - 1 - np.maximum(broken[windows.hi], windows.lo - 1)
+        breaks = np.maximum.accumulate(np.concatenate([[-1], np.where(meets, -1, np.arange(len(meets)))]))
+        return windows.hi - 1 - np.maximum(breaks[windows.hi], windows.lo - 1)

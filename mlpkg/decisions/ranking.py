@@ -69,7 +69,7 @@ def _check_fields(source: Source, fields: Sequence[str]) -> list[Column]:
 # %% ../../nbs/07_decisions/02_ranking.ipynb #values
 def _first_refused(column: Column, values: Sequence[Any]) -> int | None:
     """Return the index of the first value that the column cannot hold."""
-    return next((i for i, value in enumerate(values) if column.refusal(value)), None)
+    return next((i for i, value in enumerate(values) if column.limits.refusal(value)), None)
 
 
 def _to_codes(column: Column, values: Sequence[Any]) -> tuple[Array, Sequence[Any]]:

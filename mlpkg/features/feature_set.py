@@ -22,9 +22,9 @@ import numpy as np
 
 from ..aggregates import Aggregate, Kind, Span, from_spec
 from ..engine.columns import NULL, Column
-from ..engine.history import Events, History, Layout, facts, presumed
+from ..engine.history import Events, History, Layout, with_feedback, with_labels
 from ..engine.tiles import Tiles
-from ..engine.timeline import FAR, Array, AsOf, Packed, Timeline, as_timeline, stable_order, with_truth
+from ..engine.timeline import FAR, Array, AsOf, Packed, Timeline, as_timeline, attach_labels, stable_order
 from ..errors import MlpkgError, did_you_mean
 from .expressions import OnDemand, OtherFeature, PresentField, Term, feature, field, on_demand, term_of
 from .online import ExpressionPlan, OnlinePlan
@@ -111,14 +111,14 @@ class _Part:
         if self.fact is None:
             return base
         name = self.fact.stream
-        if name not in history._told:
+        if name not in history.derived:
             reports = history.reports[name]
-            history._told[name] = (
-                presumed(base, reports, self.fact.name, self.fact.default_code)
+            history.derived[name] = (
+                with_labels(base, reports, self.fact.name, self.fact.default_code)
                 if self.presumes
-                else facts(base, reports)
+                else with_feedback(base, reports)
             )
-        return history._told[name]
+        return history.derived[name]
 
     @property
     def truth(self) -> dict[str, Any] | None:
@@ -126,7 +126,7 @@ class _Part:
         if not self.presumes:
             return None
         assert self.fact is not None
-        return {"name": self.fact.name, "presumed": self.fact.default_code, "after": self.fact.matures_after_us}
+        return {"name": self.fact.name, "default": self.fact.default_code, "matures_after": self.fact.matures_after_us}
 
 # %% ../../nbs/04_features/04_feature_set.ipynb #feature-set
 class FeatureSet:
@@ -445,7 +445,7 @@ def _compute_part(
         timeline = events.timeline(layout.order[mine], starts, part.columns, part.truth)
         to = order[asked]
         if own_rows:
-            seen = timeline.position if moments.position is moments.own else moments.position[to]
+            seen = timeline.position if moments.log_position is moments.event_position else moments.log_position[to]
             present = {k: v[to] for k, v in moments.present.items()}
             entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
             those = AsOf(entity, timeline.time, seen, timeline.position, present)
@@ -478,7 +478,7 @@ def _in_unit(column: Column, codes: Array) -> Array:
         return codes
     if column.nullable:
         return np.where(codes == NULL, np.nan, codes / column.scale)
-    return codes if column.kind == "int" else codes == 1 if column.kind == "bool" else codes / column.scale
+    return column.in_unit(codes)
 
 # %% ../../nbs/04_features/04_feature_set.ipynb #live-plan
 class _Live:
@@ -551,7 +551,7 @@ def evaluate(
             slow.append((part, rows, reports, range(len(part.reduction.plans)), part.reduction))
     out = live.formulas.numbers(found)
     for each in slow:
-        _evaluate_slow(*each, named, AsOf.one(time, position, own), out)
+        _evaluate_slow(*each, named, AsOf.single(time, position, own), out)
     if features._present or features._formulas:
         _evaluate_terms(features, named, time, out)
     return out
@@ -570,7 +570,7 @@ def _evaluate_slow(
     """Some of the plans of a part, as `compute` does it: the numbers of these, which are those of a reduction."""
     rows, reports = as_timeline(rows), as_timeline(reports)
     if part.presumes:
-        rows = with_truth(rows, part.fact.name, reports, part.fact.default_code, part.fact.matures_after_us)
+        rows = attach_labels(rows, part.fact.name, reports, part.fact.default_code, part.fact.matures_after_us)
     elif part.fact is not None:
         rows = replace(rows, about=rows.columns["about"])
     moment.present = {name: np.array([named[name]]) for name in reduction.present}
@@ -657,7 +657,7 @@ def evaluate_many(
     for part in features._parts:
         rows, reports = (held[s.stream, s.key] for s in (part.streams[0], part.streams[-1]))
         if part.presumes:
-            rows = with_truth(rows, part.fact.name, reports, part.fact.default_code, part.fact.matures_after_us)
+            rows = attach_labels(rows, part.fact.name, reports, part.fact.default_code, part.fact.matures_after_us)
         elif part.fact is not None:
             rows = replace(rows, about=rows.columns["about"])
         entity, keys = entities[part.key.name]

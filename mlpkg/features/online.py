@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import int128 as exact
 from ..engine.columns import NULL, Column
 from ..engine.filters import Filter, NotNull
+from ..engine.moments import power_sums
 from ..engine.tiles import KNOWN, MAX, MIN, SQUARES, SQUARES_HIGH, SUM, Tiles
-from ..engine.timeline import Array, Packed, Timeline, as_timeline, with_truth
+from ..engine.timeline import Array, Packed, Timeline, as_timeline, attach_labels
 from .plan import AggregationPlan
 
 # %% ../../nbs/04_features/03_online.ipynb #view
@@ -132,7 +132,7 @@ class OnlinePlan:
 
     def __init__(self, reduction: AggregationPlan, presumed: int = 0, after: int = 0):
         self.truth, self.columns, self.presumed, self.after = reduction.truth, reduction.columns, presumed, after
-        self.rest = [i for i, p in enumerate(reduction.plans) if p.aggregate.components is None or p.kind == "category"]
+        self.rest = [i for i, p in enumerate(reduction.plans) if not p.aggregate.online or p.kind == "category"]
         plans = [(reduction.rows[i].start, p) for i, p in enumerate(reduction.plans) if i not in self.rest]
         spans = [[(at, s.latest) for at, s in zip(p.at.tolist(), p.spans, strict=True)] for _, p in plans]
         windows = list(dict.fromkeys(window for each in spans for window in each))
@@ -201,7 +201,7 @@ class OnlinePlan:
         if self.truth_by_row:
             rows, reports = as_timeline(rows), as_timeline(reports)
             assert isinstance(rows, Timeline) and isinstance(reports, Timeline) and self.truth is not None
-            codes = with_truth(rows, self.truth, reports, self.presumed, self.after).columns
+            codes = attach_labels(rows, self.truth, reports, self.presumed, self.after).columns
         for conditions, columns, made in self.views:
             view = _View(rows, codes, self.columns, places)
             if conditions:
@@ -249,7 +249,8 @@ class ExpressionPlan:
                     min_rows, empty = (
                         (a.min_rows, float("nan")) if a.empty is None else (max(1, a.min_rows), float(a.empty))
                     )
-                    self.values.append((place, a.finalize, use.scale, min_rows, empty, n, made))
+                    finalize = _of_central_sums(a.finalize) if a.powers > 1 else a.finalize
+                    self.values.append((place, finalize, use.scale, min_rows, empty, n, made))
             begin += quick.size
 
     def numbers(self, found: Sequence[int]) -> list[Any]:
@@ -263,7 +264,12 @@ class ExpressionPlan:
             elif len(made) == 1:
                 out[place] = finalize(n, scale, found[made[0]])
             elif made:
-                out[place] = finalize(n, scale, *exact.power_sums(n, *[found[at] for at in made]))
+                out[place] = finalize(n, scale, *[found[at] for at in made])
             else:
                 out[place] = float(n)
         return out
+
+
+def _of_central_sums(finalize: Callable[..., Any]) -> Callable[..., Any]:
+    """`finalize` of the central sums, given the sums of powers."""
+    return lambda n, scale, *sums: finalize(n, scale, *power_sums(n, *sums))

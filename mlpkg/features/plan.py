@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..aggregates import Aggregate, Count, Kind, Moment, Span
+from ..aggregates import Aggregate, Count, Kind, OfSums, Span
 from ..engine.columns import Column
 from ..engine.filters import Filter, NotNull, either_way
 from ..engine.timeline import Array, AsOf, Timeline, blocks
-from ..engine.windows import Missing, Windows, edges_of, private_windows, sees_all, visible_bounds, window_bounds
+from ..engine.visibility import HiddenRows, copied_windows, sees_all, visible_bounds
+from ..engine.windows import Windows, edges_of, window_bounds
 
 # %% ../../nbs/04_features/02_plan.ipynb #plan
 class _Plan:
@@ -54,7 +55,7 @@ class _Plan:
         if self.operands:
             return all(p.additive(truth) for p in self.operands)
         a = self.aggregate
-        by_value = a.additive and not isinstance(a, Count | Moment)  # rows chosen by the column
+        by_value = a.additive and not isinstance(a, Count | OfSums)  # rows chosen by the column
         return a.additive and not (truth in a.names and (by_value or a.powers > 1))
 
     def compute(self, windows: Windows) -> Array:
@@ -122,12 +123,14 @@ class AggregationPlan:
         if sees_all(timeline, moments, self.delay):
             self._put(out, slice(None), every, self._windows(timeline, moments, lo, hi))
             return out
-        lo, hi, clean, odd = visible_bounds(timeline, moments, lo, hi, self.delay)
-        if clean.all():
+        lo, hi, fully_visible, needs_copy = visible_bounds(timeline, moments, lo, hi, self.delay)
+        if fully_visible.all():
             self._put(out, slice(None), every, self._windows(timeline, moments, lo, hi))
             return out
-        self._split(out, self._sums, timeline, moments, lo, hi, odd, np.flatnonzero(~clean & ~odd))
-        self._split(out, self._others, timeline, moments, lo, hi, ~clean, None)
+        self._split(
+            out, self._sums, timeline, moments, lo, hi, needs_copy, np.flatnonzero(~fully_visible & ~needs_copy)
+        )
+        self._split(out, self._others, timeline, moments, lo, hi, ~fully_visible, None)
         return out
 
     def _split(
@@ -152,7 +155,7 @@ class AggregationPlan:
                 at = own[block]
                 asked, short = moments.take(at), lo[:, at]
                 short = np.maximum(short, least[at])
-                kept, own_lo, own_hi = private_windows(timeline, asked, short, hi[at])
+                kept, own_lo, own_hi = copied_windows(timeline, asked, short, hi[at])
                 self._put(out, at, which, self._windows(kept, asked, own_lo, own_hi))
             rest = np.flatnonzero(~private)
             if not len(rest):
@@ -164,7 +167,7 @@ class AggregationPlan:
             rest = slice(None)
         windows = self._windows(timeline, moments, lo, hi)
         if late is not None and len(late):
-            windows.missing = Missing(timeline, moments, late, lo.min(axis=0), hi)
+            windows.hidden = HiddenRows(timeline, moments, late, hi)
         self._put(out, rest, which, windows)
 
     def _windows(self, timeline: Timeline, moments: AsOf, lo: Array, hi: Array) -> Windows:

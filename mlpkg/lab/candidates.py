@@ -75,7 +75,7 @@ def _latest_reports(
     candidates: Candidates, stream: Feedback, reports: Any, log_position: int
 ) -> tuple[Array, dict[str, Array]]:
     """The position of the report that counts for each candidate (`FAR`: none), and the values that it has."""
-    reports = reports.standing()
+    reports = reports.effective()
     since = np.full(len(candidates.event), FAR)
     values = {column.name: np.full(len(since), NULL) for column in stream.columns}
     reported = getattr(reports, "columns", None) or {stream.columns[0].name: reports.truth}

@@ -159,7 +159,7 @@ def _numbers(rule: Rule, typed: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     if column.kind == "bool":
         return np.ones(len(values), bool), values.astype(np.int64)
     with np.errstate(invalid="ignore", over="ignore"):
-        fine = ~(column.too_large(values) | column.too_fine(values))
+        fine = ~(column.limits.too_large(values) | column.limits.too_fine(values))
         for holds, bound in rule.bounds:
             fine &= holds(values, bound)
         codes = np.rint(values * float(column.scale)) if column.kind == "number" else values
@@ -386,7 +386,7 @@ class _Faults:
                 of,
                 value - value == 0,
                 *(holds(value, bound) for holds, bound in rule.bounds),
-                column.refusal(value),
+                column.limits.refusal(value),
             )
         if of is str and column.kind == "text":
             return name, of, len(value) < rule.lengths[0], len(value) > rule.lengths[1]

@@ -73,7 +73,7 @@ def series(column: Column, codes: Array) -> Any:
     """A column in its own unit."""
     if column.nullable or column.kind == "text":
         return pd.array([column.decode(code) for code in codes.tolist()])
-    return codes / column.scale if column.kind == "number" else codes == 1 if column.kind == "bool" else codes
+    return column.in_unit(codes)
 
 
 def nullable(codes: Array) -> Any:

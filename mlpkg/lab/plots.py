@@ -90,7 +90,7 @@ def _is_of_entity(features: FeatureSet, feature: str, entity: Mapping[str, Any])
 # %% ../../nbs/17_lab/22_plots.ipynb #measures
 def _is_measure(column: Column) -> bool:
     """Whether a field measures something."""
-    return column.kind == "number" or (column.kind == "int" and column.summable and column.bits < 42)
+    return column.kind == "number" or (column.kind == "int" and column.bits < 42)
 
 # %% ../../nbs/17_lab/22_plots.ipynb #column
 def _column_of(features: FeatureSet, feature: str) -> str | None:

@@ -213,7 +213,7 @@ def key_fields(features: FeatureSet) -> list[str]:
 def _in_unit(column: Column, codes: Array) -> Any:
     """A column in its own unit, with a type that does not depend on its values."""
     if not column.nullable and column.kind != "text":
-        return codes / column.scale if column.kind == "number" else codes == 1 if column.kind == "bool" else codes
+        return column.in_unit(codes)
     unknown = codes == NULL
     if column.kind == "bool":
         return pd.arrays.BooleanArray(codes == 1, unknown)

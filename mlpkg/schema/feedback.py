@@ -197,7 +197,7 @@ def _read_report(outcome: Outcome, body: bytes | str | Mapping[str, Any]) -> Val
     name, column = outcome.name, outcome.column
     report = validated(outcome.contract, outcome.stream, body, "outcome")
     value = getattr(report, name)
-    if reason := column.refusal(value):
+    if reason := column.limits.refusal(value):
         raise Rejected(f"{name.title()}.{name}", value, reason, event=report.id, source=outcome.stream)
     code = column.encode(value)
     truth = {name: value if column.kind == "text" else column.decode(code)}

@@ -22,8 +22,7 @@ Array = np.ndarray
 
 
 def _in_unit(column: Column, codes: Array) -> Array:
-    codes = np.where(codes == NULL, 0, codes)
-    return codes / column.scale if column.kind == "number" else codes == 1 if column.kind == "bool" else codes
+    return column.in_unit(np.where(codes == NULL, 0, codes))
 
 
 def _null_where_any_is(parts: Sequence[Array], codes: Array) -> Array:

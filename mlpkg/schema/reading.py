@@ -218,7 +218,7 @@ class EventReader:
     def refusal(self, column: Column, value: object, event: str, within: str = "") -> Rejected:
         """The error for a value that a column cannot hold; `within` is the place of the column inside the event."""
         name = f"{self.contract.__name__}.{within}{column.name}"
-        return Rejected(name, value, column.refusal(value) or "is refused", event=event, source=self.name)
+        return Rejected(name, value, column.limits.refusal(value) or "is refused", event=event, source=self.name)
 
     @cached_property
     def defaults(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def reason_of(contract: type[BaseModel], error: ErrorDetails, of: str = "source"
         optional = info and not info.is_required()
         return "is null; leave it out, or give it a value" if optional else "is null, but required"
     if kind == "finite_number" and type(value) is int:  # it has so many digits that no float is as large
-        return column_of(str(where[0]), info).beyond if info else "is too large"
+        return column_of(str(where[0]), info).limits.too_large_message if info else "is too large"
     if kind == "finite_number":
         return "is not a finite number"
     if kind == "literal_error":

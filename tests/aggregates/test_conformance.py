@@ -515,7 +515,7 @@ class Nunique(REGISTRY["nunique"]):
 
     def compute(self, *given: Any) -> Any:
         found = super().compute(*given)
-        return found + (given[0].moments.position < given[0].timeline.position.max(initial=0))
+        return found + (given[0].as_of.log_position < given[0].timeline.position.max(initial=0))
 
 
 class Unheard(REGISTRY["count"]):

@@ -8,7 +8,8 @@ import apsw
 import numpy as np
 import pytest
 
-from mlpkg.engine.tiles import KNOWN, MAX, MIN, NULL, SQUARES, SQUARES_HIGH, SUM, Tiles
+from mlpkg.engine.columns import NULL
+from mlpkg.engine.tiles import KNOWN, MAX, MIN, SQUARES, SQUARES_HIGH, SUM, Tiles
 from mlpkg.engine.timeline import as_timeline, pack
 from mlpkg.store.sqlite import timelines as stored
 from mlpkg.store.sqlite.timelines import SCHEMA, Bulk, Timelines
