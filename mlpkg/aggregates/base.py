@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..engine import moments
-from ..engine.columns import NULL, Column, text_code
+from ..engine.columns import NULL, Column
 from ..engine.filters import Filter
 from ..engine.order_statistics import extreme
 from ..engine.timeline import Array, AsOf, Timeline

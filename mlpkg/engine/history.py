@@ -34,8 +34,8 @@ class Layout:
     def pieces(self, time: Array, first: Array, most: int = 2**15) -> Iterator[tuple[slice, slice, slice]]:
         """Pieces of about `most` rows and as-ofs: the entities, their rows in `order`, and their as-ofs.
 
-        `time` is that of the rows. The as-ofs of entity ``e`` are ``first[e]:first[e + 1]``; those of no entity come before ``first[0]`` and belong to the
-        first piece. All times of a piece fit into one sorted integer.
+        `time` is that of the rows. The as-ofs of entity ``e`` are ``first[e]:first[e + 1]``; those of no entity come before
+        ``first[0]`` and belong to the first piece. All times of a piece fit into one sorted integer.
         """
         if len(self.keys) == 0:
             yield slice(0, 0), slice(0, 0), slice(0, int(first[-1]))

@@ -25,8 +25,8 @@ FAR = 2**62  # a position that no log reaches
 class Labels:
     """What is known of the outcome `name` of each row.
 
-    A row has its reported label from position `known` on (`FAR`: never) and the `default` label before. A row without a report counts once it is
-    `matures_after` microseconds old. No report is beyond position `latest`.
+    A row has its reported label from position `known` on (`FAR`: never) and the `default` label before. A row without a
+    report counts once it is `matures_after` microseconds old. No report is beyond position `latest`.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Labels:
 class Timeline:
     """Rows of one or more entities: entity ``e`` owns rows ``starts[e]:starts[e + 1]``. All arrays are int64.
 
-    A row counts from its `position` on, or from `since` if that is given. It stops counting at the position `until`, where a correction replaced it.
-    `about` is the position of the event that a row of feedback is about.
+    A row counts from its `position` on, or from `since` if that is given. It stops counting at the position `until`,
+    where a correction replaced it. `about` is the position of the event that a row of feedback is about.
     """
 
     time: Array

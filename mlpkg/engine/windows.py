@@ -200,8 +200,8 @@ def latest_other_rows(windows: Windows) -> Array:
 def gather(windows: Windows, compute: Callable[[Array, Array, Array], Array], parts: int) -> Array:
     """``compute(rows, starts, as_of)`` of all non-empty windows, int64 of shape (parts, widths, as-ofs); 0 for empty ones.
 
-    `rows` are the rows of a block of windows one after the other, `starts` where each window begins (one more than windows), `as_of` the place of each row's
-    as-of. The function returns int64 of shape (parts, windows).
+    `rows` are the rows of a block of windows one after the other, `starts` where each window begins (one more than
+    windows), `as_of` the place of each row's as-of. The function returns int64 of shape (parts, windows).
     """
     out = np.zeros((parts, *windows.lo.shape), np.int64)
     for width, first in enumerate(windows.lo):
