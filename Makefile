@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/install.py
 	@$(PYTHON) .ci/install.py
 
 demo: install ## card payments decided live by a model that came out of a notebook
-	@$(TIDY) $(PY) -m mlpkg.lab.demo $(DEMO_ARGS)
+	@$(TIDY) $(PY) -m mlpkg.examples.fraud.demo $(DEMO_ARGS)
 
 test: test-notebooks test-python ## run every notebook, then tests/
 

@@ -22,6 +22,7 @@ import oracle
 import pytest
 from oracle import UNITS, Ask, Event, Moment, Said, Stream, Twice, World, agrees, bits
 from pydantic import Field
+from short_chunks import short_chunks
 from test_conformance import BIG, ELSEWHERE, EXAMPLES, NIGHT, gives_text
 
 import mlpkg as ml
@@ -29,7 +30,6 @@ from mlpkg.aggregates import REGISTRY
 from mlpkg.features import FeatureSet, compute, evaluate, evaluate_many, from_json, to_json
 from mlpkg.settings import Settings
 from mlpkg.store import Batch, open_store
-from mlpkg.store.sqlite import timelines
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
 HOUR, DAY = UNITS["h"], UNITS["d"]
@@ -326,13 +326,6 @@ def recomputed(
 
 def history_of(features: FeatureSet, store: Any) -> Any:
     return store.history(features.sources, features.outcomes)
-
-
-def short_chunks(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that few events already close and mend them."""
-    sizes = rng.choice([(4, 2, 1, 2), (8, 4, 3, 4), (8, 2, 1, 64), (128, 256, 16, 64)])
-    for name, size in zip(("HEAD", "CHUNK", "FEW", "WIDE"), sizes, strict=True):
-        monkeypatch.setattr(timelines, name, size)
 
 
 def load(store: Any, many: list[Happening]) -> dict[tuple[str, str], list[int]]:

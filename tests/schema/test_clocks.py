@@ -18,8 +18,9 @@ import offers
 import pandas as pd
 import pytest
 from conftest import SUPPORT, Bank
+from ranking_shop import Shop
 from serving import Packaged, Server, made_once, payment, serving
-from test_streams import short_chunks
+from short_chunks import short_chunks
 
 import mlpkg as ml
 from mlpkg.client import AsyncClient, Client, Unavailable
@@ -446,8 +447,6 @@ def test_the_client_succeeds_when_the_clock_is_mended_meanwhile(clocked: Clocked
 
 
 def test_a_ranking_is_refused_by_the_clock_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from test_rank import Shop
-
     shop, right = Shop(tmp_path / "shop", now()), time.time_ns
     with closing(shop.store), closing(Application(offers.offers, shop.store.settings)) as app:
         body = shop.visit("v-wrong") | {"candidates": shop.candidates(3)}

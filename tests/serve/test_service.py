@@ -17,9 +17,9 @@ import handbook
 import httpx
 import jsonschema
 import pytest
+from bad_events import BAD, GONE, NO_JSON
 from conftest import ROOT, put_live
 from serving import Packaged, Server, made_once, payment, serving
-from test_bad_input import BAD, GONE, NO_JSON
 
 import mlpkg as ml
 from mlpkg.examples.fraud.policy import fraud

@@ -43,16 +43,16 @@ def card_precision(day: Array, customer: Array, fraud: Array, score: Array, k: i
 
     The share is of `k`, also on days with fewer customers.
     """
-    found: Array = np.zeros(0, np.int64)
+    detected: Array = np.zeros(0, np.int64)
     shares = []
     for d in np.unique(day):
-        rows = np.flatnonzero((day == d) & ~np.isin(customer, found))
+        rows = np.flatnonzero((day == d) & ~np.isin(customer, detected))
         who, place = np.unique(customer[rows], return_inverse=True)
         worst, truly = np.full(len(who), -np.inf), np.zeros(len(who), bool)
         np.maximum.at(worst, place, score[rows])
         np.logical_or.at(truly, place, fraud[rows] == 1)
         top = np.argsort(-worst, kind="stable")[:k]
-        found = np.concatenate([found, who[top][truly[top]]])
+        detected = np.concatenate([detected, who[top][truly[top]]])
         shares.append(np.count_nonzero(truly[top]) / k)
     return float(np.mean(shares))
 

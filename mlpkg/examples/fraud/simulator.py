@@ -196,8 +196,8 @@ def _from_lines(chunk: Chunk) -> Chunk:
     if b'"TRANSACTION_ID"' not in lines[0]:
         return replace(chunk, lines=[_ours(line) for line in lines])
     objects = [_object(line) for line in lines]
-    good = [i for i, found in enumerate(objects) if found is not None]
-    bad = [(int(chunk.rows[i]), lines[i].decode()) for i, found in enumerate(objects) if found is None]
+    good = [i for i, fields in enumerate(objects) if fields is not None]
+    bad = [(int(chunk.rows[i]), lines[i].decode()) for i, fields in enumerate(objects) if fields is None]
     columns: dict[str, list[Any]] = {
         n: [(objects[i] or {}).get(column) for i in good] for n, column in _HANDBOOK.items()
     }
@@ -215,7 +215,7 @@ def _ours(line: bytes) -> bytes:
 def _object(line: bytes) -> dict[str, Any] | None:
     """The object of a line, if it is one and has each key once."""
     try:
-        found = msgspec.json.decode(line)
-        return found if isinstance(found, dict) and keys_in(line) == len(found) else None
+        fields = msgspec.json.decode(line)
+        return fields if isinstance(fields, dict) and keys_in(line) == len(fields) else None
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
