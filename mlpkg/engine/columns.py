@@ -156,7 +156,7 @@ class Column:
         names = ("name", "kind", "scale", "nullable", "bits")
         return {name: getattr(self, name) for name in names}
 
-
+# %% ../../nbs/01_engine/01_columns.ipynb #parsed
 def _parsed(column: Column, text: str) -> int | None:
     try:
         value: Any = text if column.kind == "text" else json.loads(text)
