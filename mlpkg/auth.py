@@ -160,7 +160,7 @@ def record(store: Store, caller: Caller, method: str, path: str, allowed: bool) 
         "path": redacted_address(*path.partition("?")[::2]),
         "allowed": allowed,
     }
-    store.note_access(msgspec.json.encode(said).decode())
+    store.add_access(msgspec.json.encode(said).decode())
 
 
 def accesses(store: Store, before: int = LATEST, most: int = 100) -> tuple[list[dict[str, Any]], int | None]:

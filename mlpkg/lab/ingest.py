@@ -24,7 +24,7 @@ from .column_checks import EventChecks, Refused, ReportChecks, Taken
 from .files import Chunk, check_columns, read_file
 from ..schema import Outcome, Source
 from ..settings import Settings
-from ..store import Batch, Store
+from ..store import Batch, Refusal, Store
 from ..times import now
 
 # %% ../../nbs/17_lab/04_ingest.ipynb #frames
@@ -304,7 +304,7 @@ class Ingested:
     def add_dead_letter(self, store: Store, refused: list[Refused]) -> None:
         """Put what was refused to the dead letters, in the order of its rows."""
         refused.sort(key=lambda one: one.row)
-        store.bury_many((one.stream, one.body, one.why, one.row) for one in refused)
+        store.add_dead_letters(Refusal(one.stream, one.body, one.why, one.row) for one in refused)
         self.refused += [(one.row, str(one.why)) for one in refused]
 
 # %% ../../nbs/17_lab/04_ingest.ipynb #limit

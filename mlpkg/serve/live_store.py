@@ -37,7 +37,7 @@ class StoreReader:
             if self._store is None:
                 self._store = open_store(self._settings, create=False)
             self._store = reopened(self._store)
-            self._store.patience = _READER_PATIENCE
+            self._store.lock_timeout = _READER_PATIENCE
             return self._store
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class _StoreParts:
         from mlpkg.decisions import Decider
 
         decider = Decider(self._use_case(), store)
-        store.patience = _LOOP_PATIENCE
+        store.lock_timeout = _LOOP_PATIENCE
         store.defer_fsync()  # no request may wait for the disk where all others wait too
         if self.is_serving:
             decider.active.watch()
@@ -108,7 +108,7 @@ class _StoreParts:
 
 # %% ../../nbs/14_serve/17_live_store.ipynb #close
 def _patient(store: Store) -> Store:
-    store.patience = min(store.patience, _START_PATIENCE)
+    store.lock_timeout = min(store.lock_timeout, _START_PATIENCE)
     return store
 
 
@@ -147,7 +147,7 @@ class LiveStore(_StoreParts):
         if self.opened is None:
             self.replace(_patient(open_store(self._settings)))
         elif self._decider is None:
-            self.opened.stay_in_place()
+            self.opened.check_not_moved()
             self.replace(_patient(self.opened))
         else:
             self._follow(self.opened)
@@ -164,7 +164,7 @@ class LiveStore(_StoreParts):
     def _follow(self, store: Store) -> None:
         """Replace the store if another one lies in its place."""
         try:
-            store.stay_in_place()
+            store.check_not_moved()
         except StoreMoved as moved:
             if not moved.replaced:
                 raise

@@ -35,7 +35,7 @@ class Service:
 
     @property
     def disk(self) -> Any:
-        return self.app.store._disk  # type: ignore[attr-defined]
+        return self.app.store.session.durability.fsync  # type: ignore[attr-defined]
 
     def payment(self, id: str) -> dict[str, Any]:
         return {"id": id, "time": self.time, "customer_id": len(id), "terminal_id": 3, "amount": 57.16}
@@ -219,7 +219,7 @@ def test_a_failed_fsync_is_not_tried_again_before_the_log_was_written_afresh(tmp
         with closing(another(service)) as reader:  # so that the log cannot be emptied
             reader.execute("begin")
             reader.execute("select count(*) from log").fetchall()
-            store.patience = 0.1
+            store.lock_timeout = 0.1
             service.refuses(service.decides("tx-2")[0], "did not take what was written")
         service.works_again("tx-2")
         assert service.settings.store_path.with_name("mlpkg.db-wal").stat().st_size < 200_000, "it was emptied"
@@ -250,14 +250,14 @@ def test_in_process_a_decision_and_a_batch_are_on_the_disk_when_they_return(tmp_
     monkeypatch.setenv("MLPKG_DURABILITY", "disk")
     with closing(ml.open_store(Settings.load())) as store:
         put_live(handbook.fraud, store)
-        before = store._disk.syncs  # type: ignore[attr-defined]
+        before = store.session.durability.fsync.syncs  # type: ignore[attr-defined]
         store.accept(
             handbook.fraud.on, {"id": "e", "time": iso(now()), "customer_id": 1, "terminal_id": 3, "amount": 1}
         )
-        assert store._disk.syncs == before + 1  # type: ignore[attr-defined]
+        assert store.session.durability.fsync.syncs == before + 1  # type: ignore[attr-defined]
     case = ml.UseCase("fraud", handbook.fraud.features, policy=handbook.fraud.policy)
     case.decide({"id": "tx", "time": iso(now()), "customer_id": 1, "terminal_id": 3, "amount": 5.0})
-    assert case._deciders.decider.store._disk.syncs >= 2
+    assert case._deciders.decider.store.session.durability.fsync.syncs >= 2
     case._deciders.decider.store.close()
 
 

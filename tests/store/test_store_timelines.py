@@ -11,8 +11,11 @@ import pytest
 from mlpkg.engine.columns import NULL
 from mlpkg.engine.tiles import KNOWN, MAX, MIN, SQUARES, SQUARES_HIGH, SUM, Tiles
 from mlpkg.engine.timeline import as_timeline, pack
+from mlpkg.store.sqlite import timeline_tree
 from mlpkg.store.sqlite import timelines as stored
-from mlpkg.store.sqlite.timelines import SCHEMA, Bulk, Timelines
+from mlpkg.store.sqlite.schema import TIMELINES
+from mlpkg.store.sqlite.timeline_bulk import BulkAppend
+from mlpkg.store.sqlite.timelines import Timelines
 
 FOREVER = 2**62
 SIZES = {"as it is": (128, 256, 16, 64), "small": (8, 4, 2, 2), "smallest": (4, 2, 1, 2)}
@@ -22,7 +25,7 @@ SIZES = {"as it is": (128, 256, 16, 64), "small": (8, 4, 2, 2), "smallest": (4, 
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Short heads, chunks and nodes, so that few rows already make a tall tree."""
     for name, size in zip(("HEAD", "CHUNK", "FEW", "WIDE"), SIZES[request.param], strict=True):
-        monkeypatch.setattr(stored, name, size)
+        monkeypatch.setattr(stored if name == "HEAD" else timeline_tree, name, size)
     return request.param
 
 
@@ -35,8 +38,10 @@ class Store:
         self.open()
 
     def open(self) -> None:
+        is_new = not self.path.exists()
         self.db = apsw.Connection(str(self.path))
-        self.db.execute(SCHEMA)
+        if is_new:
+            self.db.execute(TIMELINES)
         self.timelines = Timelines(self.db, self.db.cursor().execute, 1, self.columns)
 
     def append(self, key: int, row: tuple[int, ...]) -> None:
@@ -46,7 +51,7 @@ class Store:
 
     def extend(self, keys: list[int], rows: list[tuple[int, ...]]) -> None:
         with self.db:
-            Bulk(self.timelines).extend(np.array(keys), np.array(rows, np.int64))
+            BulkAppend(self.timelines).extend(np.array(keys), np.array(rows, np.int64))
         for key, row in zip(keys, rows, strict=True):
             self.truth.setdefault(key, []).append(row)
 
@@ -180,7 +185,7 @@ def test_a_window_reads_as_little_of_a_long_timeline_as_of_a_short_one(store: St
         store.extend([1] * 20_000, [(p, p, p, 1) for p in range(begin, begin + 20_000)])
         last = begin + 19_999
         read.append(len(store.timelines.read(store.timelines.head(1), last - 1000)))
-    assert max(read) <= 1000 + stored.CHUNK + stored.HEAD
+    assert max(read) <= 1000 + timeline_tree.CHUNK + stored.HEAD
 
 
 def test_a_late_row_touches_one_chunk_and_its_nodes(store: Store):

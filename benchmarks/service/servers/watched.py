@@ -26,6 +26,12 @@ from mlpkg.settings import Settings
 pieces: dict[str, list[int]] = {}  # nanoseconds, if TIMED says so
 
 
+def fsync_of(app: Application) -> Any:
+    """The fsync that the threads of the application share, None if a commit needs none."""
+    session = getattr(app.store, "session", None)
+    return session and session.durability.fsync
+
+
 def application(settings: Settings) -> Application:
     """The application.
 
@@ -39,7 +45,7 @@ def application(settings: Settings) -> Application:
 
     def started() -> None:
         start()
-        disk: Any = getattr(app.store, "_disk", None)
+        disk = fsync_of(app)
         if disk is not None and (slower := float(os.environ.get("SLOWER", "0"))):
             flush = disk.flush
             disk.flush = lambda descriptor: (time.sleep(slower), flush(descriptor))
@@ -90,7 +96,7 @@ class Watched:
             if not pieces:
                 return await self.app(scope, receive, send)
             return await self._timed(scope, receive, send)
-        disk: Any = getattr(self.app.store, "_disk", None)
+        disk = fsync_of(self.app)
         told = {
             "pid": os.getpid(),
             "syncs": disk.syncs if disk else 0,
