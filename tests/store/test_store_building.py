@@ -303,6 +303,8 @@ def test_a_store_of_another_version_is_refused(settings: Settings, version: int,
     store = SqliteStore(settings)
     store.db.pragma("user_version", version)
     store.close()
-    with pytest.raises(MlpkgError, match=f"was made by {age} mlpkg .store version {version}, this one uses 6") as refused:
+    with pytest.raises(
+        MlpkgError, match=f"was made by {age} mlpkg .store version {version}, this one uses 6"
+    ) as refused:
         SqliteStore(settings)
     assert refused.value.hint and "\n" not in refused.value.what
