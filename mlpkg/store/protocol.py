@@ -47,8 +47,8 @@ class DecisionTransaction(Protocol):
     ) -> Packed | Timeline | Tiles:
         """Return the timeline of one entity with at least all rows later than `since`.
 
-        `edges` are the bounds of windows, ascending, in microseconds after `since`. With `edges`, a long timeline may come as tiles, none of which
-        straddles an edge, and rows up to the first edge may be left out.
+        `edges` are the bounds of windows, ascending, in microseconds after `since`. With `edges`, a long timeline may come as tiles.
+        None of these straddles an edge, and rows up to the first edge may be left out.
         """
         ...
 

@@ -192,7 +192,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         put_live(handbook.fraud, store)
     made = UseCase("fraud", handbook.fraud.features, policy=handbook.fraud.policy)
     yield made
-    made._deciders.decider.store.close()
+    made._of_thread.decider.store.close()
 
 
 @gone

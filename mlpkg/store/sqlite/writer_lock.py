@@ -27,7 +27,7 @@ _PAUSE = 0.00002  # seconds between two attempts
 class WriterLock:
     """Advisory inter-process lock.
 
-    If the lock cannot be acquired within `timeout`, the block runs anyway: the lock only reduces contention, SQLite's own lock provides safety.
+    If it cannot be acquired within `timeout`, the block runs anyway: it only reduces contention, SQLite's own lock provides safety.
 
     Parameters
     ----------
