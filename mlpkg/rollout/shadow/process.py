@@ -61,7 +61,7 @@ def follow(use_case: UseCase, store: Store, go_on: Callable[[], bool] = lambda: 
     follower = Follower(use_case, store)
     while go_on():
         try:
-            store.stay_in_place()
+            store.check_not_moved()
             if not is_needed(use_case.name, store):
                 return
             follower.step()
