@@ -7,18 +7,12 @@ __all__ = ['FeatureSet', 'BinaryOp', 'OtherFeature', 'PresentField', 'OnDemand',
            'evaluate_many', 'feature', 'field', 'from_json', 'on_demand', 'to_json', 'version_of']
 
 # %% ../../nbs/04_features/00_init.ipynb #public
+from .batch import complete, compute, evaluate_many
+from .definition import from_json, to_json, version_of
 from .expressions import BinaryOp, OnDemand, OtherFeature, PresentField, feature, field, on_demand
-from mlpkg.features.feature_set import (
-    FeatureSet,
-    Stream,
-    complete,
-    compute,
-    evaluate,
-    evaluate_many,
-    from_json,
-    to_json,
-    version_of,
-)
+from .feature_set import FeatureSet
+from .group_plan import Stream
+from .online import evaluate
 
 # %% ../../nbs/04_features/00_init.ipynb #all
 _all_ = [
