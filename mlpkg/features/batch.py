@@ -7,7 +7,7 @@ __all__ = ['complete', 'compute', 'evaluate_many']
 
 # %% ../../nbs/04_features/07_batch.ipynb #imports
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +141,7 @@ def _default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _put(out: dict[str, Array], features: FeatureSet, plan: GroupPlan, bits: Sequence[Array]) -> None:
+def _put(out: dict[str, Array], features: FeatureSet, plan: GroupPlan, bits: Iterable[Array]) -> None:
     """Name the columns of a group, and read the bits of numbers as float64."""
     for place, column in zip(plan.places, bits, strict=True):
         feature = features.features[place]

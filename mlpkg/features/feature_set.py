@@ -150,7 +150,8 @@ class FeatureSet(Requirements):
     Raises
     ------
     ValueError
-        When two features have one name, a key or field is no column of `on`, or a function or formula needs a field or feature that does not exist.
+        When two features have one name, a key or field is no column of `on`, or a function or formula needs a field or feature that does
+        not exist.
     """
 
     def __init__(self, name: str, *, on: Source, **members: Group | Term | OnDemand):

@@ -4,20 +4,14 @@
 
 # %% auto #0
 __all__ = ['Categories', 'ActiveModel', 'LightGBM', 'MOST', 'Model', 'Predictor', 'LoadedModel', 'adopt', 'check_trained',
-           'copy_files', 'find', 'load', 'models_dir', 'promote', 'ready', 'smoke_test', 'retire', 'retired',
-           'rollback', 'save', 'shadow', 'shadowing', 'shadows', 'stamps', 'load_for', 'standing', 'unshadow',
-           'versions']
+           'copy_files', 'find', 'load', 'models_dir', 'promote', 'ready', 'retire', 'retired', 'rollback', 'save',
+           'shadow', 'shadowing', 'shadows', 'stamps', 'load_for', 'standing', 'unshadow', 'versions']
 
 # %% ../../nbs/06_models/00_init.ipynb #public
 from .active import ActiveModel, LoadedModel, load_for
 from mlpkg.models.artifact import (
-    MOST,
-    Categories,
-    LightGBM,
     Model,
-    Predictor,
     adopt,
-    check_trained,
     copy_files,
     find,
     load,
@@ -27,6 +21,8 @@ from mlpkg.models.artifact import (
     stamps,
     versions,
 )
+from .categories import MOST, Categories
+from .predictors import LightGBM, Predictor, check_trained
 from mlpkg.models.registry import (
     promote,
     retire,
@@ -35,7 +31,6 @@ from mlpkg.models.registry import (
     shadow,
     shadowing,
     shadows,
-    smoke_test,
     standing,
     unshadow,
 )
@@ -57,7 +52,6 @@ _all_ = [
     "models_dir",
     "promote",
     "ready",
-    "smoke_test",
     "retire",
     "retired",
     "rollback",

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import MlpkgError
 
 # %% ../../nbs/06_models/02_isolated_load.ipynb #smoke-test
-_PATIENCE = 60.0  # seconds
+_TIMEOUT = 60.0  # seconds
 _passed: set[str] = set()  # in this process
 
 
@@ -58,8 +58,8 @@ def _version() -> str:
 
 def _script() -> str:
     """The text of `mlpkg.models.lightgbm_text`, which may lie in a wheel."""
-    found = importlib.util.find_spec("mlpkg.models.lightgbm_text")
-    get_source = getattr(found and found.loader, "get_source", None)
+    spec = importlib.util.find_spec("mlpkg.models.lightgbm_text")
+    get_source = getattr(spec and spec.loader, "get_source", None)
     source = get_source("mlpkg.models.lightgbm_text") if get_source else None
     if source is None:
         raise MlpkgError("the source of mlpkg.models.lightgbm_text is not here", "install mlpkg again")
@@ -69,18 +69,18 @@ def _script() -> str:
 def _load_apart(data: bytes) -> str:
     """Why the text cannot be loaded; nothing if it can."""
     command = [sys.executable, "-I", "-c", _script(), json.dumps(sys.path)]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
         done = subprocess.run(
-            command, input=data, capture_output=True, timeout=_PATIENCE, env=os.environ | one, check=False
+            command, input=data, capture_output=True, timeout=_TIMEOUT, env=os.environ | one_thread, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"the process that tried had not ended after {_PATIENCE:g} s"
+        return f"the process that tried had not ended after {_TIMEOUT:g} s"
     except OSError as error:
         return f"no process could be started to try it: {error.strerror or error}"
     if done.returncode < 0:
         return f"the process that tried was ended by signal {-done.returncode}"
     if done.returncode > 0:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        return said[-1][:200] if said else f"the process that tried ended with status {done.returncode}"
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return lines[-1][:200] if lines else f"the process that tried ended with status {done.returncode}"
     return done.stdout.decode("utf-8", "replace").strip().splitlines()[-1][:200] if done.stdout.strip() else ""

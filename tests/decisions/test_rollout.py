@@ -75,7 +75,7 @@ def test_a_model_that_cannot_decide_is_refused_and_the_last_good_one_stays(
         patch.setattr(models.LightGBM, "score", lambda self, row: float("nan"))
         cli("promote", "fraud", version, state=state).said_one_line("cannot decide", "nan")
     with monkeypatch.context() as patch:
-        patch.setattr("mlpkg.models.registry.evaluate", lambda *given: 1 / 0)
+        patch.setattr("mlpkg.models.smoke_test.evaluate", lambda *given: 1 / 0)
         cli("promote", "fraud", version, state=state).said_one_line("cannot decide: ZeroDivisionError")
     path = models.find(state, "fraud", version).folder / "model.txt"
     path.write_text(path.read_text() + " ")
@@ -135,7 +135,7 @@ def test_what_fails_is_said_and_what_was_known_is_recorded(
             name, where = (
                 ("evaluate", "mlpkg.decisions.request")
                 if why == "features"
-                else ("LightGBM.score", "mlpkg.models.artifact")
+                else ("LightGBM.score", "mlpkg.models.predictors")
             )
             patch.setattr(f"{where}.{name}", broken)
         made = bank.pays("tx-2", 1)

@@ -209,7 +209,7 @@ def test_a_process_that_hangs_or_dies_is_said(monkeypatch: pytest.MonkeyPatch, t
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(path))
-        monkeypatch.setattr(load_isolated, "_PATIENCE", 1.0)
+        monkeypatch.setattr(load_isolated, "_TIMEOUT", 1.0)
         with pytest.raises(ml.MlpkgError, match=why):
             load_isolated.load_isolated(b"any text")
 
