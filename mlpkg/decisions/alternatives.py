@@ -71,7 +71,7 @@ def compute_alternatives(
     counts, starts = _count_rows(fields)
     rows, seen = rows.repeat(counts), seen.repeat(counts)
     filled = _fill_in(features, history.events[features.on.name].columns, rows, fields)
-    return compute(features, history, rows, seen, given=filled), starts
+    return compute(features, history, rows, seen, overrides=filled), starts
 
 # %% ../../nbs/07_decisions/03_alternatives.ipynb #stored
 def evaluate_alternatives(

@@ -50,8 +50,8 @@ def _default_label(source: Source | Feedback) -> DefaultLabel | None:
 class GroupPlan:
     """The aggregates of one group with one delay, compiled for the batch path and for the online path.
 
-    `batch` computes all of them. `online` computes those that state their components, and `rest` the others of a decision; `rest` is None if
-    there are none. `places` are the places of the results among the features of the set.
+    `batch` computes all of them. `online` computes those that state their components, and `rest` the others of a decision; `rest` is None
+    if there are none. `places` are the places of the results among the features of the set.
     """
 
     def __init__(self, group: Group, delay: int, aggregates: Sequence[Aggregate], places: Sequence[int]):
