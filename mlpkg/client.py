@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -41,29 +41,23 @@ class Refused(MlpkgError):
 class Unavailable(MlpkgError):
     """The service could not be reached, or could not answer, in all of the attempts."""
 
-# %% ../nbs/15_client.ipynb #call
-_T = TypeVar("_T")
-_AGAIN = {408, 425, 429, 502, 503, 504}
-_LINES = "application/x-ndjson"
-_SLICE, _SLICE_BYTES = 1_000, 524_288  # lines that are sent at once, and bytes, before their answers are read
-
-
+# %% ../nbs/15_client.ipynb #values
 def _body(event: Mapping[str, Any]) -> bytes:
-    """What is sent of an event, with values of Python, NumPy or pandas; NaN, NaT and NA are null.
+    """The JSON of an event, whose values are of Python, NumPy or pandas. NaN, NaT and NA become null.
 
     Raises
     ------
     NoJson
-        Where a value cannot be sent, with the name of its field.
+        If a value cannot be sent, with the name of its field.
     """
     return json_body({name: _value(name, value) for name, value in _fields(event).items()})
 
 
 def _fields(event: Any) -> Mapping[str, Any]:
-    """The event, if it is a dict, or a Series, which has its verbs."""
+    """The event, if it is a dict, or a pandas Series, which has the same methods."""
     if not (hasattr(event, "items") and hasattr(event, "get")):
-        given = type(event).__name__
-        raise TypeError(f"an event is a dict of its fields, not of type {given}; of a DataFrame: df.to_dict('records')")
+        kind = type(event).__name__
+        raise TypeError(f"an event is a dict of its fields, not of type {kind}; of a DataFrame: df.to_dict('records')")
     return event
 
 
@@ -79,26 +73,61 @@ def _value(name: str, value: Any) -> Any:
 
 def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(item) for item in value]
     if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: _without_nan(item) for name, item in value.items()}
     return value if value == value else None
+
+# %% ../nbs/15_client.ipynb #slices
+_SLICE, _SLICE_BYTES = 1_000, 524_288  # lines, and bytes, that are sent before their answers are read
 
 
 def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    some, size = [], 0
+    """The lines in slices that are not too long."""
+    piece, size = [], 0
     for line in lines:
-        if some and (len(some) == _SLICE or size + len(line) > _SLICE_BYTES):
-            yield some
-            some, size = [], 0
-        some.append(line)
+        if piece and (len(piece) == _SLICE or size + len(line) > _SLICE_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
         size += len(line)
-    if some:
-        yield some
+    if piece:
+        yield piece
+
+# %% ../nbs/15_client.ipynb #problems
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    """The problem document of a response, or one that is made from its status."""
+    try:
+        problem = msgspec.json.decode(response.content)
+    except msgspec.DecodeError:
+        problem = None
+    if isinstance(problem, dict):
+        return problem
+    return {"status": response.status_code, "detail": f"answered {response.status_code}"}
 
 
-class _Talks:
-    """What both clients share: the address, how often to try, and what is asked in which words."""
+_SET_CLOCKS = "set the clock that is wrong"
+
+
+def _clocks(problem: Mapping[str, Any]) -> str:
+    """What the clocks say, if an event was refused because they differ; else an empty text."""
+    if "clock" not in problem:
+        return ""
+    event, time, clock = (problem.get(name) for name in ("event", "time", "clock"))
+    return f"the time of event {event} is {time}, the service's clock says {clock}, the clock here {iso(now())}"
+
+
+def _seconds(text: str | None) -> float:
+    """The seconds of a `Retry-After` header."""
+    return float(text) if text and text.isascii() and text.isdigit() else 0.0
+
+# %% ../nbs/15_client.ipynb #transport
+_T = TypeVar("_T")
+_AGAIN = {408, 425, 429, 502, 503, 504}  # the statuses after which a request is sent again
+
+
+class _Transport:
+    """Sends requests until one is answered. A subclass says how to send one, and how to wait."""
 
     def __init__(
         self, url: str = "http://127.0.0.1:3000", *, token: str | None = None, timeout: float = 2.0, attempts: int = 6
@@ -113,33 +142,34 @@ class _Talks:
         raise NotImplementedError
 
     async def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+        """The content of the answer; a request that was not answered is sent again."""
         headers = self._headers | ({"content-type": kind} if body is not None else {})
-        timeout = httpx.Timeout(self.timeout).as_dict()
-        pause, least, why, clocks = 0.05, 0.0, "", ""
+        options: Any = {"headers": headers, "extensions": {"timeout": httpx.Timeout(self.timeout).as_dict()}}
+        pause, retry_after, why, clocks = 0.05, 0.0, "", ""
         for attempt in range(self.attempts):
             if attempt:
-                # not all at once, when a service comes back
-                await self._pause(least + pause * random.uniform(0.5, 1.0))
-                pause, least = min(2 * pause, 2.0), 0.0
-            request = httpx.Request(
-                method, self.url + path, headers=headers, content=body, extensions={"timeout": timeout}
-            )
+                # not all clients at once, when a service comes back
+                await self._pause(retry_after + pause * random.uniform(0.5, 1.0))
+                pause, retry_after = min(2 * pause, 2.0), 0.0
             try:
-                said = await self._send(request)
+                response = await self._send(httpx.Request(method, self.url + path, content=body, **options))
             except httpx.TransportError as error:
                 why, clocks = f"{type(error).__name__}: {error}", ""
                 continue
-            if said.status_code in _AGAIN:
-                problem = _problem(said)
-                why, clocks = f"{said.status_code}: {problem.get('detail')}", _clocks(problem)
-                least = min(_seconds(said.headers.get("retry-after")), 5.0)
-            elif said.status_code >= 400:
-                raise Refused(_problem(said))
-            else:
-                return said.content
+            if response.status_code < 400:
+                return response.content
+            problem = _problem(response)
+            if response.status_code not in _AGAIN:
+                raise Refused(problem)
+            why, clocks = f"{response.status_code}: {problem.get('detail')}", _clocks(problem)
+            retry_after = min(_seconds(response.headers.get("retry-after")), 5.0)
         if clocks:
             raise Unavailable(f"{self.url} took nothing in {self.attempts} attempts: {clocks}", _SET_CLOCKS)
         raise Unavailable(f"{self.url} did not answer in {self.attempts} attempts ({why})", "is the service running?")
+
+# %% ../nbs/15_client.ipynb #calls
+class _Calls(_Transport):
+    """The requests that both clients send: one event, many events, and a read."""
 
     async def _one(self, path: str, event: Mapping[str, Any], of: type[_T]) -> _T:
         if _value("id", _fields(event).get("id")) in (None, ""):
@@ -147,40 +177,40 @@ class _Talks:
         return msgspec.json.decode(await self._ask("POST", path, _body(event)), type=of)
 
     async def _many(self, path: str, events: Iterable[Mapping[str, Any]], of: type[_T]) -> list[_T | Refused]:
-        """An answer for each, in order; they are sent in slices, and those that could not be taken just now are sent again."""
+        """An answer for each event, in order. Events are sent in slices; those that the service could not take are sent again."""
         lines: Iterable[bytes] = map(_body, events)
         if isinstance(events, Sequence):  # nothing is sent if one of them cannot be
             lines = list(lines)
-        found: list[_T | Refused] = []
-        for some in _slices(lines):
-            answers, clocks = await self._slice(path, some, of)
-            found += answers.values()
-            if len(answers) < len(some):
-                what = f"{self.url} took {len(found)} events, and then not all of {len(some)}"
+        results: list[_T | Refused] = []
+        for piece in _slices(lines):
+            answers, clocks = await self._slice(path, piece, of)
+            results += answers.values()
+            if len(answers) < len(piece):
+                what = f"{self.url} took {len(results)} events, and then not all of {len(piece)}"
                 again = "send the rest again, with the same ids"
                 raise Unavailable(
                     f"{what}: {clocks}" if clocks else what, f"{_SET_CLOCKS}; {again}" if clocks else again
                 )
-        return found
+        return results
 
     async def _slice(self, path: str, lines: list[bytes], of: type[_T]) -> tuple[dict[int, _T | Refused], str]:
-        """The answers by line, as far as there are any, and what was said of clocks that differ."""
-        found: dict[int, _T | Refused] = {}
+        """The answers by line, and what the clocks say if they differ. Lines without an answer are missing."""
+        answers: dict[int, _T | Refused] = {}
         clocks = ""
         for attempt in range(self.attempts):
-            open = [i for i in range(len(lines)) if i not in found]
+            open = [i for i in range(len(lines)) if i not in answers]
             if not open:
                 break
             if attempt:
                 await self._pause(min(0.05 * 2**attempt, 2.0))
-            said = await self._ask("POST", path, b"\n".join(lines[i] for i in open), _LINES)
-            for i, line in zip(open, said.splitlines(), strict=False):
+            content = await self._ask("POST", path, b"\n".join(lines[i] for i in open), "application/x-ndjson")
+            for i, line in zip(open, content.splitlines(), strict=False):
                 answer = msgspec.json.decode(line)
                 if answer.get("status", 200) not in _AGAIN:
-                    found[i] = Refused(answer) if "status" in answer else msgspec.convert(answer, of)
+                    answers[i] = Refused(answer) if "status" in answer else msgspec.convert(answer, of)
                 else:
                     clocks = _clocks(answer) or clocks
-        return dict(sorted(found.items())), clocks
+        return dict(sorted(answers.items())), clocks
 
     async def _get(self, path: str, of: type[_T]) -> _T | None:
         try:
@@ -191,55 +221,19 @@ class _Talks:
             raise
 
 
-def _problem(said: httpx.Response) -> dict[str, Any]:
-    try:
-        problem = msgspec.json.decode(said.content)
-    except msgspec.DecodeError:
-        problem = None
-    if isinstance(problem, dict):
-        return problem
-    return {"status": said.status_code, "detail": f"answered {said.status_code}"}
-
-
-_SET_CLOCKS = "set the clock that is wrong"
-
-
-def _clocks(problem: Mapping[str, Any]) -> str:
-    """What the clocks say where an event was refused because they differ, else nothing."""
-    if "clock" not in problem:
-        return ""
-    event, time, clock = (problem.get(name) for name in ("event", "time", "clock"))
-    return f"the time of event {event} is {time}, the service's clock says {clock}, the clock here {iso(now())}"
-
-
-def _seconds(text: str | None) -> float:
-    return float(text) if text and text.isascii() and text.isdigit() else 0.0
-
-
 def _path(*parts: str) -> str:
+    """The path of a request."""
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
-# %% ../nbs/15_client.ipynb #client
-class Client(_Talks):
-    """Calls a service and waits for its answers; may be shared between threads.
-
-    Parameters
-    ----------
-    url
-        Where the service listens.
-    token
-        The token that the service asks for; see ``mlpkg token create``. Only where its settings say ``trust_loopback`` none is needed.
-    timeout
-        Seconds for one attempt.
-    attempts
-        How often a request is sent before `Unavailable` is raised; between two it waits, each time about twice as long.
-    """
+# %% ../nbs/15_client.ipynb #blocking
+class _Blocking(_Calls):
+    """Sends requests and blocks until they are answered."""
 
     def __init__(self, *args: Any, transport: httpx.BaseTransport | None = None, **options: Any):
         super().__init__(*args, **options)
         self._http = httpx.Client(transport=transport)
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -255,32 +249,67 @@ class Client(_Talks):
     async def _pause(self, seconds: float) -> None:
         time.sleep(seconds)
 
+
+def _finished(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a coroutine that blocks instead of waiting, so that one step ends it."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a blocking client must not wait")
+
+# %% ../nbs/15_client.ipynb #bodies
+def _with(event: Mapping[str, Any], candidates: Iterable[Any] | None) -> Mapping[str, Any]:
+    """The event with its candidates, if there are any."""
+    return event if candidates is None else {**event, "candidates": [*candidates]}
+
+
+def _report(outcome: str, id: str, truth: Any, corrects: bool) -> dict[str, Any]:
+    """The body of a report."""
+    return {"id": id, outcome.rpartition(".")[2]: truth} | ({"corrects": True} if corrects else {})
+
+# %% ../nbs/15_client.ipynb #client
+class Client(_Blocking):
+    """Calls a service and blocks until it answers. May be shared between threads.
+
+    Parameters
+    ----------
+    url
+        Where the service listens.
+    token
+        The caller's token, see ``mlpkg token create``. No token is needed if the settings of the service say ``trust_loopback``.
+    timeout
+        Seconds for one attempt.
+    attempts
+        How often a request is sent before `Unavailable` is raised. The pause between two attempts doubles each time.
+    """
+
     def decide(self, event: Mapping[str, Any]) -> Decision:
-        """The decision on an event; the same event again gets the same one.
+        """The decision on an event. The same event again gets the same decision.
 
         Raises
         ------
         TypeError
-            When a value cannot be sent; nothing is sent then.
+            If a value cannot be sent; nothing is sent then.
         Refused
-            When the event breaks its contract (422), or its id was used for other content (409).
+            If the event breaks its contract (422), or its id was used for other content (409).
         Unavailable
-            When no attempt got an answer.
+            If no attempt got an answer.
         """
         return _finished(self._one("/v1/decide", event, Decision))
 
     def rank(self, event: Mapping[str, Any], candidates: Iterable[Any] | None = None) -> Decision:
-        """The candidates of an event in order, as the `alternatives` of the decision; without any given, those that the service finds.
+        """The decision on an event, with its candidates in order as `alternatives`. Without candidates, the service finds them.
 
         The same event with the same candidates gets the same answer.
 
         Raises
         ------
         Refused
-            When the event or a candidate breaks the contract (422), its id was used for other content or other candidates (409), or
+            If the event or a candidate breaks the contract (422), its id was used for other content or other candidates (409), or
             the service does not rank (404).
         Unavailable
-            When no attempt got an answer.
+            If no attempt got an answer.
         """
         return _finished(self._one("/v1/rank", _with(event, candidates), Decision))
 
@@ -289,15 +318,15 @@ class Client(_Talks):
         return _finished(self._many("/v1/decide", events, Decision))
 
     def send(self, source: str, event: Mapping[str, Any]) -> Receipt:
-        """Send an event of a source that nothing is to be decided about."""
+        """Send an event without a decision."""
         return _finished(self._one(_path("events", source), event, Receipt))
 
     def send_many(self, source: str, events: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:
-        """Send many of them; a receipt for each in order, or why it was refused."""
+        """Send many events without a decision; a receipt for each in order, or why it was refused."""
         return _finished(self._many(_path("events", source), events, Receipt))
 
     def report(self, outcome: str, id: str, truth: Any, *, corrects: bool = False) -> Receipt:
-        """Report what became of the event with this id; with `corrects`, in place of what was reported before."""
+        """Report the outcome of the event with this id. With `corrects`, it replaces the earlier report."""
         return _finished(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt))
 
     def decision(self, id: str) -> Decision | None:
@@ -305,32 +334,15 @@ class Client(_Talks):
         return _finished(self._get(_path("decisions", id), Decision))
 
     def event(self, source: str, id: str) -> dict[str, Any] | None:
-        """An event as it stands in the log."""
+        """The event with this id, as the log holds it."""
         return _finished(self._get(_path("events", source, id), dict[str, Any]))
 
     def ready(self) -> dict[str, Any] | None:
-        """Which model decides."""
+        """Whether the service can decide, and with which model."""
         return _finished(self._get("/v1/ready", dict[str, Any]))
 
-
-def _finished(talk: Coroutine[Any, Any, _T]) -> _T:
-    """What becomes of a talk that blocks where others wait."""
-    try:
-        talk.send(None)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("it waited")
-
-
-def _with(event: Mapping[str, Any], candidates: Iterable[Any] | None) -> Mapping[str, Any]:
-    return event if candidates is None else {**event, "candidates": [*candidates]}
-
-
-def _report(outcome: str, id: str, truth: Any, corrects: bool) -> dict[str, Any]:
-    return {"id": id, outcome.rpartition(".")[2]: truth} | ({"corrects": True} if corrects else {})
-
 # %% ../nbs/15_client.ipynb #async-client
-class AsyncClient(_Talks):
+class AsyncClient(_Calls):
     """Like `Client`, for code that awaits."""
 
     def __init__(self, *args: Any, transport: httpx.AsyncBaseTransport | None = None, **options: Any):
@@ -354,11 +366,11 @@ class AsyncClient(_Talks):
         await asyncio.sleep(seconds)
 
     async def decide(self, event: Mapping[str, Any]) -> Decision:
-        """The decision on an event; the same event again gets the same one."""
+        """The decision on an event. The same event again gets the same decision."""
         return await self._one("/v1/decide", event, Decision)
 
     async def rank(self, event: Mapping[str, Any], candidates: Iterable[Any] | None = None) -> Decision:
-        """The candidates of an event in order, as the `alternatives` of the decision; without any given, those that the service finds."""
+        """The decision on an event, with its candidates in order as `alternatives`. Without candidates, the service finds them."""
         return await self._one("/v1/rank", _with(event, candidates), Decision)
 
     async def decide_many(self, events: Iterable[Mapping[str, Any]]) -> list[Decision | Refused]:
@@ -366,15 +378,15 @@ class AsyncClient(_Talks):
         return await self._many("/v1/decide", events, Decision)
 
     async def send(self, source: str, event: Mapping[str, Any]) -> Receipt:
-        """Send an event of a source that nothing is to be decided about."""
+        """Send an event without a decision."""
         return await self._one(_path("events", source), event, Receipt)
 
     async def send_many(self, source: str, events: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:
-        """Send many of them; a receipt for each in order, or why it was refused."""
+        """Send many events without a decision; a receipt for each in order, or why it was refused."""
         return await self._many(_path("events", source), events, Receipt)
 
     async def report(self, outcome: str, id: str, truth: Any, *, corrects: bool = False) -> Receipt:
-        """Report what became of the event with this id; with `corrects`, in place of what was reported before."""
+        """Report the outcome of the event with this id. With `corrects`, it replaces the earlier report."""
         return await self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt)
 
     async def decision(self, id: str) -> Decision | None:
@@ -382,9 +394,9 @@ class AsyncClient(_Talks):
         return await self._get(_path("decisions", id), Decision)
 
     async def event(self, source: str, id: str) -> dict[str, Any] | None:
-        """An event as it stands in the log."""
+        """The event with this id, as the log holds it."""
         return await self._get(_path("events", source, id), dict[str, Any])
 
     async def ready(self) -> dict[str, Any] | None:
-        """Which model decides."""
+        """Whether the service can decide, and with which model."""
         return await self._get("/v1/ready", dict[str, Any])

@@ -42,9 +42,9 @@ def _streams_of(source: Source | Feedback, key: Key, columns: Sequence[str], lab
 
 def _default_label(source: Source | Feedback) -> DefaultLabel | None:
     """The label of an outcome that has a default."""
-    if isinstance(source, Source) or source.presumed is None:
+    if isinstance(source, Source) or source.default_code is None:
         return None
-    return DefaultLabel(source.name, source.presumed, source.matures_after_us or 0)
+    return DefaultLabel(source.name, source.default_code, source.matures_after_us or 0)
 
 # %% ../../nbs/04_features/04_group_plan.ipynb #group-plan
 class GroupPlan:
