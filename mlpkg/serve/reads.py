@@ -154,7 +154,7 @@ def features(model: Model, store: Store, query: bytes) -> dict[str, Any]:
         return store.timeline(stream, key, value, since)
 
     values = evaluate(defined, codes, time, position, position, read)
-    places = sorted(i for part in defined._parts if entity.keys() >= set(part.key.fields) for i in part.places)
+    places = sorted(i for part in defined.group_plans if entity.keys() >= set(part.key.fields) for i in part.places)
     present = {defined.names[i]: v if (v := values[i]) == v and v != NULL else None for i in places}
     about = {"name": model.use_case, "version": model.version}
     return {"entity": entity, "time": iso(time), "model": about, "features": present}
