@@ -28,7 +28,7 @@ def _in_unit(column: Column, codes: Array) -> Array:
         return codes
     if column.nullable:
         return np.where(codes == NULL, np.nan, codes / column.scale)
-    return codes if column.kind == "int" else codes == 1 if column.kind == "bool" else codes / column.scale
+    return column.in_unit(codes)
 
 # %% ../../nbs/04_features/07_batch.ipynb #complete
 def complete(
@@ -93,7 +93,7 @@ class _GroupRun:
     def _as_of_rows(self, timeline: Timeline, points: slice) -> AsOf:
         """The points in time of a piece, where they are the rows themselves."""
         chosen, whole = self.order[points], self.as_of
-        seen = timeline.position if whole.position is whole.own else whole.position[chosen]
+        seen = timeline.position if whole.log_position is whole.event_position else whole.log_position[chosen]
         present = {name: codes[chosen] for name, codes in whole.present.items()}
         entity = np.repeat(np.arange(len(timeline.starts) - 1), np.diff(timeline.starts))
         return AsOf(entity, timeline.time, seen, timeline.position, present)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..aggregates import Aggregate
-from ..engine.history import Events, History, facts, presumed
+from ..engine.history import Events, History, with_feedback, with_labels
 from ..engine.tiles import Tiles
 from ..engine.timeline import Packed, Timeline
 from .online_plan import DefaultLabel, OnlinePlan
@@ -94,13 +94,15 @@ class GroupPlan:
         if self.feedback is None:
             return base
         name = self.feedback.stream
-        if name not in history._told:
+        if name not in history.derived:
             reports, label = history.reports[name], self.label
-            history._told[name] = presumed(base, reports, label.name, label.default) if label else facts(base, reports)
-        return history._told[name]
+            history.derived[name] = (
+                with_labels(base, reports, label.name, label.default) if label else with_feedback(base, reports)
+            )
+        return history.derived[name]
 
     @property
     def truth(self) -> dict[str, Any] | None:
         """The default label as `Events.timeline` takes it."""
         label = self.label
-        return label and {"name": label.name, "presumed": label.default, "after": label.matures_after}
+        return label and {"name": label.name, "default": label.default, "matures_after": label.matures_after}

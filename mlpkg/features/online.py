@@ -123,7 +123,7 @@ def evaluate(
             fallbacks.append((group, rows, reports, range(len(group.batch.plans)), group.batch))
     out = plan.formulas.numbers(integers)
     for fallback in fallbacks:
-        _compute_group(*fallback, fields, AsOf.one(time, log_position, event_position), out)
+        _compute_group(*fallback, fields, AsOf.single(time, log_position, event_position), out)
     if features.event_features or features.formulas:
         _complete_one(features, fields, time, out)
     return out

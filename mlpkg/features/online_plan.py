@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import int128 as exact
+from ..engine.moments import power_sums
 from ..engine.columns import NULL, Column
 from ..engine.filters import Filter, NotNull
 from ..engine.tiles import KNOWN, MAX, MIN, SQUARES, SQUARES_HIGH, SUM, Tiles
-from ..engine.timeline import Array, Packed, Timeline, as_timeline, with_truth
+from ..engine.timeline import Array, Packed, Timeline, as_timeline, attach_labels
 from .plan import AggregationPlan, _AggregatePlan
 
 # %% ../../nbs/04_features/03_online_plan.ipynb #online-rows
@@ -208,7 +208,7 @@ class DefaultLabel:
 
     def attach(self, rows: Timeline, reports: Timeline) -> Timeline:
         """The rows with the label as a column: what was reported, else the default."""
-        return with_truth(rows, self.name, reports, self.default, self.matures_after)
+        return attach_labels(rows, self.name, reports, self.default, self.matures_after)
 
 # %% ../../nbs/04_features/03_online_plan.ipynb #use
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ class OnlinePlan:
 
     def __init__(self, plan: AggregationPlan, label: DefaultLabel | None = None):
         self.columns, self.label = plan.columns, label
-        self.rest = [i for i, p in enumerate(plan.plans) if p.aggregate.components is None or p.kind == "category"]
+        self.rest = [i for i, p in enumerate(plan.plans) if not p.aggregate.online or p.kind == "category"]
         plans = [(plan.rows[i].start, p) for i, p in enumerate(plan.plans) if i not in self.rest]
         windows = list(dict.fromkeys(window for _, p in plans for window in _windows_of(p)))
         self.width = len(windows)
@@ -311,6 +311,11 @@ class OnlinePlan:
         integers += [0] * self.size
 
 # %% ../../nbs/04_features/03_online_plan.ipynb #expression-plan
+def _of_central_sums(finalize: Callable[..., Any]) -> Callable[..., Any]:
+    """`finalize` of the central sums, given the sums of powers."""
+    return lambda n, scale, *sums: finalize(n, scale, *power_sums(n, *sums))
+
+
 class ExpressionPlan:
     """The last step of the online path: from the integers of several plans to the numbers of `size` features.
 
@@ -332,7 +337,8 @@ class ExpressionPlan:
                         (a.min_rows, float("nan")) if a.empty is None else (max(1, a.min_rows), float(a.empty))
                     )
                     place = places[result.place]
-                    self.values.append((place, a.finalize, result.scale, min_rows, empty, n, components))
+                    finalize = _of_central_sums(a.finalize) if a.powers > 1 else a.finalize
+                    self.values.append((place, finalize, result.scale, min_rows, empty, n, components))
             begin += plan.size
 
     def numbers(self, integers: Sequence[int]) -> list[Any]:
@@ -346,7 +352,7 @@ class ExpressionPlan:
             elif len(components) == 1:
                 out[place] = finalize(n, scale, integers[components[0]])
             elif components:
-                out[place] = finalize(n, scale, *exact.power_sums(n, *[integers[i] for i in components]))
+                out[place] = finalize(n, scale, *[integers[i] for i in components])
             else:
                 out[place] = float(n)
         return out

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..aggregates import Aggregate, Count, Kind, Moment, Span
+from ..aggregates import Aggregate, Count, Kind, OfSums, Span
 from ..engine.columns import Column
 from ..engine.filters import Filter, NotNull, either_way
 from ..engine.timeline import Array, AsOf, Timeline, blocks
-from ..engine.windows import Missing, Windows, edges_of, private_windows, sees_all, visible_bounds, window_bounds
+from ..engine.visibility import HiddenRows, copied_windows, sees_all, visible_bounds
+from ..engine.windows import Windows, edges_of, window_bounds
 
 # %% ../../nbs/04_features/02_plan.ipynb #conditions
 def _conditions_of(aggregate: Aggregate, columns: Mapping[str, Column]) -> list[Filter]:
@@ -81,7 +82,7 @@ def _is_additive(plan: _AggregatePlan, label: str | None) -> bool:
     if plan.operands:
         return all(_is_additive(operand, label) for operand in plan.operands)
     a = plan.aggregate
-    by_value = a.additive and not isinstance(a, Count | Moment)  # the column's value chooses the rows
+    by_value = a.additive and not isinstance(a, Count | OfSums)  # the column's value chooses the rows
     return a.additive and not (label in a.names and (by_value or a.powers > 1))
 
 # %% ../../nbs/04_features/02_plan.ipynb #reduction
@@ -177,7 +178,7 @@ class _PartlyVisible:
         for block in blocks(self.hi[points] - earliest[points]):
             chosen = points[block]
             as_of, lo = self.as_of.take(chosen), np.maximum(self.lo[:, chosen], earliest[chosen])
-            timeline, lo, hi = private_windows(self.timeline, as_of, lo, self.hi[chosen])
+            timeline, lo, hi = copied_windows(self.timeline, as_of, lo, self.hi[chosen])
             self.plan.put(out, chosen, which, self.plan.windows(timeline, as_of, lo, hi))
 
     def _put_shared(self, out: Array, which: Sequence[int], points: Any, late: Array | None) -> None:
@@ -188,5 +189,5 @@ class _PartlyVisible:
             late = None if late is None else np.searchsorted(points, late)
         windows = self.plan.windows(self.timeline, as_of, lo, hi)
         if late is not None and len(late):
-            windows.missing = Missing(self.timeline, as_of, late, lo.min(axis=0), hi)
+            windows.hidden = HiddenRows(self.timeline, as_of, late, hi)
         self.plan.put(out, points, which, windows)
