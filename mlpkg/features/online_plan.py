@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.moments import power_sums
 from ..engine.columns import NULL, Column
 from ..engine.filters import Filter, NotNull
+from ..engine.moments import power_sums
 from ..engine.tiles import KNOWN, MAX, MIN, SQUARES, SQUARES_HIGH, SUM, Tiles
 from ..engine.timeline import Array, Packed, Timeline, as_timeline, attach_labels
 from .plan import AggregationPlan, _AggregatePlan
