@@ -28,9 +28,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlpkg as ml
-from mlpkg.lab.column_checks import EventChecks, Refused
+from mlpkg.lab.checked_rows import RejectedRow
+from mlpkg.lab.column_checks import EventChecks
 from mlpkg.lab.files import Chunk, read_file
-from mlpkg.lab.ingest import chunk_of
+from mlpkg.lab.frame_chunks import chunk_of
 from mlpkg.times import now
 
 EXAMPLES = 2_000 if os.environ.get("MLPKG_LONG") else 40
@@ -83,7 +84,7 @@ def file_door(chunks: Iterable[Chunk]) -> list[Verdict]:
     """What the columnar door makes of the rows of a file, in their order."""
     found: dict[int, Verdict] = {}
     for chunk in chunks:
-        refused: list[Refused] = []
+        refused: list[RejectedRow] = []
         taken, _ = CHECKS.take(chunk, ["arrived"], refused)
         for i, place in enumerate(taken.places.tolist()):
             row = int(chunk.rows[place])
