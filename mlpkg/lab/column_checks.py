@@ -46,7 +46,7 @@ def _fault_kind(rules: Mapping[str, Rule], name: str, value: Any) -> Any:
     column = rule.column
     if kind in (int, float) and column.kind == ("int" if kind is int else "number"):
         bounds = tuple(holds(value, bound) for holds, bound in rule.bounds)
-        return (name, kind, value - value == 0, *bounds, column.refusal(value))
+        return (name, kind, value - value == 0, *bounds, column.limits.refusal(value))
     if kind is str and column.kind == "text":
         return name, kind, len(value) < rule.lengths[0], len(value) > rule.lengths[1]
     return (name, kind) if kind is str or (kind is bool and column.kind != "bool") else None

@@ -127,7 +127,7 @@ class JudgedColumn:
         column, codes = self.rule.column, self.codes[places]
         if column.kind == "text":
             return self._take_texts(places)
-        values = codes / column.scale if column.kind == "number" else codes == 1 if column.kind == "bool" else codes
+        values = column.in_unit(codes)
         is_null = codes == NULL
         return np.where(is_null, _NONE, values.astype(object)).tolist() if is_null.any() else values.tolist()
 
@@ -150,7 +150,7 @@ def _judge_numbers(rule: Rule, typed: pa.Array) -> tuple[np.ndarray, np.ndarray]
     if column.kind == "bool":
         return np.ones(len(values), bool), values.astype(np.int64)
     with np.errstate(invalid="ignore", over="ignore"):
-        fine = ~(column.too_large(values) | column.too_fine(values))
+        fine = ~(column.limits.too_large(values) | column.limits.too_fine(values))
         for holds, bound in rule.bounds:
             fine &= holds(values, bound)
         codes = np.rint(values * float(column.scale)) if column.kind == "number" else values
