@@ -23,7 +23,7 @@ from .frame_chunks import Frame, chunk_of, frames_of
 from .log_order import MixedRows, OutcomeRows, SourceRows
 from ..schema import Outcome, Source
 from ..settings import Settings
-from ..store import Batch, Store
+from ..store import Batch, Refusal, Store
 
 # %% ../../nbs/17_lab/08_ingest.ipynb #ingested
 @dataclass
@@ -76,7 +76,7 @@ def _write_batch(result: Ingested, batch: Batch, store: Store, rejected: list[Re
 def _write_dead_letters(result: Ingested, store: Store, rejected: list[RejectedRow]) -> None:
     """Put rejected rows into the dead letters, in the order of the file."""
     rejected.sort(key=lambda row: row.row)
-    store.add_dead_letters((row.stream, row.body, row.why, row.row) for row in rejected)
+    store.add_dead_letters(Refusal(row.stream, row.body, row.why, row.row) for row in rejected)
     result.refused += [(row.row, str(row.why)) for row in rejected]
 
 # %% ../../nbs/17_lab/08_ingest.ipynb #limit
