@@ -257,8 +257,9 @@ def test_in_process_a_decision_and_a_batch_are_on_the_disk_when_they_return(tmp_
         assert store.session.durability.fsync.syncs == before + 1  # type: ignore[attr-defined]
     case = ml.UseCase("fraud", handbook.fraud.features, policy=handbook.fraud.policy)
     case.decide({"id": "tx", "time": iso(now()), "customer_id": 1, "terminal_id": 3, "amount": 5.0})
-    assert case._of_thread.decider.store.session.durability.fsync.syncs >= 2
-    case._of_thread.decider.store.close()
+    decided_on: Any = case._of_thread.get(case).store
+    assert decided_on.session.durability.fsync.syncs >= 2
+    decided_on.close()
 
 
 def test_what_is_acknowledged_was_in_the_files_when_they_were_last_synced(tmp_path: Path):

@@ -192,7 +192,8 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         put_live(handbook.fraud, store)
     made = UseCase("fraud", handbook.fraud.features, policy=handbook.fraud.policy)
     yield made
-    made._of_thread.decider.store.close()
+    if decider := made._of_thread.decider:
+        decider.store.close()
 
 
 @gone
