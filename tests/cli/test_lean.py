@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SETTINGS, SUPPORT, Command, Project
+from command import Command
+from paths import ROOT, SUPPORT
+from project import SETTINGS, Project
 
 RESEARCH = {
     *("pandas", "pyarrow", "matplotlib", "papermill", "jupyter", "jupyterlab", "jupyter-core", "nbdev", "fastcore"),

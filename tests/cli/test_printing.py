@@ -7,8 +7,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from conftest import Bank, Command, Project
+from bank import Bank
+from command import Command
 from handbook import fraud
+from project import Project
 
 import mlpkg as ml
 from mlpkg import auth

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT
+from paths import ROOT
 from serving import (
     LOST,
     SCRIPTS,
@@ -35,6 +35,8 @@ import mlpkg as ml
 from mlpkg.serve.bento.package import Bento
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, iso, now
+
+pytestmark = pytest.mark.e2e
 
 NEW = "customer_n_tx_3d"
 LEFT_OUT = shutil.ignore_patterns(

@@ -15,14 +15,19 @@ import clicks as shop
 import oracle
 import pandas as pd
 import pytest
+from bank import put_live
 from clicks import Sent
-from conftest import ROOT, Command, Project, put_live
+from command import Command
 from oracle import UNITS, Ask, Event, Moment, Near, Said, Stream, Twice, World, agrees, bits, text_code
+from paths import ROOT
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab
 from mlpkg.decisions import Decider, Decision
 from mlpkg.settings import Settings
+
+pytestmark = pytest.mark.slow
 
 REAL = ROOT.parent / "shared" / "data" / "clicks_train.parquet"
 LONG = bool(os.environ.get("MLPKG_LONG"))

@@ -12,7 +12,7 @@ import handbook
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import START, put_live
+from bank import START, put_live
 
 import mlpkg as ml
 from mlpkg import lab
@@ -21,6 +21,8 @@ from mlpkg.engine.columns import NULL
 from mlpkg.settings import Settings
 from mlpkg.store import Batch
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
+
+pytestmark = pytest.mark.slow
 
 Said = tuple[Any, dict[str, Any], int | None]  # stream, body, arrived (of a report that does not say when: None)
 

@@ -19,8 +19,9 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SUPPORT, booster, put_live
+from bank import booster, put_live
 from offers import clicked, clicks, features, offers, policy, popular, shown, visits
+from paths import SUPPORT
 from ranking_shop import START, Shop, click
 from serving import environment, free_port
 

@@ -10,7 +10,9 @@ import handbook
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import START, Bank, Command, Project, booster, put_live
+from bank import START, Bank, booster, put_live
+from command import Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab

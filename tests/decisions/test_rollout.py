@@ -9,7 +9,8 @@ from typing import Any
 
 import handbook
 import pytest
-from conftest import START, Bank, Command, booster, put_live
+from bank import START, Bank, booster, put_live
+from command import Command
 from handbook import features, fraud
 
 import mlpkg as ml

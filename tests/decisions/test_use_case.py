@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from conftest import ROOT
 from pages import after, run_page
+from paths import ROOT
 
 
 @pytest.fixture(scope="module")

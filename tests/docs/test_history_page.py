@@ -1,8 +1,8 @@
 """The page `docs/history.md`: what it lists is written and run, in an empty folder, and does what it says."""
 
 import pytest
-from conftest import ROOT
 from pages import after, run_page
+from paths import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import test_conformance as suite
-from conftest import ROOT
 from oracle import VERBS
+from paths import ROOT
 
 from mlpkg.aggregates import REGISTRY
 

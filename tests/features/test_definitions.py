@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import Project
+from project import Project
 
 import mlpkg as ml
 from mlpkg.times import DAY

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import booster
+from bank import booster
 from serving import LOST, Client, Packaged, environment, made_once, payment, run, serving
 
 import mlpkg as ml

@@ -10,7 +10,9 @@ import handbook
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-from conftest import START, Bank, Command, Project
+from bank import START, Bank
+from command import Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab

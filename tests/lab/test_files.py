@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, Project
+from command import Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab

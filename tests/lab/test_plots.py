@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import parcels
 import pytest
-from conftest import put_live
+from bank import put_live
 from pydantic import Field
 
 import mlpkg as ml

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import parcels
 import pytest
-from conftest import Answer, Command, Project, booster, put_live
+from bank import booster, put_live
+from command import Answer, Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab

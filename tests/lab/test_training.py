@@ -12,8 +12,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Command, Project, booster
+from bank import booster
+from command import Command
 from nbformat.v4 import new_code_cell, new_notebook
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab, models

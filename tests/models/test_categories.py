@@ -12,8 +12,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SUPPORT, Project
 from nbformat.v4 import new_code_cell, new_notebook
+from paths import SUPPORT
+from project import Project
 from shopping import features, purchases, returned, shopping
 
 import mlpkg as ml

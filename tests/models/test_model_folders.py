@@ -12,7 +12,9 @@ from typing import Any
 
 import handbook
 import pytest
-from conftest import Bank, Command, Project
+from bank import Bank
+from command import Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import models

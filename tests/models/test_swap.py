@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import booster
+from bank import booster
 from serving import CUSTOMERS, LOST, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
 
 import mlpkg as ml

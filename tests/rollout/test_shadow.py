@@ -13,7 +13,8 @@ from pathlib import Path
 import handbook
 import psutil
 import pytest
-from conftest import START, Bank, Command, booster, put_live
+from bank import START, Bank, booster, put_live
+from command import Command
 from serving import CUSTOMERS, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
 from test_swap import SETS
 
@@ -27,6 +28,8 @@ from mlpkg.rollout.shadow import features as shadow_features
 from mlpkg.settings import Settings
 from mlpkg.store import Store, decisions_of
 from mlpkg.times import DAY, HOUR, iso, now
+
+pytestmark = pytest.mark.e2e
 
 
 def soon(what: Callable[[], object], seconds: float = 20) -> bool:

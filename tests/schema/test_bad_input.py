@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from bad_events import BAD, GONE, GOOD, NO_JSON
-from conftest import SETTINGS, START, Bank, Command, Project
+from bank import START, Bank
+from command import Command
+from project import SETTINGS, Project
 
 import mlpkg as ml
 from mlpkg import lab

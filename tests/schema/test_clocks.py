@@ -17,7 +17,8 @@ import numpy as np
 import offers
 import pandas as pd
 import pytest
-from conftest import SUPPORT, Bank
+from bank import Bank
+from paths import SUPPORT
 from ranking_shop import Shop
 from serving import Packaged, Server, made_once, payment, serving
 from short_chunks import short_chunks

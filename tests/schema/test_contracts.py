@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 import mlpkg as ml
 

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Project
 from door_values import EVERYTHING, GOOD, KINDS, Refusal, bodies, judge, time_of, times, values
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from project import Project
 from pydantic import BaseModel, create_model
 
 import mlpkg as ml

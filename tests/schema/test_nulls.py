@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, put_live
+from bank import put_live
+from paths import ROOT
 from pydantic import Field
 
 import mlpkg as ml

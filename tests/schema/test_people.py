@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shopping
-from conftest import SETTINGS, START, Bank, Command, Project, booster, put_live
+from bank import START, Bank, booster, put_live
+from command import Command
+from project import SETTINGS, Project
 
 import mlpkg as ml
 from mlpkg import lab, models

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from conftest import put_live
+from bank import put_live
 
 import mlpkg as ml
 from mlpkg.decisions import Decider, UseCase, verify

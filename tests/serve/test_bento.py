@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from paths import ROOT
 from serving import (
     LOST,
     Client,

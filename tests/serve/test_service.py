@@ -18,7 +18,8 @@ import httpx
 import jsonschema
 import pytest
 from bad_events import BAD, GONE, NO_JSON
-from conftest import ROOT, put_live
+from bank import put_live
+from paths import ROOT
 from serving import Packaged, Server, made_once, payment, serving
 
 import mlpkg as ml

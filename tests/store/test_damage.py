@@ -13,7 +13,9 @@ from pathlib import Path
 
 import handbook
 import pytest
-from conftest import Bank, Command, Project, put_live
+from bank import Bank, put_live
+from command import Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import models

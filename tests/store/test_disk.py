@@ -14,7 +14,7 @@ import apsw
 import handbook
 import httpx
 import pytest
-from conftest import put_live
+from bank import put_live
 
 import mlpkg as ml
 from mlpkg.decisions import verify

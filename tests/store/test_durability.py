@@ -9,7 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 import handbook
-from conftest import SUPPORT, Bank, Command, Project
+from bank import Bank
+from command import Command
+from paths import SUPPORT
+from project import Project
 
 import mlpkg as ml
 from mlpkg.decisions import verify

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SUPPORT, put_live
+from bank import put_live
+from paths import SUPPORT
 from serving import CUSTOMERS, LOST, TERMINALS, Client, Server, environment, free_port, made_once, mlpkg, payment
 
 import mlpkg as ml

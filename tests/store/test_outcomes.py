@@ -6,7 +6,9 @@ import handbook
 import msgspec
 import pandas as pd
 import pytest
-from conftest import START, Bank, Command, Project
+from bank import START, Bank
+from command import Command
+from project import Project
 
 import mlpkg as ml
 from mlpkg import lab

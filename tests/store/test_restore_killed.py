@@ -9,7 +9,9 @@ from typing import Any
 
 import handbook
 import pytest
-from conftest import SUPPORT, Bank, Command, put_live
+from bank import Bank, put_live
+from command import Command
+from paths import SUPPORT
 
 import mlpkg as ml
 from mlpkg.decisions import Decider, verify

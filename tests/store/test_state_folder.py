@@ -14,7 +14,7 @@ from typing import Any
 import handbook
 import httpx
 import pytest
-from conftest import Bank, put_live
+from bank import Bank, put_live
 from test_disk import Service, stocked
 
 import mlpkg as ml

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
-from conftest import put_live
+from bank import put_live
 from offers import clicks, features, offers, visits
 
 import mlpkg as ml

@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, put_live
+from bank import put_live
+from paths import ROOT
 
 import mlpkg as ml
 from mlpkg.examples.fraud.demo import payments
