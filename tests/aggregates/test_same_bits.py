@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from aggregate_cases import ELSEWHERE, HOUR, MOST, NOON, features_of, history_of, many, one, world_of
 from oracle import Moment
-from test_conformance import ELSEWHERE, HOUR, MOST, NOON, features_of, history_of, many, one, world_of
 
 from mlpkg.aggregates import REGISTRY
 

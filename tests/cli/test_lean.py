@@ -2,13 +2,13 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from command import Command
+from package_index import index
 from paths import ROOT, SUPPORT
 from project import SETTINGS, Project
 
@@ -30,16 +30,6 @@ def run(*command: object, cwd: Path, status: int = 0, env: dict[str, str] | None
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done
-
-
-def index() -> dict[str, str]:
-    """The index that pip is set up to use, for uv, which does not read pip's files."""
-    if {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & os.environ.keys():
-        return {}
-    asked = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    found = re.search(r"^(?:global|install)\.index-url='(.*)'$", asked, re.MULTILINE)
-    url = os.environ.get("PIP_INDEX_URL") or (found and found[1])
-    return {"UV_DEFAULT_INDEX": url} if url else {}
 
 
 @pytest.fixture(scope="module")

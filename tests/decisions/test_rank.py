@@ -318,7 +318,7 @@ def test_a_backlog_of_long_rankings_is_scored_in_pieces(shop: Shop, monkeypatch:
     shadowed(shop)
     for k in range(10):
         shop.ranks(f"v{k}", 50, at=shop.end + k * HOUR)
-    monkeypatch.setattr(shadow, "_PAGE", 5_000)
+    monkeypatch.setattr("mlpkg.rollout.shadow.follower._PAGE", 5_000)
     follower, steps = shadow.Follower(offers, shop.store), []
     while n := follower.step():
         steps.append((n, follower.behind))

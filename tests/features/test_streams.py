@@ -20,10 +20,10 @@ from typing import Annotated, Any
 import numpy as np
 import oracle
 import pytest
+from aggregate_cases import BIG, ELSEWHERE, EXAMPLES, NIGHT, gives_text
 from oracle import UNITS, Ask, Event, Moment, Said, Stream, Twice, World, agrees, bits
 from pydantic import Field
 from short_chunks import short_chunks
-from test_conformance import BIG, ELSEWHERE, EXAMPLES, NIGHT, gives_text
 
 import mlpkg as ml
 from mlpkg.aggregates import REGISTRY

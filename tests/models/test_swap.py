@@ -19,24 +19,16 @@ from typing import Any
 import pytest
 from bank import booster
 from serving import CUSTOMERS, LOST, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
+from swap_sets import SETS
 
 import mlpkg as ml
 from mlpkg import models
-from mlpkg.examples.fraud.features import customer, during_night, terminal, transactions
+from mlpkg.examples.fraud.features import transactions
 from mlpkg.models import Model, registry
 from mlpkg.settings import Settings
 
 REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 10_000
 CLIENTS = 4
-amount = ml.field("amount")
-SETS = [  # more than a worker keeps loaded
-    {"amount": amount},
-    {"customer": customer, "amount": amount},
-    {"terminal": terminal, "amount": amount},
-    {"amount": amount, "night": ml.on_demand(during_night), "customer": customer, "terminal": terminal},
-    {"recent": transactions.by("customer_id").agg(n=ml.count(over=["1h", "3h"]), last=ml.last("amount", over="90d"))},
-    {"sum": transactions.by("terminal_id").agg(paid=ml.sum("amount", over="14d")), "amount": amount},
-]
 
 
 @dataclass

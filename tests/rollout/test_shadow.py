@@ -16,7 +16,7 @@ import pytest
 from bank import START, Bank, booster, put_live
 from command import Command
 from serving import CUSTOMERS, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
-from test_swap import SETS
+from swap_sets import SETS
 
 import mlpkg as ml
 from mlpkg import lab, models

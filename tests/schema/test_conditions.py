@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aggregate_cases import FIELDS, HOUR, LONG, NOON, code, history_of, many, one, payments, world_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Moment
-from test_conformance import FIELDS, HOUR, LONG, NOON, code, history_of, many, one, payments, world_of
 
 import mlpkg as ml
 from mlpkg.engine.columns import NULL

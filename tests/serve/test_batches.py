@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from http_bank import EVENTS, Bank, problem
+from raw_http import BATCH, GROWTH, HEAD, connect, memory
 from serving import Packaged, made_once, payment, serving
-from test_hostile import BATCH, GROWTH, HEAD, connect, memory
-from test_service import EVENTS, Bank, problem
 
 from mlpkg.errors import MlpkgError
 from mlpkg.serve.metrics import Metrics

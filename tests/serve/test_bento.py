@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from package_index import index
 from paths import ROOT
 from serving import (
     LOST,
@@ -25,7 +26,6 @@ from serving import (
     places_named_in,
     run,
 )
-from test_lean import index
 
 from mlpkg.serve.bento.package import Bento
 

@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from http_bank import EVENTS, Bank, problem, refused
+from raw_http import BATCH, GROWTH, HEAD, connect, memory
 from serving import Packaged, made_once, payment, serving
-from test_service import EVENTS, Bank, problem, refused
 
 SLOWED = 0.25  # seconds within which others are answered in 99 of 100 cases, whatever else comes in
-GROWTH = 24 << 20  # bytes that the worker may have more after all of it
-
-HEAD = b"POST /v1/decide HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-BATCH = f"POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +43,6 @@ def text(**changes: Any) -> bytes:
     return json.dumps(payment("tx-hostile") | changes).encode()
 
 
-def connect(bank: Bank, patience: float = 15) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", bank.server.port), timeout=patience)
-
-
 def talk(bank: Bank, *pieces: bytes, pause: float = 0.0) -> bytes:
     """All that is said until the connection is closed from there."""
     said = b""
@@ -64,10 +57,6 @@ def talk(bank: Bank, *pieces: bytes, pause: float = 0.0) -> bytes:
 
 def digits(value: int) -> str:
     return str(Decimal(value))  # `str` of a whole number has a bound of its own
-
-
-def memory(bank: Bank) -> int:
-    return sum(process.memory_info().rss for process in bank.server.family())
 
 
 # What is in a body

@@ -19,49 +19,15 @@ import jsonschema
 import pytest
 from bad_events import BAD, GONE, NO_JSON
 from bank import put_live
+from http_bank import EVENTS, Bank, problem, refused
 from paths import ROOT
-from serving import Packaged, Server, made_once, payment, serving
+from serving import Packaged, made_once, payment, serving
 
-import mlpkg as ml
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.serve.app import Application
 from mlpkg.serve.bento.package import Bento
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
-
-LINES = {"content-type": "application/x-ndjson"}
-EVENTS = "/v1/events/transactions"
-
-
-class Bank:
-    """A client of the service that can also look into its store."""
-
-    def __init__(self, server: Server):
-        self.server = server
-        self.http = httpx.Client(base_url=server.address, timeout=20)
-        self.store: Any = ml.open_store(Settings(state=server.state))
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """The last position, and the numbers of dead letters and of reports that wait."""
-        return self.store.last_position(), len(self.store.dead_letters()), len(self.store.waiting())
-
-    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()  # httpx would not send NaN
-        return self.http.post(path, content=data, headers={"content-type": "application/json"} | headers)
-
-    def decide(self, body: Any) -> httpx.Response:
-        return self.post("/v1/decide", body)
-
-    def lines(self, path: str, *bodies: Any) -> list[dict[str, Any]]:
-        data = b"\n".join(b if isinstance(b, bytes) else json.dumps(b).encode() for b in bodies)
-        answer = self.http.post(path, content=data, headers=LINES)
-        assert answer.status_code == 200 and answer.headers["content-type"] == LINES["content-type"]
-        return [json.loads(line) for line in answer.text.splitlines()]
-
-    def close(self) -> None:
-        self.http.close()
-        self.store.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +40,6 @@ def bank(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     folder = tmp_path_factory.mktemp("service")
     with serving(made.bento, made.state(folder / "state"), folder / "log") as server, closing(Bank(server)) as bank:
         yield bank
-
-
-def refused(answer: httpx.Response, status: int, field: str, value: str = "", reason: str = "") -> dict[str, Any]:
-    """A problem document that says what was wrong, where and why, and nothing of the inside."""
-    told = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.status_code == told["status"]
-    return problem(told, status, field, value, reason)
-
-
-def problem(told: dict[str, Any], status: int, field: str, value: str = "", reason: str = "") -> dict[str, Any]:
-    assert {"type", "title", "status", "detail", "field", "value", "reason"} <= told.keys()
-    assert (told["status"], told["field"]) == (status, field), told
-    assert str(told["value"]).startswith(value) and reason in told["reason"], told
-    assert told["reason"] and told["detail"] and len(json.dumps(told)) < 3_000
-    assert "Traceback" not in str(told) and ".py" not in str(told)
-    return told
 
 
 # Decisions

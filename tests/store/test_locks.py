@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from test_disk import Service, another, stocked
+from in_process_service import Service, another, stocked
 
 from mlpkg.serve.batching import RequestBatcher
 

@@ -15,7 +15,7 @@ import handbook
 import httpx
 import pytest
 from bank import Bank, put_live
-from test_disk import Service, stocked
+from in_process_service import Service, stocked
 
 import mlpkg as ml
 from mlpkg import lab

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import test_conformance as suite
+from aggregate_cases import EXAMPLES, _of
 from oracle import VERBS
 from paths import ROOT
 
@@ -19,14 +20,14 @@ CLASS, ORACLE, EXAMPLE = re.findall(
 @pytest.fixture
 def spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the aggregate of the page, its oracle and its examples, for one test."""
-    for registry in (REGISTRY, VERBS, suite.EXAMPLES):
+    for registry in (REGISTRY, VERBS, EXAMPLES):
         monkeypatch.setitem(registry, "spread", None)  # what the page puts there is taken away again
     module = tmp_path / "spread_of_the_page.py"
     module.write_text(CLASS)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(module.stem)
     exec(ORACLE, {"VERBS": VERBS})
-    exec(EXAMPLE, {"EXAMPLES": suite.EXAMPLES, "_of": suite._of})
+    exec(EXAMPLE, {"EXAMPLES": EXAMPLES, "_of": _of})
 
 
 def test_the_aggregate_of_the_page_is_under_twenty_lines():
