@@ -75,36 +75,36 @@ def is_loopback(host: str) -> bool:
 
 # %% ../nbs/13_auth.ipynb #tokens
 def create(store: Store, role: str, *, name: str = "", expires: str | None = None, by: str) -> tuple[str, Token]:
-    """Make a token; its text, which is never to be had again, and what is kept of it.
+    """Create a token. Returns the secret, which cannot be retrieved later, and the stored record.
 
     Parameters
     ----------
     name
-        Who is to have it; decisions name it as their caller. By default its id.
+        Who gets the token; decisions name it as their caller. By default the id of the token.
     expires
-        How long it holds, such as ``"90d"``; by default until it is revoked.
+        How long the token is valid, such as ``"90d"``; by default until it is revoked.
 
     Raises
     ------
     MlpkgError
-        When there is no such role, or `expires` is no duration.
+        If the role does not exist, or `expires` is no duration.
     """
     if role not in ROLES:
         raise MlpkgError(f"there is no role {role!r}", f"there is: {', '.join(ROLES)}")
     if len(name) > 100 or not name.isprintable():
         raise MlpkgError("the name of a token has at most 100 characters that can be printed")
-    at, id, secret = now(), secrets.token_hex(6), secrets.token_urlsafe(32)
+    created, id, secret = now(), secrets.token_hex(6), secrets.token_urlsafe(32)
     try:
-        until = None if expires is None else at + duration(expires)
+        until = None if expires is None else created + duration(expires)
     except ValueError as error:
         raise MlpkgError(str(error)) from None
-    token = Token(id, _hash(secret), role, name or id, by, at, until)
+    token = Token(id, _hash(secret), role, name or id, by, created, until)
     store.put_token(token)
     return f"mlpkg_{id}_{secret}", token
 
 
 def caller_of(store: Store, text: str) -> Caller | None:
-    """Whose token that is; None if it is nobody's, or does not hold any more."""
+    """Return the caller of a token; None if the token is unknown, revoked or expired."""
     kind, _, rest = text.partition("_")
     id, _, secret = rest.partition("_")
     token = store.tokens().get(id)
@@ -113,17 +113,17 @@ def caller_of(store: Store, text: str) -> Caller | None:
 
 
 def holds(token: Token) -> bool:
-    """Whether a token is neither revoked nor expired."""
+    """Return whether a token is neither revoked nor expired."""
     return token.revoked is None and (token.expires is None or now() < token.expires)
 
 
 def revoke(store: Store, id: str) -> Token:
-    """Revoke a token: from the next request on it is nobody's.
+    """Revoke a token. The next request with it is refused.
 
     Raises
     ------
     MlpkgError
-        When there is none with this id.
+        If no token has this id.
     """
     token = store.tokens().get(id)
     if token is None:
@@ -135,11 +135,9 @@ def revoke(store: Store, id: str) -> Token:
 
 
 def tell(token: Token) -> dict[str, Any]:
-    """What may be told of a token."""
-    times = {
-        k: at and iso(at)
-        for k, at in (("created", token.created), ("expires", token.expires), ("revoked", token.revoked))
-    }
+    """Return what people may see of a token: everything but its hash."""
+    moments = {"created": token.created, "expires": token.expires, "revoked": token.revoked}
+    times = {name: time and iso(time) for name, time in moments.items()}
     return {"id": token.id, "role": token.role, "name": token.name, "by": token.by, **times, "holds": holds(token)}
 
 
@@ -151,8 +149,8 @@ _NOBODY = "0" * 64
 
 # %% ../nbs/13_auth.ipynb #record
 def record(store: Store, caller: Caller, method: str, path: str, allowed: bool) -> None:
-    """Record who asked for what, and whether it was allowed; a token in the path or query is not kept."""
-    said = {
+    """Record an access: the caller, the request and whether it was allowed. A token in the path or query is not stored."""
+    access = {
         "id": caller.id,
         "name": caller.name,
         "role": caller.role,
@@ -160,19 +158,19 @@ def record(store: Store, caller: Caller, method: str, path: str, allowed: bool) 
         "path": redacted_address(*path.partition("?")[::2]),
         "allowed": allowed,
     }
-    store.add_access(msgspec.json.encode(said).decode())
+    store.add_access(msgspec.json.encode(access).decode())
 
 
 def accesses(store: Store, before: int = LATEST, most: int = 100) -> tuple[list[dict[str, Any]], int | None]:
-    """The latest accesses before a number, newest first, and the number to go on from; None where there are no more."""
-    found = store.accesses(before, most)
-    told = [{"at": iso(at), **msgspec.json.decode(body)} for _, at, body in found]
-    return told, found[-1][0] if len(found) == most and found[-1][0] > 1 else None
+    """Return a page of accesses before a number, newest first, and the number of the next page; None if there is none."""
+    rows = store.accesses(before, most)
+    page = [{"at": iso(time), **msgspec.json.decode(body)} for _, time, body in rows]
+    return page, rows[-1][0] if len(rows) == most and rows[-1][0] > 1 else None
 
 
 def all_accesses(store: Store) -> Iterator[dict[str, Any]]:
     """Every access, newest first."""
     further: int | None = LATEST
     while further is not None:
-        found, further = accesses(store, further)
-        yield from found
+        page, further = accesses(store, further)
+        yield from page

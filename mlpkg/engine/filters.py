@@ -127,7 +127,7 @@ def _compared(column: Column, op: _Op, right: ast.AST) -> _Test:
         return lambda codes: (codes[name] != NULL) & test(codes[name])
     if not isinstance(constant, tuple | list | set) or not constant:
         raise ValueError(f"`in` needs constants, as in {name} in ('a', 'b')")
-    tests = [_codes_that(column, op, one) for one in constant]
+    tests = [_codes_that(column, op, value) for value in constant]
     joined = np.logical_or if op is ast.In else np.logical_and
     return lambda codes: (codes[name] != NULL) & reduce(joined, (test(codes[name]) for test in tests))
 

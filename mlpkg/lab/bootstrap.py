@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAWS', 'SEED', 'FEW_ENTITIES', 'LEVELS', 'LEVEL', 'resamples', 'Measured', 'Measure', 'MeanMeasure', 'RankMeasure',
-           'Difference', 'bootstrap']
+           'PairedDifference', 'bootstrap']
 
 # %% ../../nbs/17_lab/27_bootstrap.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,7 +157,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A measure under two models and its difference, b − a, with an interval. NaN where there is none; `why` says why."""
 
     a: float
@@ -189,7 +189,7 @@ def _deviations(measured: Sequence[Measured], entities: int, draws: int) -> list
     return deviations
 
 # %% ../../nbs/17_lab/27_bootstrap.ipynb #intervals
-def _intervals(measured: Sequence[Measured], deviations: Sequence[Array], level: float) -> list[Difference]:
+def _intervals(measured: Sequence[Measured], deviations: Sequence[Array], level: float) -> list[PairedDifference]:
     """The differences of one measure in all groups, with intervals that hold together."""
     errors = [float(np.sqrt(np.nanmean(d**2))) if not np.isnan(d).all() else np.nan for d in deviations]
     scaled = [np.nan_to_num(np.abs(d) / error) for d, error in zip(deviations, errors, strict=True) if error > 0]
@@ -198,7 +198,7 @@ def _intervals(measured: Sequence[Measured], deviations: Sequence[Array], level:
     for m, error in zip(measured, errors, strict=True):
         difference = m.b - m.a
         low, high = difference - c * error, difference + c * error
-        differences.append(Difference(m.a, m.b, difference, low, high, m.rows, m.no_value or m.no_interval))
+        differences.append(PairedDifference(m.a, m.b, difference, low, high, m.rows, m.no_value or m.no_interval))
     return differences
 
 # %% ../../nbs/17_lab/27_bootstrap.ipynb #bootstrap
@@ -209,7 +209,7 @@ def bootstrap(
     *,
     level: float = LEVEL,
     draws: int = DRAWS,
-) -> dict[str, list[Difference]]:
+) -> dict[str, list[PairedDifference]]:
     """Each measure under both models, in each group of rows.
 
     Parameters

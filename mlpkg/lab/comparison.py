@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..engine.timeline import Array
 from ..errors import MlpkgError
-from .bootstrap import LEVEL, Difference, MeanMeasure, Measure, RankMeasure, bootstrap
+from .bootstrap import LEVEL, MeanMeasure, Measure, PairedDifference, RankMeasure, bootstrap
 
 # %% ../../nbs/17_lab/29_comparison.ipynb #losses
 Table = Any  # a pandas DataFrame, whose annotations are stricter than its use here
@@ -81,7 +81,7 @@ def measures_of(
 Verdict = Literal["better", "worse", "differs", ""]
 
 
-def _verdict(measure: str, difference: Difference) -> Verdict:
+def _verdict(measure: str, difference: PairedDifference) -> Verdict:
     """What a difference says about b."""
     if not (difference.low > 0 or difference.high < 0):
         return ""
@@ -94,7 +94,7 @@ def measure_all(
     measures: Mapping[str, Measure], missing: Mapping[str, str], entity: Array, groups: Mapping[tuple[str, str], Array]
 ) -> tuple[Table, Table]:
     """The measures on all rows, and on the rows of each group, which is named by column and segment."""
-    null = {name: Difference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, why) for name, why in missing.items()}
+    null = {name: PairedDifference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, why) for name, why in missing.items()}
     overall = {name: of_groups[0] for name, of_groups in bootstrap(measures, entity).items()} | null
     by_group = bootstrap(measures, entity, list(groups.values()))
     metrics = pd.DataFrame([_table_row(name, d) for name, d in overall.items()]).set_index("measure")
@@ -107,7 +107,7 @@ def measure_all(
     return metrics, pd.DataFrame(segments, columns=columns)
 
 
-def _table_row(measure: str, difference: Difference) -> dict[str, Any]:
+def _table_row(measure: str, difference: PairedDifference) -> dict[str, Any]:
     return {"measure": measure, **vars(difference), "verdict": _verdict(measure, difference)}
 
 # %% ../../nbs/17_lab/29_comparison.ipynb #comparison

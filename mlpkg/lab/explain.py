@@ -27,7 +27,7 @@ from ..errors import MlpkgError
 from ..features import FeatureSet, OnDemand, PresentField, compute, to_json
 from mlpkg.lab.candidates import (
     IGNORES_ITSELF,
-    Candidates,
+    CandidateRows,
     Viewpoint,
     apply_rules,
     columns_of,
@@ -37,7 +37,7 @@ from mlpkg.lab.candidates import (
 from .formulas import join_values, write_formula
 from .frames import find_store, series, times
 from .origins import Origin, only_origin, origin_of
-from .training import UNDECIDED, Order, check_order, name_of_use_case, seen_of, warn_of_late
+from .training import UNDECIDED, RowOrder, check_order, name_of_use_case, seen_of, warn_of_late
 from ..schema import Feedback, Group, Source
 from ..store import Store, texts_of
 from ..times import duration, iso
@@ -230,7 +230,7 @@ def _is_same(a: Any, b: Any) -> bool:
     return (a != a and b != b) or (a == b and type(a) is type(b)) or (a == b and float(a) == float(b))
 
 # %% ../../nbs/17_lab/25_explain.ipynb #only-counted
-def _only_counted(history: History, base: str, on: str, candidates: Candidates, event_position: int) -> History:
+def _only_counted(history: History, base: str, on: str, candidates: CandidateRows, event_position: int) -> History:
     """The history with the events that count, the event itself, and what was reported about them."""
     kept = {base: {*candidates.event[candidates.counts].tolist()}}
     kept.setdefault(on, set()).add(event_position)
@@ -245,7 +245,7 @@ def _only_counted(history: History, base: str, on: str, candidates: Candidates, 
     return replace(history, events=events, reports=reports)
 
 # %% ../../nbs/17_lab/25_explain.ipynb #prove
-def _prove(question: _Question, candidates: Candidates, value: Any) -> None:
+def _prove(question: _Question, candidates: CandidateRows, value: Any) -> None:
     """Assert that the rows that count give the value, and that the kernel counts as many rows."""
     features, origin, viewpoint = question.features, question.origin, question.viewpoint
     base = origin.definition.source.base.name
@@ -288,7 +288,7 @@ def _texts(stream: Any, name: str, ids: list[str], codes: Array, store: Store) -
     return [msgspec.json.decode(entry.body).get(name) for entry in entries if entry]
 
 # %% ../../nbs/17_lab/25_explain.ipynb #frame
-def _frame(question: _Question, candidates: Candidates) -> pd.DataFrame:
+def _frame(question: _Question, candidates: CandidateRows) -> pd.DataFrame:
     """The candidates as a person reads them."""
     group, aggregate = question.origin.definition, question.origin.aggregate
     stream, base = group.source, question.history.events[group.source.base.name]
@@ -305,7 +305,7 @@ def _frame(question: _Question, candidates: Candidates) -> pd.DataFrame:
     return pd.DataFrame({**columns, "counts": candidates.counts, "why": why})
 
 # %% ../../nbs/17_lab/25_explain.ipynb #words
-def _words(question: _Question, candidates: Candidates, value: Any, shown: Any, rows: pd.DataFrame) -> str:
+def _words(question: _Question, candidates: CandidateRows, value: Any, shown: Any, rows: pd.DataFrame) -> str:
     """The formula with its numbers."""
     aggregate = question.origin.aggregate
     stream = question.origin.definition.source
@@ -404,7 +404,7 @@ def explain(
     event: Any,
     *,
     seen: int | None = None,
-    history: Order = "as_arrived",
+    history: RowOrder = "as_arrived",
     use_case: UseCase | str | None = None,
     store: Store | None = None,
 ) -> Explanation:

@@ -9,7 +9,7 @@ __all__ = ['Written', 'Writer', 'join_values', 'write_formula']
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .candidates import Candidates
+from .candidates import CandidateRows
 from ..times import iso
 
 # %% ../../nbs/17_lab/24_formulas.ipynb #texts
@@ -85,7 +85,7 @@ _WRITERS: dict[str, Writer] = {
 }
 
 # %% ../../nbs/17_lab/24_formulas.ipynb #write
-def write_formula(aggregate: Any, stream: Any, candidates: Candidates, now: int) -> Written | None:
+def write_formula(aggregate: Any, stream: Any, candidates: CandidateRows, now: int) -> Written | None:
     """The formula of an aggregate with its numbers, or None if it has none that fits on a line."""
     verb, column = aggregate.verb(), stream.seen.get(getattr(aggregate, "column", None))
     is_text = column is not None and column.kind == "text"

@@ -18,7 +18,7 @@ import numpy as np
 from ..decisions import UseCase
 from ..errors import MlpkgError
 from .checked_rows import RejectedRow
-from .files import Chunk, check_columns, read_file
+from .files import Chunk, check_file_columns, read_file
 from .frame_chunks import Frame, chunk_of, frames_of
 from .log_order import MixedRows, OutcomeRows, SourceRows
 from ..schema import Outcome, Source
@@ -135,7 +135,7 @@ def ingest(
         result.assumed |= "arrived" not in chunk.columns and chunk.lines is None
         is_mixed = "source" in chunk.columns and "source" not in use_case.on.seen
         if not is_mixed and chunk.lines is None and len(chunk.rows):
-            check_columns(f"a frame of {use_case.name!r}", stream, chunk.columns)
+            check_file_columns(f"a frame of {use_case.name!r}", stream, chunk.columns)
         rejected: list[RejectedRow] = []
         batch = (mixed if is_mixed else single).batch(chunk, rejected, gone)
         try:

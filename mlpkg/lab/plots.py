@@ -21,7 +21,7 @@ from .frames import events as events_of
 from .frames import find_store
 from .origins import origin_of
 from .preview import preview
-from .training import Order
+from .training import RowOrder
 from ..schema import Group, Key, Source
 from ..store import Store
 from ..times import LATEST
@@ -211,7 +211,7 @@ def plot_timeline(
     start: str | int | None = None,
     end: str | int | None = None,
     ax: Any = None,
-    history: Order = "as_arrived",
+    history: RowOrder = "as_arrived",
     store: Store | None = None,
     **entity: Any,
 ) -> Any:

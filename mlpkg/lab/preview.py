@@ -19,7 +19,7 @@ from ..features import FeatureSet
 from .frames import find_store, nullable, readable
 from mlpkg.lab.training import (
     UNDECIDED,
-    Order,
+    RowOrder,
     check_order,
     compute_past,
     name_of_use_case,
@@ -51,7 +51,7 @@ def _hint(features: FeatureSet) -> str:
 
 # %% ../../nbs/17_lab/14_preview.ipynb #compute
 def _compute_rows(
-    features: FeatureSet, rows: pd.DataFrame, order: Order, use_case: UseCase | str | None, store: Store
+    features: FeatureSet, rows: pd.DataFrame, order: RowOrder, use_case: UseCase | str | None, store: Store
 ) -> dict[str, Array]:
     """The features of some rows of `events`."""
     positions = rows["position"].to_numpy()
@@ -71,7 +71,7 @@ def preview(
     features: FeatureSet,
     rows: pd.DataFrame,
     *,
-    history: Order = "as_arrived",
+    history: RowOrder = "as_arrived",
     use_case: UseCase | str | None = None,
     store: Store | None = None,
 ) -> pd.DataFrame:

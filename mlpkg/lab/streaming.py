@@ -39,7 +39,7 @@ from mlpkg.lab.log_tables import (
     table_of,
 )
 from .spill import IdFile, LazyIds, Spill, bucket_of
-from .training import Order, Plan, as_frame, key_fields, make_plan, seen_of
+from .training import Plan, RowOrder, as_frame, key_fields, make_plan, seen_of
 from ..schema import Feedback, Group, Key, Outcome, Source
 from ..store import Store, decisions_of
 from ..times import DAY, LATEST, instant, iso
@@ -488,7 +488,7 @@ def stream_training_set(
     outcome: str | None = None,
     use_case: UseCase | str | None = None,
     source: str | Archive = "archive",
-    history: Order = "as_arrived",
+    history: RowOrder = "as_arrived",
     buckets: int | None = None,
     store: Store | None = None,
     progress: bool = True,

@@ -19,7 +19,7 @@ from ..engine.columns import NULL, Column, named
 from .contracts import Event, ValidatedEvent
 from .groups import Aggregation, Group
 from .keys import key_on
-from .reading import EventReader, as_json
+from .reading import EventReader, body_as_json
 from .sources import Source
 
 # %% ../../nbs/02_schema/13_tables.ipynb #deletes
@@ -108,7 +108,7 @@ def _read_row(
     table: Table, rows: EventReader, deletions: EventReader, body: bytes | str | Mapping[str, Any]
 ) -> ValidatedEvent:
     if isinstance(body, Mapping):
-        body = as_json(table.contract.__name__, table.name, body)
+        body = body_as_json(table.contract.__name__, table.name, body)
     if not (isinstance(body, bytes | bytearray | str) and _is_deletion(body)):
         return rows.parse(body)
     row = deletions.parse(body)

@@ -18,7 +18,7 @@ import msgspec
 from ..auth import LOOPBACK, Caller
 from ..errors import StoreError
 from ..schema import Outcome, Source
-from .auth import Authorizer, Head, read_head
+from .auth import Authorizer, RequestHead, read_head
 from .batching import RequestBatcher
 from .bodies import BATCH_SIZE, ClientGone, ReadAhead
 from .follower import Following
@@ -38,7 +38,7 @@ from mlpkg.serve.requests import (
     encode,
     problem_response,
 )
-from .routes import Route, find_route, label_of, openapi
+from .routes import Route, find_route, metric_label, openapi
 from ..settings import Settings
 from ..store import Store
 from ..untrusted import logger
@@ -216,7 +216,7 @@ class Application(Worker):
         finally:
             self._requests -= 1
             metrics.counts.set_in_flight(self._requests)
-            metrics.answered(label_of(scope["path"]), status, time.perf_counter() - began)
+            metrics.answered(metric_label(scope["path"]), status, time.perf_counter() - began)
 
     _requests = 0  # begun and not answered
 
@@ -242,7 +242,7 @@ async def _dispatch(app: Application, scope: Message, receive: Receive, send: Se
         return await route.handler(app, request)
 
 
-async def _authorize(app: Application, scope: Message, head: Head, route: Route | None) -> Caller:
+async def _authorize(app: Application, scope: Message, head: RequestHead, route: Route | None) -> Caller:
     permission = route and route.permission
     authorizer = app.authorizer
     return await app.batcher.read(lambda: authorizer.authorize(authorizer.authenticate(scope, head), permission, scope))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..auth import LOOPBACK, Caller
-from .auth import Head
+from .auth import RequestHead
 from .problems import Problem, problem
 
 # %% ../../nbs/14_serve/06_requests.ipynb #request
@@ -26,7 +26,7 @@ class Request(NamedTuple):
     """A request whose caller is known."""
 
     scope: Message
-    head: Head
+    head: RequestHead
     caller: Caller
     parameters: tuple[str, ...]
     receive: Receive

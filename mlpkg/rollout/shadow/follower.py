@@ -20,7 +20,7 @@ from ...engine.timeline import Array
 from ...errors import MlpkgError
 from ...models import LoadedModel, load_for, shadowing
 from .features import PastDecision, features_as_of
-from .scores import ShadowScore, encode_score, fields_of, rank_alternatives, score_id
+from .scores import ShadowScore, encode_score, rank_alternatives, ranked_fields, score_id
 from ...schema import MissingCode, code_hash
 from ...store import Entry, Store, decisions_of, scores_of
 from ...untrusted import logger
@@ -100,7 +100,7 @@ def _past_decision(case: UseCase, store: Store, decision: Entry) -> PastDecision
     assert event is not None
     content = msgspec.json.decode(event.body)
     values = {c.name: content.get(c.name) for c in case.on.columns}
-    return PastDecision(decision, event, values, case.on.codes_of(event.body), fields_of(decision))
+    return PastDecision(decision, event, values, case.on.codes_of(event.body), ranked_fields(decision))
 
 # %% ../../../nbs/08_rollout/01_shadow/03_follower.ipynb #follower
 _PIECE = 2**14  # characters of records whose scores are appended in one transaction

@@ -18,7 +18,7 @@ from ...engine.history import History
 from ...models import Model
 from .features import features_from_log
 from .follower import split_by_decision
-from .scores import ShadowScore, decode_score, fields_of, rank_alternatives, scores
+from .scores import ShadowScore, decode_score, rank_alternatives, ranked_fields, scores
 from ...store import Entry, Store, decisions_of
 
 # %% ../../../nbs/08_rollout/01_shadow/04_verify.ipynb #numbers
@@ -31,7 +31,7 @@ def _numbers(score: float | None, ranked: Sequence[Alternative]) -> dict[str, fl
 def _fields_about(use_case: str, score: ShadowScore, store: Store) -> list[dict[str, Any]]:
     """Return what there was to rank, as the decision has it."""
     decision = store.entry(decisions_of(use_case), score.event) if score.alternatives else None
-    return fields_of(decision) if decision else []
+    return ranked_fields(decision) if decision else []
 
 # %% ../../../nbs/08_rollout/01_shadow/04_verify.ipynb #page
 def _compare_page(

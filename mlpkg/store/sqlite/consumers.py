@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ..records import DerivedEntry
 from .contracts import Contracts
-from .session import Part, Session, readable
+from .session import Part, Session, with_store_errors
 from ...times import now
 
 # %% ../../../nbs/05_store/05_sqlite/28_consumers.ipynb #consumers
@@ -21,7 +21,7 @@ class SqliteConsumers(Part):
         super().__init__(session)
         self._contracts = contracts
 
-    @readable
+    @with_store_errors
     def consumer_offset(self, reader: str) -> int:
         """Return the position up to which a consumer has read the log."""
         row = self.db.execute("select position from consumer where name=?", (reader,)).fetchone()

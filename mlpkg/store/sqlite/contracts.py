@@ -10,7 +10,7 @@ import json
 
 from ...schema import Source, compare_contracts, same_content
 from ..records import ContractVersion
-from .session import Part, readable
+from .session import Part, with_store_errors
 from ...times import now
 
 # %% ../../../nbs/05_store/05_sqlite/18_contracts.ipynb #contracts
@@ -59,7 +59,7 @@ class Contracts(Part):
         spec = self.db.execute("select spec from source where name=?", (source.name,)).fetchone()
         return same_content(old, new, json.loads(spec[0]).get("defaults", {}) | source.defaults)
 
-    @readable
+    @with_store_errors
     def contracts(self, stream: str) -> list[ContractVersion]:
         """Return every version of a contract, oldest first."""
         rows = self.db.execute(

@@ -12,7 +12,7 @@ from ...errors import NoJson
 from ...json_values import json_body
 from ...schema import ClockDiffers, Rejected, event_id
 from ..records import Body, DeadLetter, Refusal
-from .session import Part, readable
+from .session import Part, with_store_errors
 from ...times import now
 from ...untrusted import redacted
 
@@ -64,7 +64,7 @@ class SqliteDeadLetters(Part):
         for refusal in kept:
             refusal.why.dead = True
 
-    @readable
+    @with_store_errors
     def dead_letters(self) -> list[DeadLetter]:
         """Return the refused events, oldest first."""
         rows = self.db.execute("select source, at, row, event, field, value, reason, body from dead_letter order by id")

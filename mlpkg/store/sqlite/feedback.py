@@ -14,7 +14,7 @@ from ...engine.columns import NULL
 from ...schema import Feedback, Outcome, Rejected, Source, ValidatedEvent
 from ..records import Entry, Receipt
 from .contracts import Contracts
-from .session import Part, Session, readable
+from .session import Part, Session, with_store_errors
 from .timeline_catalogue import TimelineCatalogue
 from .timeline_rows import NullableCodes, report_codes
 from ...times import now
@@ -183,7 +183,7 @@ class SqliteFeedback(Part):
         codes = outcome.codes_of(holding_report(outcome, reports).body)
         self.timelines.settle(outcome, event, event.position + 1, codes)
 
-    @readable
+    @with_store_errors
     def waiting(self) -> list[Entry]:
         """Return the reports about events that have not arrived yet."""
         self.refresh()

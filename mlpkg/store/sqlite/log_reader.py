@@ -17,7 +17,7 @@ from ...schema import Feedback, Source
 from ..records import Entry
 from .feedback import event_of
 from .log_columns import event_pages, read_events, read_reports
-from .session import Part, readable
+from .session import Part, with_store_errors
 from ..streams import decisions_of
 from ...times import LATEST
 
@@ -29,7 +29,7 @@ _LOOK_BACK = 5000  # entries that `latest_entries` passes at most
 class SqliteLogReader(Part):
     """Reads the log as entries."""
 
-    @readable
+    @with_store_errors
     def last_position(self) -> int:
         """Return the last position of the log."""
         return self.db.execute("select max(position) from log").fetchone()[0] or 0
@@ -48,7 +48,7 @@ class SqliteLogReader(Part):
                     yield Entry(row[0], self.cache.names[row[1]], event_of(row[2]), *row[3:])
             after = page[-1][0]
 
-    @readable
+    @with_store_errors
     def _page(self, after: int, until: int) -> list[Any]:
         return self.db.execute(
             "select position, source, id, time, arrived, about, body from log "
@@ -56,7 +56,7 @@ class SqliteLogReader(Part):
             (after, until, _PAGE),
         ).fetchall()
 
-    @readable
+    @with_store_errors
     def entry(self, stream: str, id: str) -> Entry | None:
         """Return one entry by its stream and id, or None."""
         self.refresh()
@@ -66,7 +66,7 @@ class SqliteLogReader(Part):
         ).fetchone()
         return row and Entry(row[0], stream, id, *row[1:])
 
-    @readable
+    @with_store_errors
     def latest_entries(self, stream: str, before: int | None = None, most: int = 100) -> tuple[list[Entry], int | None]:
         """Return the latest entries of a stream before a position, newest first, and the position to continue from."""
         self.refresh()
@@ -81,7 +81,7 @@ class SqliteLogReader(Part):
         entries = [Entry(p, stream, event_of(id), *rest) for p, id, *rest in rows]
         return entries, further if further > 1 else None
 
-    @readable
+    @with_store_errors
     def decided(self, use_case: str) -> tuple[Array, Array]:
         """Return the position of every decided event, and the position just before its decision."""
         self.refresh()
@@ -95,7 +95,7 @@ class SqliteLogReader(Part):
 class SqliteColumnReader(SqliteLogReader):
     """Reads the log as int64 columns, too."""
 
-    @readable
+    @with_store_errors
     def history(
         self,
         sources: Sequence[Source],

@@ -9,7 +9,7 @@ __all__ = ['Registration']
 from ...features import FeatureSet
 from .backfill import Backfill
 from .contracts import Contracts
-from .session import Part, Session, readable
+from .session import Part, Session, with_store_errors
 from .timeline_catalogue import MissingTimeline, find_missing
 from ..streams import decisions_of, promotions_of
 
@@ -41,7 +41,7 @@ class Registration(Part):
         if missing:
             Backfill(self.session, lambda: self.missing(features)).run()
 
-    @readable
+    @with_store_errors
     def missing(self, features: FeatureSet) -> list[MissingTimeline]:
         """Return the timelines that a use case needs and the file does not hold."""
         self.refresh()

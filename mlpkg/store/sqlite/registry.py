@@ -13,7 +13,7 @@ from msgspec.structs import astuple
 
 from ..records import Access, ModelChange, RecordedChange, Token
 from .contracts import Contracts
-from .session import Part, Session, readable
+from .session import Part, Session, with_store_errors
 from ..streams import promotions_of
 from ...times import LATEST, now
 
@@ -52,7 +52,7 @@ class SqliteModelControl(Part):
                 self.db.execute("insert or replace into active_model values (?, ?)", (use_case, made["live"]))
             self.cache.changed()
 
-    @readable
+    @with_store_errors
     def promotions(self, use_case: str) -> list[RecordedChange]:
         """Return every change of a model, oldest first."""
         self.refresh()
@@ -82,7 +82,7 @@ class SqliteAccessControl(Part):
         with self.session.transaction():
             self.db.execute("insert into access(at, body) values (?, ?)", (now(), body))
 
-    @readable
+    @with_store_errors
     def accesses(self, before: int = LATEST, most: int = 100) -> list[Access]:
         """Return the latest entries of the log of accesses before a number, newest first."""
         rows = self.db.execute("select id, at, body from access where id<? order by id desc limit ?", (before, most))

@@ -16,10 +16,10 @@ from ...errors import MlpkgError
 from ...features import FeatureSet
 from ...schema import Feedback, Key, Source
 from .cache import StoredTimelines
-from .session import Part, readable
+from .session import Part, with_store_errors
 from .timeline_bulk import bulk_append
 from .timeline_rows import NullableColumns, timeline_rows
-from .timelines import Head, Timelines
+from .timelines import TimelineHead, Timelines
 from ...times import LATEST
 
 # %% ../../../nbs/05_store/05_sqlite/19_timeline_catalogue.ipynb #missing
@@ -58,7 +58,7 @@ def find_missing(features: FeatureSet, stored: Mapping[tuple[str, str], StoredTi
 
 # %% ../../../nbs/05_store/05_sqlite/19_timeline_catalogue.ipynb #catalogue
 Heads = dict[
-    tuple[str, str, int], Head
+    tuple[str, str, int], TimelineHead
 ]  # by stream, key and value: what a decision has just written, and need not read
 
 
@@ -113,12 +113,12 @@ class TimelineCatalogue(Part):
             keys = timelines.by.of_many(NullableColumns(columns, len(time)), time)
             bulk_append(timelines, keys, timeline_rows(time, position, columns, timelines.columns))
 
-    @readable
+    @with_store_errors
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
         """Return the timeline of one entity: at least all rows later than `since`."""
         return self.timelines(stream, key, [value], since)
 
-    @readable
+    @with_store_errors
     def timelines(self, stream: str, key: str, values: Sequence[int], since: int = -LATEST) -> Timeline:
         """Return the timelines of several entities, laid end to end."""
         with self.snapshot():
