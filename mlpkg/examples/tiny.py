@@ -106,8 +106,8 @@ def load_history(store: Store) -> None:
         store.report(returned, report, arrived=instant(order(number)["time"]) + 2 * DAY)
 
 # %% ../../nbs/18_examples/00_tiny.ipynb #train
-def train(store: Store) -> Model:
-    """Train a model on the history and save it, without promoting it."""
+def train(store: Store, rounds: int = 20) -> Model:
+    """Train a model of that many trees on the history and save it, without promoting it."""
     history = store.history(features.sources, [returned])
     rows = np.arange(len(history.events["orders"]))
     columns = compute(features, history, rows, threads=1)
@@ -117,7 +117,7 @@ def train(store: Store) -> Model:
         categories.matrix(columns), labels, feature_name=features.names, categorical_feature=features.categories
     )
     options = {"objective": "binary", "num_leaves": 4, "min_data_in_leaf": 5, "num_threads": 1, "verbosity": -1}
-    booster = lgb.train(options, data, num_boost_round=20)
+    booster = lgb.train(options, data, num_boost_round=rounds)
     state = store.settings.state
     about: dict[str, Any] = {"metrics": {"orders": len(rows)}, "lineage": {}, "policy": {}}
     return models.find(state, "shop", models.save(state, "shop", booster, features, categories=categories, **about))
