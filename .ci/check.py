@@ -21,7 +21,6 @@ CHECKS: dict[str, list[str | Path]] = {
     "notebooks": [sys.executable, ".ci/notebooks.py"],
     "drift": [sys.executable, ".ci/drift.py"],
     "markdown": [sys.executable, ".ci/markdown.py"],
-    "docs": [sys.executable, ".ci/build_docs.py", "--check"],
     "figures": [sys.executable, ".ci/figures.py"],
 }
 SHOWN = {"figures"}  # checks whose output is worth reading when they pass
