@@ -24,7 +24,7 @@ SIZES = {"as it is": (128, 256, 16, 64), "small": (8, 4, 2, 2), "smallest": (4, 
 @pytest.fixture(params=list(SIZES))
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Short heads, chunks and nodes, so that few rows already make a tall tree."""
-    for name, size in zip(("HEAD", "CHUNK", "FEW", "WIDE"), SIZES[request.param], strict=True):
+    for name, size in zip(("HEAD", "CHUNK", "_FEW", "WIDE"), SIZES[request.param], strict=True):
         monkeypatch.setattr(stored if name == "HEAD" else timeline_tree, name, size)
     return request.param
 

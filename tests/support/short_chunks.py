@@ -10,5 +10,5 @@ from mlpkg.store.sqlite import timeline_tree, timelines
 def short_chunks(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let timelines have chunks of a few events, until the test ends."""
     sizes = rng.choice([(4, 2, 1, 2), (8, 4, 3, 4), (8, 2, 1, 64), (128, 256, 16, 64)])
-    for name, size in zip(("HEAD", "CHUNK", "FEW", "WIDE"), sizes, strict=True):
+    for name, size in zip(("HEAD", "CHUNK", "_FEW", "WIDE"), sizes, strict=True):
         monkeypatch.setattr(timelines if name == "HEAD" else timeline_tree, name, size)
