@@ -84,7 +84,7 @@ def make_model(case: UseCase, state: Path) -> Model:
 
 
 def make_store(state: Path, case: UseCase | None = None, events: int = EVENTS) -> Model:
-    """A store with the history, and a model that is live in it."""
+    """A store with the history, and a model that is active in it."""
     case = case or handbook()
     store = open_store(Settings(state=state))
     store.register(case.name, case.features)

@@ -102,6 +102,6 @@ def _stocked(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stocked(project: Project, _stocked: Path) -> Project:
-    """A project in whose state the simulated payments are, and a live model."""
+    """A project in whose state the simulated payments are, and an active model."""
     shutil.copytree(_stocked, project.state)
     return project

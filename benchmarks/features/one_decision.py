@@ -94,7 +94,7 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
             with store.decision(features.name, source, event, at + DAY) as unit:
                 found: list[Any] = []
                 took[name].append(taken(lambda f=features, e=event, u=unit, v=found: v.extend(evaluated(f, u, e))))
-                values[name].append((unit.own, unit.position, found))
+                values[name].append((unit.event_position, unit.log_position, found))
                 unit.record("{}")
     history = store.history([source], [frauds])
     for name, features in sets.items():

@@ -54,7 +54,7 @@ def new_store(folder: Path) -> Store:
 
 def evaluated(features: FeatureSet, unit: DecisionTransaction, row: ValidatedEvent) -> list[float | int]:
     """The features of the event of a decision under way, reads included, as `Decider` gets them."""
-    return evaluate(features, row.codes, row.time, unit.position, unit.own, unit.read)
+    return evaluate(features, row.codes, row.time, unit.log_position, unit.event_position, unit.read)
 
 
 def taken(work: Callable[[], Any]) -> float:

@@ -20,7 +20,7 @@ from .diff import changes
 from ..decisions import UseCase
 from ..errors import MlpkgError
 from ..features import to_json
-from ..models import retired, shadows
+from ..models import retired, shadow_versions
 from ..schema import code_hash, function_of
 from ..store import Store
 from ..times import spoken
@@ -117,11 +117,11 @@ def _older_features(lines: Sequence[DefinitionEntry], stored: Sequence[Any]) -> 
 def describe(case: UseCase, state: Path, store: Store | None = None) -> dict[str, Any]:
     """A use case as plain data: what it decides, its sources, features and models. `store` knows which model is active."""
     definition = json.loads(to_json(case.features))
-    live = store.live(case.name) if store else None
-    shadowing = shadows(store.promotions(case.name)) if store else []
+    active = store.active_version(case.name) if store else None
+    shadowing = shadow_versions(store.promotions(case.name)) if store else []
     stored: list[dict[str, Any]] = [
         _describe_model(state, case.name, version, definition)
-        | {"live": version == live, "shadows": version in shadowing}
+        | {"active": version == active, "shadows": version in shadowing}
         for version in models.versions(state, case.name)
     ]
     lines = entries(definition)
@@ -133,7 +133,7 @@ def describe(case: UseCase, state: Path, store: Store | None = None) -> dict[str
         "policy": policy,
         "feature_set": case.features.name,
         "definition": _hash(to_json(case.features)),
-        "live": live,
+        "active": active,
         "store": store is not None,
         "sources": [describe_source(s) | _version(store, s.name) for s in case.sources.values()],
         "features": _describe_features(case, lines, stored),
@@ -152,11 +152,11 @@ def _version(store: Store | None, source: str) -> dict[str, Any]:
 # %% ../../nbs/12_catalog/04_description.ipynb #list-models
 def list_models(case: UseCase, store: Store) -> list[dict[str, Any]]:
     """The models of a use case, oldest first: version, whether it is active, shadows or is retired, and its metrics or damage."""
-    live, changed = store.live(case.name), store.promotions(case.name)
-    gone, shadowing = retired(changed), shadows(changed)
+    active, changed = store.active_version(case.name), store.promotions(case.name)
+    gone, shadowing = retired(changed), shadow_versions(changed)
     listed = []
     for version in models.versions(store.settings.state, case.name):
-        role = {"live": version == live, "shadows": version in shadowing, "retired": version in gone}
+        role = {"active": version == active, "shadows": version in shadowing, "retired": version in gone}
         try:
             model = models.find(store.settings.state, case.name, version)
             about = {"created": model.manifest["created"], "metrics": model.read("metrics")}

@@ -60,8 +60,8 @@ def _paragraph(case: Mapping[str, Any]) -> str:
     )
     for outcome in (o for s in case["sources"] if s["name"] == case["on"] for o in s["outcomes"]):
         text += f" What became of it is reported later as `{outcome['name']}`{_default_in_words(outcome)}."
-    live = f"Live is the model `{case['live']}`." if case["live"] else "No model is live."
-    return f"{text} {live}\n"
+    active = f"Active is the model `{case['active']}`." if case["active"] else "No model is active."
+    return f"{text} {active}\n"
 
 
 def _default_in_words(outcome: Mapping[str, Any]) -> str:
@@ -117,8 +117,8 @@ def _source_page(case: str, source: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/12_catalog/05_page.ipynb #uses
 def _named(case: Mapping[str, Any], versions: Sequence[str]) -> str:
-    latest = [v for v in versions if v == case["live"]] + [v for v in reversed(versions) if v != case["live"]]
-    return ", ".join(f"{_link(case['name'], v)}{' (live)' if v == case['live'] else ''}" for v in latest)
+    latest = [v for v in versions if v == case["active"]] + [v for v in reversed(versions) if v != case["active"]]
+    return ", ".join(f"{_link(case['name'], v)}{' (active)' if v == case['active'] else ''}" for v in latest)
 
 
 def _uses(case: Mapping[str, Any], feature: Mapping[str, Any], versions: Sequence[str]) -> str:
@@ -202,9 +202,9 @@ def _models_page(case: Mapping[str, Any]) -> str:
     rows = []
     for m in reversed(case["models"]):
         name = f"{_anchor(case['name'] + '-' + m['version'])}`{m['version']}`"
-        role = "yes" if m["live"] else "shadow" if m["shadows"] else ""
+        role = "yes" if m["active"] else "shadow" if m["shadows"] else ""
         rows.append([name, role, m.get("created", ""), f"`{m.get('definition', '')}`", _since(m)])
-    head = ["model", "live", "made", "definition", "changed in the code since"]
+    head = ["model", "active", "made", "definition", "changed in the code since"]
     text = "A model brings its own definition and is served with that one, whatever the code says today.\n\n"
     return text + _table(head, rows)
 

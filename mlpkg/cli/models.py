@@ -19,15 +19,15 @@ from ..times import iso
 # %% ../../nbs/16_cli/03_models.ipynb #models
 @click.command("models")
 @use_case_argument
-@click.option("--changes", is_flag=True, help="Say instead what was live when, who changed it, and why.")
+@click.option("--changes", is_flag=True, help="Say instead what was active when, who changed it, and why.")
 @as_json
 def models_command(use_case: str, changes: bool, as_json: bool) -> None:
-    """List the models: * is live, ~ shadows it, - is retired."""
+    """List the models: * is active, ~ shadows it, - is retired."""
     case, store = opened(use_case)
     if changes:
         changes_made = [c | {"at": iso(c["at"])} for c in store.promotions(case.name)]
         lines = [f"{c['at']}  {c['change']:8}  {c['version']}  by {c['by']}: {c['why']}" for c in changes_made]
-        return say(changes_made) if as_json else show(*lines or ["nothing was ever live"])
+        return say(changes_made) if as_json else show(*lines or ["nothing was ever active"])
     listed = _catalog.list_models(case, store)
     if as_json:
         return say(listed)
@@ -35,7 +35,7 @@ def models_command(use_case: str, changes: bool, as_json: bool) -> None:
         metrics = "  ".join(
             f"{k} {v:.4g}" for k, v in m.get("metrics", {}).items() if isinstance(v, int | float)
         ) or m.get("damaged", "")
-        mark = "*" if m["live"] else "-" if m["retired"] else "~" if m["shadows"] else " "
+        mark = "*" if m["active"] else "-" if m["retired"] else "~" if m["shadows"] else " "
         show(f"{mark} {m['version']}  {metrics}")
     if not listed:
         show(f"no models; train one: mlpkg train {use_case}")
@@ -54,7 +54,7 @@ def promote_command(use_case: str, version: str, why: str, by: str) -> None:
     """Make the model VERSION live, after checking that it can decide."""
     case, store = opened(use_case, create=True)
     _registry.promote(store, _models.find(store.settings.state, case.name, version), by=by, why=why)
-    show(f"{version} is live")
+    show(f"{version} is active")
 
 # %% ../../nbs/16_cli/03_models.ipynb #rollback
 @click.command("rollback")
@@ -64,20 +64,20 @@ def promote_command(use_case: str, version: str, why: str, by: str) -> None:
 def rollback_command(use_case: str, why: str, by: str) -> None:
     """Make the model live again that was so before the present one."""
     case, store = opened(use_case)
-    show(f"{_registry.rollback(store, case.name, by=by, why=why)} is live")
+    show(f"{_registry.rollback(store, case.name, by=by, why=why)} is active")
 
 # %% ../../nbs/16_cli/03_models.ipynb #retire
 @click.command("retire")
 @use_case_argument
 @click.argument("version")
 @_why
-@click.option("--successor", metavar="VERSION", help="Which model takes over, where the one that goes is live.")
+@click.option("--successor", metavar="VERSION", help="Which model takes over, where the one that goes is active.")
 @_by
 def retire_command(use_case: str, version: str, why: str, successor: str | None, by: str) -> None:
     """Take the model VERSION out of use for good."""
     case, store = opened(use_case)
     _registry.retire(store, case.name, version, by=by, why=why, successor=successor)
-    show(f"{version} is retired{f', {successor} is live' if successor else ''}")
+    show(f"{version} is retired{f', {successor} is active' if successor else ''}")
 
 # %% ../../nbs/16_cli/03_models.ipynb #shadow
 @click.command("shadow")

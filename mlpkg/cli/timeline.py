@@ -90,7 +90,7 @@ def _find_timelines(
 ) -> list[dict[str, Any]]:
     """Return the timelines of an entity, each with its latest rows."""
     fields, time = {name: value for name, value in entity.items() if name != "time"}, _parse_time(entity.get("time"))
-    active = store.live(case.name)
+    active = store.active_version(case.name)
     sets = [case.features] + ([_models.find(store.settings.state, case.name, active).features] if active else [])
     streams = {(s.stream, s.key): (features, s) for features in sets for s in features.streams}
     timelines: list[dict[str, Any]] = []

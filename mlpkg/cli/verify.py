@@ -45,7 +45,7 @@ def verify_command(use_case: str, as_json: bool) -> None:
 @click.option(
     "--into", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder for the fresh store."
 )
-@click.option("--model", metavar="VERSION", help="Decide by this model; by default by the one that is live.")
+@click.option("--model", metavar="VERSION", help="Decide by this model; by default by the one that is active.")
 @as_json
 def replay_command(use_case: str, start: int, end: int, into: Path, model: str | None, as_json: bool) -> None:
     """Send a stretch of the log through the decision path into a fresh store."""

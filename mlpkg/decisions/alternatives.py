@@ -25,7 +25,9 @@ def evaluate_candidates(
     """Return the features of an event with each of its candidates, inside its transaction: a column per feature."""
     n = len(candidates.fields)
     event = {c.name: np.full(n, code) for c, code in zip(source.columns, row.codes, strict=True)}
-    time, position, own = (np.full(n, value) for value in (row.time, transaction.position, transaction.own))
+    time, position, own = (
+        np.full(n, value) for value in (row.time, transaction.log_position, transaction.event_position)
+    )
     return evaluate_many(features, event | candidates.codes, time, position, own, transaction.read_many)
 
 # %% ../../nbs/07_decisions/03_alternatives.ipynb #rows

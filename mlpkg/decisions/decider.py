@@ -62,7 +62,7 @@ def _make_record(case: UseCase, request: DecisionRequest, transaction: DecisionT
         use_case=case.name,
         event=event.id,
         time=iso(event.time),
-        as_of=(event.time, transaction.position),
+        as_of=(event.time, transaction.log_position),
         model={"name": model.use_case, "version": model.version} if model else {},
         keys={key: fields[key] for key in (model or case).features.keys},
         features={name: value if value == value and value != NULL else None for name, value in values},
@@ -100,8 +100,8 @@ class _DecisionPath:
             with self.store.decision(
                 case.name, source, request.event, arrived, clock
             ) as transaction:  # 2. and append it
-                if transaction.known is not None:  # 3. decide each event once
-                    return _decide_once(case, request, decode_decision(transaction.known))
+                if transaction.recorded is not None:  # 3. decide each event once
+                    return _decide_once(case, request, decode_decision(transaction.recorded))
                 try:
                     loaded = self._choose_model(request, transaction)  # 4. choose the model
                     request.evaluate(loaded, source, transaction)  # 5. evaluate the features
@@ -117,7 +117,7 @@ class _DecisionPath:
             raise
 
     def _choose_model(self, request: DecisionRequest, transaction: DecisionTransaction) -> LoadedModel:
-        loaded = self.active.take(transaction.live())
+        loaded = self.active.take(transaction.active_version())
         if loaded is None:
             raise self.active.missing()
         request.model, request.step = loaded.model, "features"
@@ -146,7 +146,7 @@ class Decider(_DecisionPath):
     def __init__(self, use_case: UseCase, store: Store):
         super().__init__(use_case, store)
         store.register(use_case.name, use_case.features)
-        self.active.take(store.live(use_case.name))
+        self.active.take(store.active_version(use_case.name))
 
     @property
     def model(self) -> Model | None:
@@ -160,7 +160,7 @@ class Decider(_DecisionPath):
 
     def check_model(self) -> None:
         """Raise `MlpkgError` unless there is a model to decide with."""
-        version = self.store.live(self.use_case.name)
+        version = self.store.active_version(self.use_case.name)
         if self.active.take(version) is None and version is not None:
             self.active.load(version)  # nothing could be decided meanwhile
         if self.active.take(version) is None:

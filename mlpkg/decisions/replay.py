@@ -20,7 +20,7 @@ from .record import decode_decision, encode_results
 from .replay_order import in_replay_order
 from .use_case import UseCase
 from ..errors import MlpkgError
-from ..models import promote, ready
+from ..models import preload, promote
 from ..schema import Outcome, Rejected, Source
 from ..store import Entry, Store, decisions_of, open_store
 from ..times import iso, now
@@ -163,14 +163,14 @@ def replay(
         If `into` holds a store already, there is no such model, or none is named and none is active.
     """
     name, state = use_case.name, store.settings.state
-    version = model or store.live(name)
+    version = model or store.active_version(name)
     if version is None:
         hint = f"train one: mlpkg train {name}; or promote one of: mlpkg models {name}"
-        raise MlpkgError(f"no model is live for {name!r}", hint)
+        raise MlpkgError(f"no model is active for {name!r}", hint)
     settings = store.settings.model_copy(update={"state": into})
     if settings.store_path.exists():
         raise MlpkgError(f"there is a store in {into} already", "name a folder that does not exist yet")
-    chosen = ready(models.find(state, name, version))
+    chosen = preload(models.find(state, name, version))
     fresh = open_store(settings)
     try:
         fresh.register(name, use_case.features)

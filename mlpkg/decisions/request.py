@@ -65,7 +65,9 @@ class DecisionRequest:
         """Evaluate the features that the model asks for."""
         event, features = self.event, loaded.model.features
         codes = loaded.codes(event.codes)
-        self.values = evaluate(features, codes, event.time, transaction.position, transaction.own, transaction.read)
+        self.values = evaluate(
+            features, codes, event.time, transaction.log_position, transaction.event_position, transaction.read
+        )
         self.names = features.names
 
     def predict(self, model: Model) -> None:

@@ -79,7 +79,7 @@ class _InProcess:
             If the event breaks its contract, its id was used for other content, or its time, its arrival and the clock of this machine
             are further apart than its source allows; `ClockDiffers` if it arrived now.
         MlpkgError
-            If no model is live and there is no fallback, or the store cannot be used.
+            If no model is active and there is no fallback, or the store cannot be used.
         """
         return self._of_thread.get(self).decide(event, arrived=None if arrived is None else instant(arrived))
 

@@ -21,7 +21,7 @@ from .record import Decision, decode_decision
 from .use_case import UseCase
 from ..engine.columns import NULL
 from ..engine.history import History
-from ..models import Model, ready
+from ..models import Model, preload
 from ..store import Entry, Store, decisions_of
 
 # %% ../../nbs/07_decisions/08_verify.ipynb #difference
@@ -89,7 +89,7 @@ def _load_models(use_case: UseCase, store: Store, until: int) -> dict[str, Model
     bodies = (e.body for e in store.read(streams=[decisions_of(use_case.name)], until=until))
     named = {_version_of(msgspec.json.decode(body, type=_Named)) for body in bodies}
     state = store.settings.state
-    return {version: ready(models.find(state, use_case.name, version)) for version in sorted(filter(None, named))}
+    return {version: preload(models.find(state, use_case.name, version)) for version in sorted(filter(None, named))}
 
 # %% ../../nbs/07_decisions/08_verify.ipynb #compare
 def _different_features(decision: Decision, columns: Sequence[tuple[str, list[Any]]], i: int) -> list[Difference]:

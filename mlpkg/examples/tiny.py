@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['visits', 'orders', 'returned', 'features', 'shop', 'START', 'DAYS', 'CUSTOMERS', 'Visit', 'Order', 'policy', 'order',
-           'visit', 'is_returned', 'load_history', 'train', 'TinyShop', 'tiny']
+           'visit', 'is_returned', 'load_history', 'train_model', 'TinyShop', 'tiny']
 
 # %% ../../nbs/18_examples/00_tiny.ipynb #imports
 import atexit
@@ -106,7 +106,7 @@ def load_history(store: Store) -> None:
         store.report(returned, report, arrived=instant(order(number)["time"]) + 2 * DAY)
 
 # %% ../../nbs/18_examples/00_tiny.ipynb #train
-def train(store: Store, rounds: int = 20) -> Model:
+def train_model(store: Store, rounds: int = 20) -> Model:
     """Train a model of that many trees on the history and save it, without promoting it."""
     history = store.history(features.sources, [returned])
     rows = np.arange(len(history.events["orders"]))
@@ -161,6 +161,6 @@ def tiny() -> TinyShop:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     store = ml.open_store(ml.Settings(state=folder, use_cases={"shop": f"{__name__}:shop"}))
     load_history(store)
-    model = train(store)
+    model = train_model(store)
     models.promote(store, model, by="example", why="the first model")
     return TinyShop(folder, store, model, Decider(shop, store))

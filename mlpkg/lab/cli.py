@@ -271,11 +271,11 @@ def train_command(
     case, store = opened(use_case)
     model = run(case, store, dict(parameters), notebook=notebook, why=why, log_output=log)
     metrics, executed = model.read("metrics"), model.folder / "executed.ipynb"
-    live = store.live(case.name) == model.version
+    active = store.active_version(case.name) == model.version
     if as_json:
-        return say({"version": model.version, "live": live, **metrics, "notebook": str(executed)})
+        return say({"version": model.version, "active": active, **metrics, "notebook": str(executed)})
     measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-    show(f"model {model.version}{' (live)' if live else ''}: {measured}")
+    show(f"model {model.version}{' (active)' if active else ''}: {measured}")
     show(f"the executed notebook: {executed}")
 
 # %% ../../nbs/17_lab/40_cli.ipynb #report

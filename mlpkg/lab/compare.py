@@ -21,7 +21,7 @@ from ..engine.columns import NULL
 from ..engine.history import Events, History
 from ..engine.timeline import Array
 from ..errors import MlpkgError, did_you_mean
-from .comparison import Comparison, Costs, Table, measure_all, measures_of
+from .comparison import Comparison, Costs, PandasFrame, measure_all, measures_of
 from mlpkg.lab.frames import (
     find_store,
     find_use_case,
@@ -152,7 +152,7 @@ def _with_score(rows: ComparedRows) -> tuple[ComparedRows, int]:
     return rows.at(has_score), int((~has_score).sum())
 
 # %% ../../nbs/17_lab/30_compare.ipynb #scores
-def score_rows(model: Model, rows: ComparedRows) -> tuple[Table, Array]:
+def score_rows(model: Model, rows: ComparedRows) -> tuple[PandasFrame, Array]:
     """The features of the rows by a model's own definition, categories as texts, and its scores."""
     features = compute_past(model.features, rows.history, rows.places, rows.seen)
     scores = model.predictor.score_many(features) if len(rows.places) else np.empty(0)
@@ -174,7 +174,9 @@ def actions_of(rows: ComparedRows, scores: Array, texts: Mapping[str, list[str |
     return np.array(actions, object)
 
 # %% ../../nbs/17_lab/30_compare.ipynb #through
-def _run_side(model: Model | None, rows: ComparedRows, texts: Mapping[str, Any]) -> tuple[Table | None, Array, Array]:
+def _run_side(
+    model: Model | None, rows: ComparedRows, texts: Mapping[str, Any]
+) -> tuple[PandasFrame | None, Array, Array]:
     """The features, scores and actions of one side."""
     if model is None:
         served = _read_served(rows)
@@ -197,7 +199,7 @@ def _is_positive(known: Any, outcome: Outcome, positive: Sequence[str], texts: M
 
 # %% ../../nbs/17_lab/30_compare.ipynb #truth
 def _add_truth(
-    frame: Table,
+    frame: PandasFrame,
     rows: ComparedRows,
     outcome: Outcome | None,
     positive: Sequence[str],
@@ -222,7 +224,7 @@ def _add_truth(
     return truth
 
 # %% ../../nbs/17_lab/30_compare.ipynb #column
-def _find_column(name: str, frame: Table, features: Sequence[Table | None]) -> Any:
+def _find_column(name: str, frame: PandasFrame, features: Sequence[PandasFrame | None]) -> Any:
     """A field of the event, or a feature of either model."""
     tables = [frame, *(table for table in features if table is not None)]
     for table in tables:
@@ -232,7 +234,7 @@ def _find_column(name: str, frame: Table, features: Sequence[Table | None]) -> A
     raise MlpkgError(f"there is no column {name!r}", did_you_mean(name, known))
 
 # %% ../../nbs/17_lab/30_compare.ipynb #groups
-def _groups(by: Segmenting, frame: Table, features: Sequence[Table | None]) -> dict[tuple[str, str], Array]:
+def _groups(by: Segmenting, frame: PandasFrame, features: Sequence[PandasFrame | None]) -> dict[tuple[str, str], Array]:
     """The rows of each segment, by column and segment."""
     edges = {by: None} if isinstance(by, str) else by if isinstance(by, Mapping) else dict.fromkeys(by)
     return {
@@ -249,7 +251,7 @@ def _entity_numbers(codes: Array) -> Array:
     return np.unique(np.where(codes == NULL, alone, number), return_inverse=True)[1]
 
 # %% ../../nbs/17_lab/30_compare.ipynb #fields
-def _fields(rows: ComparedRows, texts: Mapping[str, Any]) -> Table:
+def _fields(rows: ComparedRows, texts: Mapping[str, Any]) -> PandasFrame:
     """The id, the time and the fields of the rows, as a person expects them."""
     columns = {c.name: texts.get(c.name) or series(c, rows.codes(c.name)) for c in rows.case.on.columns}
     return pd.DataFrame({"id": pd.array(rows.ids, dtype="str"), "time": times(rows.time), **columns})
@@ -321,7 +323,9 @@ def _rows_of(
     return rows, left_out
 
 # %% ../../nbs/17_lab/30_compare.ipynb #score-sides
-def _score_sides(rows: ComparedRows, sides: Sequence[Model | None]) -> tuple[Table, tuple[Table | None, Table | None]]:
+def _score_sides(
+    rows: ComparedRows, sides: Sequence[Model | None]
+) -> tuple[PandasFrame, tuple[PandasFrame | None, PandasFrame | None]]:
     """The rows with the scores and actions of both sides, and the features of each."""
     texts, features = rows.texts(), []
     frame = _fields(rows, texts)

@@ -23,7 +23,7 @@ from ..engine.columns import NULL
 from ..errors import MlpkgError
 from ..features import FeatureSet
 from .compare import actions_of, choose_rows, find_side, read_history, score_rows
-from .comparison import Table
+from .comparison import PandasFrame
 from .explain import Explanation, explain
 from .frames import find_store, find_use_case, times
 from .origins import origin_of
@@ -34,7 +34,7 @@ from ..store import Store, decisions_of, texts_of
 from ..times import iso, now
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #feature-table
-def _feature_table(values: Mapping[str, Any], features: FeatureSet) -> Table:
+def _feature_table(values: Mapping[str, Any], features: FeatureSet) -> PandasFrame:
     """Features with their values as they are, whole numbers as such, and their meaning."""
     meanings = {feature.name: feature.description for feature in features.features}
     columns = {
@@ -44,7 +44,7 @@ def _feature_table(values: Mapping[str, Any], features: FeatureSet) -> Table:
     return pd.DataFrame(columns).set_axis(pd.Index([*values], name="feature"))
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #contributions
-def contributions(model: Model, features: Mapping[str, Any]) -> Table:
+def contributions(model: Model, features: Mapping[str, Any]) -> PandasFrame:
     """What each feature added to the raw score of one row, the largest first. The last row is the base of the model.
 
     For a model of probabilities the raw score is the log-odds: the contributions add up to log(p / (1 − p)).
@@ -55,7 +55,7 @@ def contributions(model: Model, features: Mapping[str, Any]) -> Table:
     row = {name: np.array([null if features[name] is None else features[name]]) for name, null in nulls.items()}
     matrix = predictor.categories.matrix(row)
     added = np.asarray(predictor.booster.predict(matrix, pred_contrib=True, num_threads=1))[0]
-    table: Table = _feature_table({name: features[name] for name in definition.names}, definition)
+    table: PandasFrame = _feature_table({name: features[name] for name in definition.names}, definition)
     table.insert(1, "contribution", added[:-1])
     table = table.sort_values("contribution", key=np.abs, ascending=False, kind="stable")
     table.loc["(base)"] = [None, added[-1], "the model's answer to a row about which nothing is known"]
@@ -71,7 +71,7 @@ def _default_row(outcome: Outcome, time: int) -> tuple[Any, ...]:
     return outcome.name, value, None, "presumed, as nothing was reported"
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #outcomes
-def _outcomes(case: UseCase, store: Store, time: int, position: int) -> Table:
+def _outcomes(case: UseCase, store: Store, time: int, position: int) -> PandasFrame:
     """What was reported of an event, or is presumed of it."""
     outcomes = list(case.on.outcomes.values())
     history = store.history([case.on], outcomes, since=time, before=time + 1)
@@ -86,7 +86,7 @@ def _outcomes(case: UseCase, store: Store, time: int, position: int) -> Table:
             note = "reported" if place == places[-1] else "reported, corrected later,"
             rows.append((outcome.name, texts.get(code, outcome.column.decode(code)), arrived, note))
         rows += [] if places else [_default_row(outcome, time)]
-    table: Table = pd.DataFrame(rows, columns=pd.Index(["outcome", "value", "reported", "note"]))
+    table: PandasFrame = pd.DataFrame(rows, columns=pd.Index(["outcome", "value", "reported", "note"]))
     arrivals = [NULL if arrived is None else arrived for arrived in table["reported"]]  # pandas' null has the same bits
     return table.assign(reported=times(np.array(arrivals, np.int64)))
 
@@ -110,22 +110,22 @@ class DecisionReport:
     record: Decision
     event: Mapping[str, Any]
     model: Model | None
-    outcomes: Table
+    outcomes: PandasFrame
     case: UseCase
     store: Store
 
     @property
-    def features(self) -> Table:
+    def features(self) -> PandasFrame:
         """The features as the model was given them: value and meaning."""
         return _features_of(self)
 
     @property
-    def alternatives(self) -> Table:
+    def alternatives(self) -> PandasFrame:
         """The alternatives of a ranking by ``place``: what each filled in, its score, and the scores of shadow models."""
         return _alternatives_of(self)
 
     @cached_property
-    def reasons(self) -> Table:
+    def reasons(self) -> PandasFrame:
         """What each feature added to the score, the largest first; see `contributions`."""
         if self.model is None or self.record.score is None:
             raise MlpkgError(f"the decision on {self.record.event!r} has no score: the fallback made it")
@@ -136,7 +136,7 @@ class DecisionReport:
         return scores_about(self.case.name, self.record.event, self.store)
 
     @cached_property
-    def shadows(self) -> Table:
+    def shadows(self) -> PandasFrame:
         """What shadow models recorded: ``score``, ``action``, why it ``failed``; see `lab.shadows` for a ranking."""
         return _shadows_of(self)
 
@@ -144,7 +144,7 @@ class DecisionReport:
         """The rows behind one feature, as the decision saw them."""
         return _explain_feature(self, feature)
 
-    def by(self, *others: str | Model) -> Table:
+    def by(self, *others: str | Model) -> PandasFrame:
         """What other models say at the same moment, by default all of them: ``score``, ``action`` by today's policy."""
         return _by_models(self, others)
 
@@ -155,7 +155,7 @@ class DecisionReport:
         return _as_html(self)
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #features-of
-def _features_of(report: DecisionReport) -> Table:
+def _features_of(report: DecisionReport) -> PandasFrame:
     """The features that the model was given, categories as texts."""
     values: dict[str, Any] = dict(report.record.features)
     definition = (report.model or report.case).features
@@ -164,12 +164,12 @@ def _features_of(report: DecisionReport) -> Table:
     return _feature_table({**values, **{name: texts.get(code, code) for name, code in codes.items()}}, definition)
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #alternatives
-def _alternatives_of(report: DecisionReport) -> Table:
+def _alternatives_of(report: DecisionReport) -> PandasFrame:
     """The alternatives in their order, with a column of scores for each shadow model."""
     ranked = report.record.alternatives or ()
     rows = [(place, *a.fields.values(), a.score) for place, a in enumerate(ranked, 1)]
     names = ["place", *(ranked[0].fields if ranked else ()), "score"]
-    table: Table = pd.DataFrame(rows, columns=pd.Index(names)).set_index("place")
+    table: PandasFrame = pd.DataFrame(rows, columns=pd.Index(names)).set_index("place")
     for scored in report._scored:
         scores = {str(a): a.score for a in scored.alternatives or ()}
         table[scored.model] = np.array([scores.get(str(a)) for a in ranked], np.float64)
@@ -186,17 +186,17 @@ def _explain_feature(report: DecisionReport, feature: str) -> Explanation:
     return explain(definition, feature, record.event, seen=record.as_of[1], store=report.store)
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #shadows
-def _shadows_of(report: DecisionReport) -> Table:
+def _shadows_of(report: DecisionReport) -> PandasFrame:
     """What shadow models recorded; of a ranking, `place` is where a model puts what was served first."""
     rows = [(scored.model, scored.score, scored.action, scored.failed or "") for scored in report._scored]
     columns = pd.Index(["model", "score", "action", "failed"])
-    table: Table = pd.DataFrame(rows, columns=columns).set_index("model")
+    table: PandasFrame = pd.DataFrame(rows, columns=columns).set_index("model")
     if ranked := report.record.alternatives:
         table["place"] = pd.array([scored.place_of(ranked[0].fields) for scored in report._scored], "Int64")
     return table
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #by-models
-def _by_models(report: DecisionReport, others: tuple[str | Model, ...]) -> Table:
+def _by_models(report: DecisionReport, others: tuple[str | Model, ...]) -> PandasFrame:
     """The scores and actions of models at the moment of the decision."""
     case, store, record = report.case, report.store, report.record
     if record.alternatives:
@@ -217,7 +217,7 @@ def _by_models(report: DecisionReport, others: tuple[str | Model, ...]) -> Table
     return pd.DataFrame(rows, columns=pd.Index(["model", "score", "action", "decided"])).set_index("model")
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #outcome-line
-def _outcome_line(outcomes: Table) -> str:
+def _outcome_line(outcomes: PandasFrame) -> str:
     """The outcomes in words."""
     lines = []
     for row in outcomes.itertuples():

@@ -83,7 +83,7 @@ def report(case: UseCase, store: Store, since: str | int = 0) -> dict[str, Any]:
     quantiles = {"p50": float(latency.quantile(0.5)), "p99": float(latency.quantile(0.99))} if len(frame) else None
     return {
         "use_case": case.name,
-        "live": store.live(case.name),
+        "active": store.active_version(case.name),
         "decisions": len(frame),
         "actions": _counts(frame["action"]),
         "fallbacks": _counts(frame["fallback"]),
@@ -116,7 +116,7 @@ def _outcome_lines(name: str, quality: Mapping[str, Any]) -> list[str]:
 # %% ../../nbs/17_lab/21_reports.ipynb #words
 def report_text(report: Mapping[str, Any]) -> str:
     """The report as text."""
-    lines = [f"{report['use_case']}: {report['decisions']} decisions, live model {report['live'] or 'none'}"]
+    lines = [f"{report['use_case']}: {report['decisions']} decisions, active model {report['active'] or 'none'}"]
     lines += [f"  {action:12} {count:>8}" for action, count in report["actions"].items()]
     lines += [f"  by the fallback, because of the {why}: {count}" for why, count in report["fallbacks"].items()]
     if latency := report["latency_us"]:

@@ -285,7 +285,7 @@ def train(
     run = _new_run(settings.state, case.name)
     lineage = _run_training(notebook, run, checked, settings, log_output)
     model = _make_model(case.name, run, settings, lineage, by=by, why=why or "mlpkg train")
-    if store.live(case.name) is None:
+    if store.active_version(case.name) is None:
         models.promote(store, model, by=by or _user(), why="the first model")
     return model
 

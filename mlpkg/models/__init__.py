@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Categories', 'ActiveModel', 'LightGBM', 'MOST', 'Model', 'Predictor', 'LoadedModel', 'adopt', 'check_trained',
-           'copy_files', 'find', 'load', 'models_dir', 'promote', 'ready', 'retire', 'retired', 'rollback', 'save',
-           'shadow', 'shadowing', 'shadows', 'stamps', 'load_for', 'standing', 'unshadow', 'versions']
+           'copy_files', 'find', 'load', 'models_dir', 'promote', 'preload', 'retire', 'retired', 'rollback', 'save',
+           'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'standing', 'unshadow', 'versions']
 
 # %% ../../nbs/06_models/00_init.ipynb #public
 from .active import ActiveModel, LoadedModel, load_for
@@ -16,7 +16,7 @@ from mlpkg.models.artifact import (
     find,
     load,
     models_dir,
-    ready,
+    preload,
     save,
     stamps,
     versions,
@@ -29,8 +29,8 @@ from mlpkg.models.registry import (
     retired,
     rollback,
     shadow,
+    shadow_versions,
     shadowing,
-    shadows,
     standing,
     unshadow,
 )
@@ -51,14 +51,14 @@ _all_ = [
     "load",
     "models_dir",
     "promote",
-    "ready",
+    "preload",
     "retire",
     "retired",
     "rollback",
     "save",
     "shadow",
     "shadowing",
-    "shadows",
+    "shadow_versions",
     "stamps",
     "load_for",
     "standing",

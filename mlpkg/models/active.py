@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import MlpkgError
 from . import artifact as models
-from .artifact import Model, ready
+from .artifact import Model, preload
 from .smoke_test import null_row
 from ..schema import MissingCode, Source
 from ..store import Store
@@ -42,7 +42,7 @@ def load_for(model: Model, on: Source) -> LoadedModel:
     MlpkgError
         If it cannot be used here.
     """
-    features = ready(model).features
+    features = preload(model).features
     model.predictor.score(null_row(features))
     columns, known = [c.name for c in on.columns], [c.name for c in features.on.columns]
     return LoadedModel(model, None if columns == known else [columns.index(name) for name in known])
@@ -158,7 +158,7 @@ class ActiveModel:
 
     def _load_active(self) -> None:
         try:
-            active = self._store.live(self._use_case)
+            active = self._store.active_version(self._use_case)
         except Exception:  # readiness says what is wrong with the store
             return
         if active is not None and active not in self._loaded:
@@ -173,7 +173,7 @@ class ActiveModel:
 def _no_model(use_case: str, rejection: _Rejection | None) -> MlpkgError:
     """The error that says why there is no model."""
     if rejection:
-        what = f"the live model of {use_case!r}, {rejection.version}, is refused: {rejection.why.what}"
+        what = f"the active model of {use_case!r}, {rejection.version}, is refused: {rejection.why.what}"
         return MlpkgError(what, rejection.why.hint)
     hint = f"train one: mlpkg train {use_case}; or promote one of: mlpkg models {use_case}"
-    return MlpkgError(f"no model is live for {use_case!r}", hint)
+    return MlpkgError(f"no model is active for {use_case!r}", hint)

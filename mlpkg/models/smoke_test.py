@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.columns import NULL
 from ..errors import MlpkgError
 from ..features import FeatureSet, evaluate
-from .artifact import Model, ready
+from .artifact import Model, preload
 from ..store import Store
 
 # %% ../../nbs/06_models/06_smoke_test.ipynb #rows
@@ -43,7 +43,7 @@ def smoke_test(store: Store, model: Model) -> float:
     MlpkgError
         If any of that fails, with the reason.
     """
-    features = ready(model).features
+    features = preload(model).features
     store.register(model.use_case, features)
     try:
         score = model.predictor.score(_latest_row(store, features))

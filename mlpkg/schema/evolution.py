@@ -52,11 +52,11 @@ def _compare_column(where: str, before: Column | None, after: Column) -> list[st
     if before.nullable and not after.nullable:
         raise MlpkgError(f"{where} is now required, earlier events may lack it", "leave it optional")
     if after.nullable and not before.nullable:
-        what = "is now optional: models that are live would take a gap for a number"
+        what = "is now optional: models that are active would take a gap for a number"
         raise MlpkgError(f"{where} {what}", "leave it required, or name a new field that is optional")
     if after.kind in ("int", "number") and after.bits > before.bits:
         what = (
-            f"may now be as large as 2^{after.bits}, it was 2^{before.bits}: models that are live may not add that up"
+            f"may now be as large as 2^{after.bits}, it was 2^{before.bits}: models that are active may not add that up"
         )
         raise MlpkgError(f"{where} {what}", "keep its bounds, or name a new field")
     return [f"{where} has narrower bounds"] if after.bits < before.bits else []
@@ -91,7 +91,7 @@ def compare_contracts(old: Mapping[str, Any], new: Mapping[str, Any], stream: st
     if lost := sorted(set(before) - set(after)):
         raise MlpkgError(f"{where} has lost its field {lost[0]!r}", "keep it, or name a new source")
     if "retention" in new and duration(new["retention"]) < duration(old["retention"]):
-        what = f"now keeps its events {new['retention']}, it was {old['retention']}: models that are live may look further back"
+        what = f"now keeps its events {new['retention']}, it was {old['retention']}: models that are active may look further back"
         raise MlpkgError(f"{where} {what}", "keep them as long, or name a new source")
     changes = []
     for name, column in after.items():

@@ -95,7 +95,7 @@ def _describe_decisions(case: "UseCase") -> dict[str, Operation]:
 
 def _describe_features(case: "UseCase") -> dict[str, Operation]:
     schema = object_of(entity=MAP, time=TEXT, model=MAP, features=MAP)
-    summary = "What the live model would be told of an entity now."
+    summary = "What the active model would be told of an entity now."
     return {"/v1/features": get("features", summary, schema, query=dict.fromkeys(case.features.keys, TEXT))}
 
 # %% ../../nbs/14_serve/16_routes.ipynb #fixed
@@ -105,7 +105,7 @@ _READY_SUMMARY = "Can the store be written, and is a model loaded? Operators are
 _OPERATIONS = {
     "decide": post("decide", "Decide an event.", "ToDecide", "Decision"),
     "decision": get("decision", "The record of a decision, by the id of its event.", ref("Decision"), by_id=True),
-    "models": get("models", "Which models there are, and which is live.", object_of(models=list_of(MAP))),
+    "models": get("models", "Which models there are, and which is active.", object_of(models=list_of(MAP))),
     "catalog": get("catalog", "What sources, features and models mean.", list_of(MAP)),
     "access": get("access", "Who looked at what, newest first.", page_of("access", MAP), query=PAGE_LIMIT),
     "metrics": get("metrics", _METRICS_SUMMARY, {"type": "string"}, kind="text/plain"),
@@ -118,20 +118,22 @@ _OPERATIONS = {
 _e, _h = _OPERATIONS, handlers
 ROUTES = (
     Route("/v1/decide", "POST", "decide", _h.decide, _e["decide"]),
-    Route("/v1/rank", "POST", "decide", _h.rank, _describe_rank),
+    Route("/v1/rank", "POST", "decide", _h.rank_candidates, _describe_rank),
     Route("/v1/decisions", "GET", "decisions", _h.list_decisions, _describe_decisions),
     Route("/v1/decisions/{id}", "GET", "decisions", _h.get_decision, _e["decision"]),
     Route("/v1/events/{source}", "POST", "send", _h.send_events, _describe_send),
     Route("/v1/events/{source}/{id}", "GET", "events", _h.get_event, _describe_event),
     Route("/v1/outcomes/{outcome}", "POST", "report", _h.report_outcomes, _describe_report),
     Route("/v1/features", "GET", "features", _h.get_features, _describe_features),
-    Route("/v1/models", "GET", "models", _h.list_models, _e["models"]),
-    Route("/v1/catalog", "GET", "catalog", _h.describe, _e["catalog"]),
+    Route("/v1/models", "GET", "models", _h.get_models, _e["models"]),
+    Route("/v1/catalog", "GET", "catalog", _h.get_catalog, _e["catalog"]),
     Route("/v1/access", "GET", "access", _h.list_accesses, _e["access"]),
     Route("/v1/metrics", "GET", "metrics", _h.get_metrics, _e["metrics"], ("/metrics",), is_urgent=True),
     Route("/v1/openapi.json", "GET", None, _h.get_document, _e["openapi"], ("/openapi.json",)),
-    Route("/v1/health", "GET", None, _h.health, _e["health"], ("/healthz", "/livez"), is_probe=True, is_urgent=True),
-    Route("/v1/ready", "GET", None, _h.ready, _e["ready"], ("/readyz",), is_probe=True, is_urgent=True),
+    Route(
+        "/v1/health", "GET", None, _h.get_health, _e["health"], ("/healthz", "/livez"), is_probe=True, is_urgent=True
+    ),
+    Route("/v1/ready", "GET", None, _h.get_readiness, _e["ready"], ("/readyz",), is_probe=True, is_urgent=True),
 )
 
 # %% ../../nbs/14_serve/16_routes.ipynb #find

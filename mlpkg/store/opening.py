@@ -61,4 +61,4 @@ def counts(settings: Settings) -> dict[str, int]:
     MlpkgError
         When there is no store, or it cannot be read.
     """
-    return import_module(f"{_SQLITE}.connection").counts(settings.store_path)
+    return import_module(f"{_SQLITE}.connection").read_counts(settings.store_path)

@@ -38,9 +38,9 @@ from ..times import LATEST
 class DecisionTransaction(Protocol):
     """One decision under way."""
 
-    own: int  # the position of the event
-    position: int  # the decision sees the log up to this position
-    known: str | None  # the recorded decision, if this event was decided before
+    event_position: int  # where the event lies in the log
+    log_position: int  # the decision sees the log up to this position
+    recorded: str | None  # the recorded decision, if this event was decided before
 
     def read(
         self, stream: str, key: str, value: int, since: int, edges: Array | None = None
@@ -56,7 +56,7 @@ class DecisionTransaction(Protocol):
         """Return the timelines of several entities laid end to end, with at least all rows later than `since`."""
         ...
 
-    def live(self) -> str | None:
+    def active_version(self) -> str | None:
         """Return the version of the active model, as of this transaction."""
         ...
 
@@ -196,12 +196,12 @@ class FeedbackStore(Protocol):
 class ModelControl(Protocol):
     """Keeps which model of a use case is active, and every change of that."""
 
-    def live(self, use_case: str) -> str | None:
+    def active_version(self, use_case: str) -> str | None:
         """Return the version of the active model."""
         ...
 
-    def change_live(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
-        """Append a change to the log; its ``live`` is the active version from then on.
+    def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
+        """Append a change to the log; its ``active`` is the active version from then on.
 
         `change` gets all changes so far and returns the new one. If it raises, nothing changes. No other change can come between.
         """

@@ -99,7 +99,7 @@ class ModelChange(TypedDict):
 
     change: str
     version: str
-    live: str | None
+    active: str | None
     by: str
     why: str
 

@@ -77,7 +77,7 @@ def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytes
         for i in range(len(among.fields)):
             filled = {name: int(codes[i]) for name, codes in among.codes.items()}
             codes: Any = [filled.get(c.name, code) for c, code in zip(source.columns, row.codes, strict=True)]
-            one = evaluate(features, codes, row.time, unit.position, unit.own, unit.read)
+            one = evaluate(features, codes, row.time, unit.log_position, unit.event_position, unit.read)
             many = [float(column[i]) for column in columns.values()]
             assert np.array(one, np.float64).tobytes() == np.array(many).tobytes()
             found.append((shop.decider.model.predictor.score(one), json.dumps(among.fields[i])))  # type: ignore[union-attr]

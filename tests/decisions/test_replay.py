@@ -136,7 +136,9 @@ def test_an_event_changed_in_the_log_is_found_by_the_decisions_that_saw_it(bank:
 def test_a_replay_needs_a_folder_without_a_store_and_a_live_model(stocked: Project, cli: Command):
     span = ("--from", "2018-05-27", "--to", "2018-05-28")
     cli("replay", "fraud", *span, "--into", stocked.state).said_one_line("a store in", "name a folder")
-    cli("replay", "early", *span, "--into", "again").said_one_line("no model is live for 'early'", "mlpkg train early")
+    cli("replay", "early", *span, "--into", "again").said_one_line(
+        "no model is active for 'early'", "mlpkg train early"
+    )
     assert not (stocked.folder / "again").exists()
 
 

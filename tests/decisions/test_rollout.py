@@ -1,4 +1,4 @@
-"""How what is live changes, and what is done where no model can be asked."""
+"""How what is active changes, and what is done where no model can be asked."""
 
 import contextlib
 import json
@@ -35,10 +35,10 @@ def test_what_is_rolled_back_twice_is_two_models_back(bank: Bank, cli: Command):
     assert bank.pays("tx-1", 0).model["version"] == third
     for version in (second, bank.version):
         answer = cli("rollback", "fraud", "--why", "too many complaints", "--by", "ann", state=state)
-        assert (answer.status, answer.out) == (0, f"{version} is live\n")
+        assert (answer.status, answer.out) == (0, f"{version} is active\n")
         assert bank.pays(f"tx-{version}", 1).model["version"] == version, "by the next decision of another process"
-    cli("rollback", "fraud", "--why", "still", state=state).said_one_line("no other model of 'fraud' was live before")
-    assert bank.store.live("fraud") == bank.version
+    cli("rollback", "fraud", "--why", "still", state=state).said_one_line("no other model of 'fraud' was active before")
+    assert bank.store.active_version("fraud") == bank.version
     told = cli("models", "fraud", "--changes", "--json", state=state).json
     assert [(c["change"], c["version"]) for c in told[-2:]] == [("rollback", second), ("rollback", bank.version)]
     assert {(c["by"], c["why"], c["at"][:2]) for c in told[-2:]} == {("ann", "too many complaints", "20")}
@@ -48,9 +48,9 @@ def test_what_is_rolled_back_twice_is_two_models_back(bank: Bank, cli: Command):
 def test_a_retired_model_is_not_live_and_never_will_be(bank: Bank, cli: Command):
     state = bank.store.settings.state
     other = saved(bank.store, n=2.0)
-    cli("retire", "fraud", bank.version, "--why", "old", state=state).said_one_line("is live", "--successor")
+    cli("retire", "fraud", bank.version, "--why", "old", state=state).said_one_line("is active", "--successor")
     answer = cli("retire", "fraud", bank.version, "--why", "old", "--successor", other, "--by", "ann", state=state)
-    assert (answer.status, bank.store.live("fraud")) == (0, other)
+    assert (answer.status, bank.store.active_version("fraud")) == (0, other)
     cli("promote", "fraud", bank.version, state=state).said_one_line("was retired by ann: old")
     cli("rollback", "fraud", "--why", "back", state=state).said_one_line("no other model")
     cli("retire", "fraud", bank.version, "--why", "again", state=state).said_one_line("was retired by ann")
@@ -64,7 +64,7 @@ def test_a_rollback_passes_over_what_was_retired(bank: Bank, cli: Command):
     state = bank.store.settings.state
     second, _ = put_live(fraud, bank.store, n=2.0), put_live(fraud, bank.store, n=3.0)
     assert cli("retire", "fraud", second, "--why", "wrong labels", state=state).status == 0
-    assert cli("rollback", "fraud", "--why", "slow", state=state).out == f"{bank.version} is live\n"
+    assert cli("rollback", "fraud", "--why", "slow", state=state).out == f"{bank.version} is active\n"
 
 
 def test_a_model_that_cannot_decide_is_refused_and_the_last_good_one_stays(
@@ -81,7 +81,7 @@ def test_a_model_that_cannot_decide_is_refused_and_the_last_good_one_stays(
     path = models.find(state, "fraud", version).folder / "model.txt"
     path.write_text(path.read_text() + " ")
     cli("promote", "fraud", version, state=state).said_one_line("model.txt is not the file that was saved")
-    assert bank.store.live("fraud") == bank.version
+    assert bank.store.active_version("fraud") == bank.version
     assert bank.pays("tx-2", 1).model["version"] == bank.version
 
 
@@ -90,7 +90,7 @@ def test_a_rollback_to_a_damaged_model_is_refused(bank: Bank, cli: Command):
     (models.find(bank.store.settings.state, "fraud", bank.version).folder / "model.txt").unlink()
     answer = cli("rollback", "fraud", "--why", "slow", state=bank.store.settings.state)
     assert answer.said_one_line("model.txt is missing")
-    assert bank.store.live("fraud") == version
+    assert bank.store.active_version("fraud") == version
 
 
 careful = UseCase("fraud", features, policy=handbook.policy, fallback="review")
@@ -113,11 +113,11 @@ def test_without_a_model_the_fallback_decides_and_says_so(tmp_path: Path):
         body = {"id": "tx-1", "time": "2018-04-01T00:00:00Z", "customer_id": 1, "terminal_id": 7, "amount": 10.0}
         made = decider.decide(body, arrived=START)
         assert (made.action, made.score, made.features, made.model) == ("review", None, {}, {})
-        assert made.fallback and made.fallback["why"] == "model" and "no model is live" in made.fallback["detail"]
+        assert made.fallback and made.fallback["why"] == "model" and "no model is active" in made.fallback["detail"]
         assert made.keys == {"customer_id": 1, "terminal_id": 7} and made.policy == "constant"
         assert decider.decide(body) == made, "and it stays so"
         assert [e.source for e in store.read()] == ["transactions", "decisions.fraud"]
-        with pytest.raises(MlpkgError, match="no model is live"):
+        with pytest.raises(MlpkgError, match="no model is active"):
             decider.check()
         found = verify(careful, store)
         assert (found.decisions, found.mismatches, found.models, found.fallbacks) == (1, 0, {}, {"model": 1})

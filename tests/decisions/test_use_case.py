@@ -28,7 +28,7 @@ def test_the_page_looks_at_features_before_there_is_a_model(said: str):
 def test_a_model_that_was_saved_by_a_script_is_listed_and_goes_live(said: str):
     version = after(said, "python train.py").splitlines()[-1]
     assert version in after(said, "mlpkg models shop")
-    assert after(said, "mlpkg promote shop") == f"{version} is live"
+    assert after(said, "mlpkg promote shop") == f"{version} is active"
 
 
 def test_the_dear_clothes_are_asked_about_and_the_book_is_shipped(said: str):

@@ -313,7 +313,7 @@ BODY = {"id": "x", "time": "2018-01-01T00:00:00Z", "card": 1, "user": "u", "amou
 
 def served(features: FeatureSet, row: Any, unit: Any) -> list[Any]:
     """The features of the event that is being decided."""
-    return evaluate(features, row.codes, row.time, unit.position, unit.own, unit.read)
+    return evaluate(features, row.codes, row.time, unit.log_position, unit.event_position, unit.read)
 
 
 def recomputed(
@@ -432,17 +432,17 @@ class Run:
         row = payments.parse(h.body)
         score, action = self.rng.randrange(1_000_000), self.rng.choice("ab")
         with store.decision("streams", payments, row, h.arrived, h.arrived) as unit:
-            if unit.known is not None:
+            if unit.recorded is not None:
                 assert h.id in self.served
                 return
             values = served(self.features, row, unit)
             if self.rng.random() < 0.1:
                 self.side_by_side(row, unit)
             position = unit.record(json.dumps({"score": score / 1_000_000, "action": action}))
-        self.know(h, unit.own)
+        self.know(h, unit.event_position)
         self.reports["decisions"][h.id] = [(position, {"score": score, "action": action})]
         found = dict(zip(self.features.names, values, strict=True))
-        self.served[h.id] = unit.position, {k: bits(v) for k, v in found.items()}, found
+        self.served[h.id] = unit.log_position, {k: bits(v) for k, v in found.items()}, found
 
     def side_by_side(self, row: Any, unit: Any) -> None:
         """The event as it is, and with other cards and shops in its place: many moments give the bits of each."""
@@ -453,13 +453,13 @@ class Run:
             codes[names.index("shop")] = payments.parse({**BODY, "shop": self.rng.choice("abz")}).codes[
                 names.index("shop")
             ]
-        time, position, own = (np.full(6, at) for at in (row.time, unit.position, unit.own))
+        time, position, own = (np.full(6, at) for at in (row.time, unit.log_position, unit.event_position))
         present = dict(zip(names, np.array(several).T, strict=True))
         many = evaluate_many(self.features, present, time, position, own, unit.read_many)
         for codes, values in zip(
             several, zip(*(column.tolist() for column in many.values()), strict=True), strict=True
         ):
-            one = evaluate(self.features, codes, row.time, unit.position, unit.own, unit.read)
+            one = evaluate(self.features, codes, row.time, unit.log_position, unit.event_position, unit.read)
             assert [bits(v) for v in values] == [bits(v) for v in one], f"side by side, {row.id}"
 
     def world(self) -> World:
@@ -574,9 +574,9 @@ def test_threads_and_connections_decide_side_by_side(tmp_path):
                 found = dict(zip(run.features.names, served(run.features, row, unit), strict=True))
                 position = unit.record(json.dumps({"score": 0.5, "action": "a"}))
             with guard:
-                run.know(h, unit.own)
+                run.know(h, unit.event_position)
                 run.reports["decisions"][h.id] = [(position, {"score": 500_000, "action": "a"})]
-                run.served[h.id] = unit.position, {n: bits(v) for n, v in found.items()}, found
+                run.served[h.id] = unit.log_position, {n: bits(v) for n, v in found.items()}, found
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(work, k) for k in range(4)]:

@@ -400,16 +400,16 @@ def test_a_decision_that_was_not_made_is_refused(bank: Bank) -> None:
 
 def test_a_replay_may_be_decided_by_another_model(stocked: Project, cli: Command) -> None:
     with closing(ml.open_store(stocked.settings)) as store:
-        other, live = keep(store, terse, booster(terse)), store.live("fraud")
+        other, live = keep(store, terse, booster(terse)), store.active_version("fraud")
     span = ("--from", "2018-05-27", "--to", "2018-05-29", "--into", "again")
     assert cli("replay", "fraud", *span, "--model", "20180101T000000-00000000").said_one_line("there is no model at")
     assert not (stocked.folder / "again").exists()
     done = cli("replay", "fraud", *span, "--model", other, "--json")
     assert done.status == 0 and done.json["decisions"] > 50
     with closing(ml.open_store(stocked.settings)) as store:
-        assert store.live("fraud") == live
+        assert store.active_version("fraud") == live
     again = stocked.folder / "again"
     assert cli("verify", "fraud", "--json", state=again).json["models"] == {other: done.json["decisions"]}
     with closing(ml.open_store(Settings(state=again))) as store:
-        assert store.live("fraud") == other
+        assert store.active_version("fraud") == other
         assert store.promotions("fraud")[-1]["why"].startswith("asked for at")

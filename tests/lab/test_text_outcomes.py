@@ -169,7 +169,7 @@ def test_a_report_counts_the_texts_by_action(store: Any):
 
 
 def test_a_comparison_is_told_which_texts_are_a_yes(store: Any):
-    version = store.live("parcels")
+    version = store.active_version("parcels")
     span: Any = ("2026-03-01", "2026-03-21")
     asked: Any = {"use_case": parcels.case, "outcome": "state", "store": store}
     plain = lab.compare("served", version, *span, **asked)

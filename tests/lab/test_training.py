@@ -149,10 +149,10 @@ def test_without_a_notebook_or_its_parameters_nothing_runs(stocked: Project, cli
 
 
 def test_training_makes_a_model_with_its_lineage(stocked: Project, notebook: Path, cli: Command):
-    """The live model stays live; the new one is there to be promoted, and serves then."""
+    """The active model stays active; the new one is there to be promoted, and serves then."""
     done = cli("train", "fraud", "-p", "rounds", "12", "-p", "train_from", "2018-05-08", "--why", "to see", "--json")
     assert done.status == 0, done.err
-    assert 0.5 < done.json["auc"] <= 1 and done.json["live"] is False
+    assert 0.5 < done.json["auc"] <= 1 and done.json["active"] is False
 
     model = models.find(stocked.state, "fraud", done.json["version"])
     lineage = model.read("lineage")
@@ -185,13 +185,13 @@ def test_a_model_saved_by_a_script_can_be_promoted(stocked: Project, cli: Comman
     rows = lab.training_set(handbook.features, "2018-05-08", "2018-05-15")
     made = lab.save_model(handbook.fraud, booster(handbook.features), rows, metrics={"auc": 0.5})
     with closing(ml.open_store(stocked.settings)) as store:
-        assert store.live("fraud") != made.name
+        assert store.active_version("fraud") != made.name
     assert made.name in [m["version"] for m in cli("models", "fraud", "--json").json]
     lineage = models.load(made).read("lineage")
     assert lineage["trained_on"]["rows"] == len(rows) and lineage["decided"]["why"] == "lab.save_model"
     assert cli("promote", "fraud", made.name).status == 0
     with closing(ml.open_store(stocked.settings)) as store:
-        assert store.live("fraud") == made.name
+        assert store.active_version("fraud") == made.name
 
 
 @pytest.mark.parametrize(
@@ -328,6 +328,6 @@ def test_whatever_gives_one_score_can_be_saved_promoted_and_served(
 def test_a_cell_that_fails_is_named_in_one_line_and_makes_no_model(stocked: Project, cli: Command):
     write(stocked.folder / "nbs" / "fraud" / "train.ipynb", PARAMETERS, "1 / 0")
     with closing(ml.open_store(stocked.settings)) as store:
-        before = models.versions(stocked.state, "fraud"), store.live("fraud")
+        before = models.versions(stocked.state, "fraud"), store.active_version("fraud")
         cli("train", "fraud").said_one_line("train.ipynb failed", "ZeroDivisionError", "executed.ipynb")
-        assert (models.versions(stocked.state, "fraud"), store.live("fraud")) == before
+        assert (models.versions(stocked.state, "fraud"), store.active_version("fraud")) == before

@@ -58,7 +58,7 @@ def notebook(path: Path, *cells: str) -> Path:
 
 @pytest.fixture(scope="module")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two weeks of purchases and a model of them that is live."""
+    """A store with two weeks of purchases and a model of them that is active."""
     project = Project(tmp_path_factory.mktemp("shopping"))
     rng = np.random.default_rng(4)
     n = 1_200
@@ -89,7 +89,7 @@ def shop(_trained: Path, tmp_path: Path) -> Iterator[Any]:
 
 
 def live(store: Any) -> models.Model:
-    return models.find(store.settings.state, "shopping", store.live("shopping"))
+    return models.find(store.settings.state, "shopping", store.active_version("shopping"))
 
 
 def decided(store: Any, *purchases: dict[str, Any]) -> list[Any]:

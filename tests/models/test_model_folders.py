@@ -228,7 +228,7 @@ def test_a_model_whose_definition_names_a_module_does_not_run_it(bank: Bank, rog
         folder, files=files | {"features.json": hashlib.sha256((folder / "features.json").read_bytes()).hexdigest()}
     )
     with pytest.raises(MlpkgError, match="with hash 0000"):
-        models.ready(models.load(folder))
+        models.preload(models.load(folder))
     command = [sys.executable, "-m", "mlpkg.cli"]
     for verb in (
         ["promote", "fraud", bank.version],

@@ -33,7 +33,7 @@ CLIENTS = 4
 
 @dataclass
 class Said:
-    """What clients were answered, and when it began and ended; what was live from when on."""
+    """What clients were answered, and when it began and ended; what was active from when on."""
 
     answers: list[tuple[float, float, int, bytes]] = field(default_factory=list)
     changes: list[tuple[float, str]] = field(default_factory=list)
@@ -84,7 +84,7 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
     for members in SETS:
         features = ml.FeatureSet("fraud", on=transactions, **members)  # type: ignore[arg-type]
         version = models.save(state, "fraud", booster(features), features, metrics={}, lineage={}, policy={})
-        trained[version] = models.ready(models.find(state, "fraud", version))
+        trained[version] = models.preload(models.find(state, "fraud", version))
     with closing(ml.open_store(Settings(state=state))) as store:
         registry.promote(store, next(iter(trained.values())), by="a test", why="to begin with")
     with serving(made.bento, state, folder / "log") as server:
@@ -98,7 +98,7 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
             done.set()
             for thread in clients:
                 thread.join()
-    found = {**trained, made.version: models.ready(models.find(state, "fraud", made.version))}
+    found = {**trained, made.version: models.preload(models.find(state, "fraud", made.version))}
     yield Swapped(said, found, state, (folder / "log").read_text("utf-8", "replace"))
 
 

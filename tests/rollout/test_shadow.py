@@ -209,11 +209,11 @@ def test_a_shadow_says_nothing_of_what_was_decided_before_it_began_or_after_it_e
     assert cli("shadow", "fraud", model.version, "--stop", "--why", "seen", state=state).status == 0
     bank.pays("after", 2)
     cli("shadow", "fraud", model.version, "--stop", "--why", "seen", state=state).said_one_line("does not shadow")
-    cli("shadow", "fraud", bank.version, "--why", "to see", state=state).said_one_line("is live already")
+    cli("shadow", "fraud", bank.version, "--why", "to see", state=state).said_one_line("is active already")
     assert cli("follow", "fraud", state=state).out == "nothing is left to score\n"
     assert [s.event for _, s in shadow.scores("fraud", bank.store)] == ["during"]
     assert [c["change"] for c in bank.store.promotions("fraud")] == ["promote", "shadow", "unshadow"]
-    assert bank.store.live("fraud") == bank.version
+    assert bank.store.active_version("fraud") == bank.version
     told = cli("verify", "fraud", state=state)
     assert told.status == 0 and "1 scores by 1 that shadowed, 0 mismatches" in told.out
 
@@ -251,10 +251,10 @@ def test_a_promoted_or_retired_model_shadows_no_more_and_may_again(bank: Bank):
         registry.shadow(bank.store, model, by="ann", why="to see")
     registry.promote(bank.store, first, by="ann", why="better")
     registry.retire(bank.store, "fraud", second.version, by="ann", why="worse")
-    assert registry.shadows(bank.store.promotions("fraud")) == []
+    assert registry.shadow_versions(bank.store.promotions("fraud")) == []
     assert registry.rollback(bank.store, "fraud", by="ann", why="not that good") == bank.version
     registry.shadow(bank.store, first, by="ann", why="another look")
-    assert registry.shadows(bank.store.promotions("fraud")) == [first.version]
+    assert registry.shadow_versions(bank.store.promotions("fraud")) == [first.version]
     with pytest.raises(ml.MlpkgError, match="was retired by ann"):
         registry.shadow(bank.store, second, by="ann", why="another look")
 

@@ -114,7 +114,7 @@ def test_the_catalog_says_which_models_use_a_feature(stocked: Project, cli: Comm
     uses = {f["name"]: f["used_by"] for f in case["features"]}
     assert uses["customer_n_tx_1d"] == sorted([live, other]) and uses["customer_avg_amount_7d"] == [live]
     assert [(f["name"], f["used_by"]) for f in case["older_features"]] == [("customer_n_tx_14d", [other])]
-    assert {m["version"]: m["live"] for m in case["models"]} == {live: True, other: False}
+    assert {m["version"]: m["active"] for m in case["models"]} == {live: True, other: False}
     since = next(m["since_then"] for m in case["models"] if m["version"] == other)
     assert "added: customer_avg_amount_7d: mean of amount over transactions of the same customer_id in 7d" in since
     assert f"`{live}`](#fraud-{live}) (live)" in cli("catalog", "fraud").out
@@ -122,7 +122,7 @@ def test_the_catalog_says_which_models_use_a_feature(stocked: Project, cli: Comm
 
 def test_a_catalog_without_a_store_tells_of_the_code_and_makes_none(project: Project, cli: Command) -> None:
     answer = cli("catalog", "fraud")
-    assert answer.status == 0 and "## fraud" in answer.out and "No model is live" in answer.out
+    assert answer.status == 0 and "## fraud" in answer.out and "No model is active" in answer.out
     assert f"there is no store in {project.state}" in answer.err and "check MLPKG_STATE" in answer.err
     assert "there was no store to look into" in answer.out
     assert not project.state.exists()
@@ -273,7 +273,7 @@ def test_a_timeline_of_an_outcome_shows_the_truth(stocked: Project, cli: Command
 
 @pytest.fixture
 def shop_platform(project: Project) -> Iterator[Any]:
-    """A shop whose orders come late, out of order and without coupons; its live model is none."""
+    """A shop whose orders come late, out of order and without coupons; its active model is none."""
     cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n    mornings = {__name__}:by_morning\n"
     (project.folder / "settings.ini").write_text(SETTINGS + cases)
     store = ml.open_store(project.settings)

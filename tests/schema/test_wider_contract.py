@@ -59,7 +59,7 @@ class Worker:
     def __init__(self, case: Any, state: Path):
         self.case = case
         self.store: Any = ml.open_store(Settings(state=state))
-        if self.store.live("shop") is None:
+        if self.store.active_version("shop") is None:
             put_live(case, self.store)
         self.decider = Decider(case, self.store)
 

@@ -145,7 +145,7 @@ def test_probes_are_answered_without_a_token_and_without_details(office: Office)
         assert office.ask("GET", path).json().keys() == {"status"}
     assert office.ask("GET", "/v1/ready", office.tokens["reporter"]).json() == {"status": "ready"}
     told = office.ask("GET", "/v1/ready", office.tokens["operator"]).json()
-    assert told["model"] == office.store.live("fraud")
+    assert told["model"] == office.store.active_version("fraud")
 
 
 def test_a_wrong_token_is_nobodys(office: Office):

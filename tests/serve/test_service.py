@@ -56,7 +56,7 @@ def test_a_decision_is_answered_and_recorded(bank: Bank):
         "fraud",
         {"customer_id": 17, "terminal_id": 23},
     )
-    assert decision["model"] == {"name": "fraud", "version": bank.store.live("fraud")}
+    assert decision["model"] == {"name": "fraud", "version": bank.store.active_version("fraud")}
     assert 0 <= decision["score"] <= 1 and decision["action"] in ("approve", "review", "decline")
     assert decision["features"]["amount"] == 57.16 and decision["features"]["customer_n_tx_30d"] > 1
     assert bank.http.get("/v1/decisions/tx-1").content == answer.content
@@ -422,7 +422,7 @@ def test_outcomes_come_in_batches_too(bank: Bank):
 
 
 def test_it_is_alive_and_ready(bank: Bank):
-    live = bank.store.live("fraud")
+    live = bank.store.active_version("fraud")
     assert bank.http.get("/v1/ready").json() == {"status": "ready", "use_case": "fraud", "model": live}
     for path in ("/v1/health", "/healthz", "/livez", "/readyz"):  # the latter are what probes ask for
         assert bank.http.get(path).status_code == 200
@@ -501,10 +501,10 @@ def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: P
         assert bank.http.get("/v1/health").status_code == 200
         assert bank.http.get("/readyz").status_code == 503
         told = bank.http.get("/v1/ready").json()
-        assert "no model is live" in told["reason"] and "mlpkg train fraud" in told["reason"]
+        assert "no model is active" in told["reason"] and "mlpkg train fraud" in told["reason"]
         made = bank.decide(payment("tx-0", time=iso(now() - HOUR))).json()
         assert (made["action"], made["score"], made["model"]) == ("review", None, {})
-        assert made["fallback"]["why"] == "model" and "no model is live" in made["fallback"]["detail"]
+        assert made["fallback"]["why"] == "model" and "no model is active" in made["fallback"]["detail"]
         version = put_live(fraud, bank.store)
         until = time.monotonic() + 10
         while (ready := bank.http.get("/v1/ready")).status_code != 200:
@@ -526,5 +526,5 @@ def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
         for answer in (asyncio.run(ask("GET", "/v1/ready")), asyncio.run(ask("POST", "/v1/decide", payment("tx-1")))):
             told = answer.json()
             assert (answer.status_code, told["status"], answer.headers["retry-after"]) == (503, 503, "1")
-            assert "no model is live" in told["reason"] and "mlpkg train fraud" in told["reason"]
+            assert "no model is active" in told["reason"] and "mlpkg train fraud" in told["reason"]
         assert app.store.last_position() == 0

@@ -28,9 +28,9 @@ SPAN = ("--from", "2018-05-01", "--to", "2018-05-08")
 
 
 def model_of(project: Project) -> Path:
-    """The folder of the live model."""
+    """The folder of the active model."""
     with closing(ml.open_store(project.settings)) as store:
-        return models.models_dir(project.state, "fraud") / (store.live("fraud") or "")
+        return models.models_dir(project.state, "fraud") / (store.active_version("fraud") or "")
 
 
 def test_a_damaged_store_says_so_in_one_line(stocked: Project):
@@ -72,10 +72,10 @@ def test_a_store_of_a_newer_version_is_left_alone(stocked: Project, cli: Command
 
 
 def test_without_a_model_the_line_says_how_to_get_one(project: Project, cli: Command):
-    cli(*DECIDE).said_one_line("no model is live for 'fraud'", "mlpkg train fraud")
+    cli(*DECIDE).said_one_line("no model is active for 'fraud'", "mlpkg train fraud")
     with closing(ml.open_store(project.settings)) as store:
         assert store.last_position() == 0, "the event was not accepted either"
-    cli("replay", "fraud", *SPAN, "--into", "again").said_one_line("no model is live", "mlpkg train fraud")
+    cli("replay", "fraud", *SPAN, "--into", "again").said_one_line("no model is active", "mlpkg train fraud")
     cli("promote", "fraud", "20180101T000000-00000000").said_one_line("no model", "mlpkg models")
     assert "mlpkg train fraud" in cli("models", "fraud").out
 
@@ -162,7 +162,7 @@ ALTERED: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
 def test_an_altered_model_is_refused_and_ends_no_process(bank: Bank, alter: Callable[[bytes], bytes]):
-    """Whoever altered it wrote its manifest anew; the model that was live goes on."""
+    """Whoever altered it wrote its manifest anew; the model that was active goes on."""
     first = bank.version
     version = altered(bank.store.settings.state, first, alter)
     model = models.find(bank.store.settings.state, "fraud", version)
@@ -195,9 +195,9 @@ def test_a_model_is_tried_once_and_not_by_what_its_folder_says(bank: Bank, monke
     for name in (digest, remembered.name):
         (folder / "isolated_loads" / name).touch()
     with pytest.raises(ml.MlpkgError, match="cannot be loaded"):
-        models.ready(models.find(state, "fraud", version))
+        models.preload(models.find(state, "fraud", version))
     monkeypatch.setattr(sys, "executable", "/nobody/here")
-    models.ready(models.find(state, "fraud", bank.version))
+    models.preload(models.find(state, "fraud", bank.version))
 
 
 def test_a_process_that_hangs_or_dies_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

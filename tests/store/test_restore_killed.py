@@ -51,7 +51,7 @@ def what_is_there(state: Path) -> tuple[list[str], str]:
         found = verify(handbook.fraud, store)
         decided = [e.id for e in store.read(streams=["decisions.fraud"])]
         assert (found.decisions, found.mismatches) == (len(decided), 0), "with the models that it was decided by"
-        assert store.live("fraud") in {p.name for p in (state / "models" / "fraud").iterdir()}
+        assert store.active_version("fraud") in {p.name for p in (state / "models" / "fraud").iterdir()}
     return decided, (state / "pseudonyms.key").read_text()[:3]
 
 

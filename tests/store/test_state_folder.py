@@ -128,7 +128,7 @@ def test_a_store_in_the_place_of_another_is_opened_afresh(service: Service, chan
     assert ask(service, "/v1/decisions/tx-next").status_code == 200
     service.kept_all()
     with closing(ml.open_store(service.settings)) as store:
-        assert store.live("fraud") == service.acknowledged["tx-next"]["model"]["version"]
+        assert store.active_version("fraud") == service.acknowledged["tx-next"]["model"]["version"]
 
 
 def test_several_workers_find_it_again(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""A new timeline is live at once, with its whole history, while others write; what is said later finds its place in it."""
+"""A new timeline is used at once, with its whole history, while others write; what is said later finds its place in it."""
 
 import json
 import threading

@@ -43,12 +43,12 @@ def put_live(case: UseCase, store: Any, made: lgb.Booster | None = None, **metri
 
 
 class Bank:
-    """A store with a live model, to which payments and reports come at times that the test chooses."""
+    """A store with an active model, to which payments and reports come at times that the test chooses."""
 
     def __init__(self, case: UseCase, state: Path):
         self.case = case
         self.store: Any = ml.open_store(Settings(state=state))
-        self.version = self.store.live(case.name) or put_live(case, self.store)
+        self.version = self.store.active_version(case.name) or put_live(case, self.store)
         self.decider = Decider(case, self.store)
 
     def payment(self, id: str, day: float, **fields: Any) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def another(service: Service) -> Any:
 
 
 def stocked(state: Path, **settings: Any) -> Service:
-    """A service with a live model."""
+    """A service with an active model."""
     service = Service(state, **settings)
     put_live(handbook.fraud, service.app.store)
     service.app.start()

@@ -37,7 +37,7 @@ def settings(folder: str | Path) -> Settings:
 def take_over(app: Application, folder: Path) -> bool:
     """Promote the model in ``folder/<version>/`` if it was never active; return whether it was promoted."""
     manifest = next(iter(sorted(folder.glob("*/manifest.json"))), None)
-    if manifest is None or manifest.parent.name in {p["live"] for p in app.store.promotions(app.use_case.name)}:
+    if manifest is None or manifest.parent.name in {p["active"] for p in app.store.promotions(app.use_case.name)}:
         return False
     from mlpkg.models import adopt, promote
 

@@ -61,28 +61,26 @@ class SqliteDecisions(Part):
 class SqliteDecision:
     """A decision inside its transaction."""
 
-    __slots__ = ("_arrived", "_clock", "_heads", "_parts", "_row", "_source", "_use_case", "known", "own", "position")
-
     def __init__(
         self, parts: SqliteDecisions, use_case: str, source: Source, row: ValidatedEvent, arrived: int, clock: int
     ):
         self._parts, self._use_case, self._source, self._row = parts, use_case, source, row
         self._arrived, self._clock = arrived, clock
         self._heads: Heads = {}
-        self.own = self.position = 0
-        self.known: str | None = None
+        self.event_position = self.log_position = 0
+        self.recorded: str | None = None
 
     def __enter__(self) -> "SqliteDecision":
         parts, row = self._parts, self._row
         parts.session.begin()
         try:
-            self.own, new = parts.events.append(self._source, row, self._arrived, self._clock, self._heads)
+            self.event_position, new = parts.events.append(self._source, row, self._arrived, self._clock, self._heads)
             if new:
-                self.position = self.own
+                self.log_position = self.event_position
             else:
-                self.position = parts.run("select max(position) from log").fetchone()[0]
+                self.log_position = parts.run("select max(position) from log").fetchone()[0]
                 recorded = parts.feedback.log.event(decisions_of(self._use_case), row.id)
-                self.known = recorded.body if recorded else None
+                self.recorded = recorded.body if recorded else None
         except BaseException as error:
             parts.session.end(error)
             raise
@@ -107,7 +105,7 @@ class SqliteDecision:
         """Return the timelines of several entities laid end to end."""
         return self._parts.timelines.find(stream, key).read_many(values, since)
 
-    def live(self) -> str | None:
+    def active_version(self) -> str | None:
         """Return the version of the active model."""
         return self._parts.cache.active.get(self._use_case)
 
@@ -117,4 +115,4 @@ class SqliteDecision:
 
     def record(self, body: str) -> int:
         """Append the decision and return its position."""
-        return self._parts.record(self._use_case, self._source, self._row, self.own, self._arrived, body)
+        return self._parts.record(self._use_case, self._source, self._row, self.event_position, self._arrived, body)

@@ -25,15 +25,15 @@ class SqliteModelControl(Part):
         super().__init__(session)
         self._contracts = contracts
 
-    def live(self, use_case: str) -> str | None:
+    def active_version(self, use_case: str) -> str | None:
         """Return the version of the active model."""
         with self.session.lock:
             if not self.db.in_transaction:
                 self.refresh()
             return self.cache.active.get(use_case)
 
-    def change_live(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
-        """Append a change to the log, as one transaction; its ``live`` is the active version from then on."""
+    def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
+        """Append a change to the log, as one transaction; its ``active`` is the active version from then on."""
         when = now()
         with self.session.transaction():
             before = self.promotions(use_case)
@@ -48,8 +48,8 @@ class SqliteModelControl(Part):
                     json.dumps(made),
                 ),
             )
-            if made["live"] is not None:
-                self.db.execute("insert or replace into active_model values (?, ?)", (use_case, made["live"]))
+            if made["active"] is not None:
+                self.db.execute("insert or replace into active_model values (?, ?)", (use_case, made["active"]))
             self.cache.changed()
 
     @with_store_errors

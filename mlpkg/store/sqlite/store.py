@@ -51,7 +51,11 @@ class SqliteStore:
         self.timeline, self.timelines = timelines.timeline, timelines.timelines
 
         models, access = SqliteModelControl(session, contracts), SqliteAccessControl(session)
-        self.live, self.change_live, self.promotions = models.live, models.change_live, models.promotions
+        self.active_version, self.change_model, self.promotions = (
+            models.active_version,
+            models.change_model,
+            models.promotions,
+        )
         self.tokens, self.put_token = access.tokens, access.put_token
         self.add_access, self.accesses = access.add_access, access.accesses
 
