@@ -51,7 +51,7 @@ class Refusal(NamedTuple):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A refused event as it is kept, and why it was refused; `at` is when, in microseconds."""
+    """A refused event as it is stored, and why it was refused; `at` is when, in microseconds."""
 
     source: str
     at: int
@@ -121,7 +121,7 @@ class ContractVersion(TypedDict):
 
 # %% ../../nbs/05_store/01_records.ipynb #token
 class Token(msgspec.Struct, frozen=True):
-    """A token as it is kept: `hash` is that of its secret, `by` is who made it; times in microseconds."""
+    """A token as it is stored: `hash` is that of its secret, `by` is who made it; times in microseconds."""
 
     id: str
     hash: str

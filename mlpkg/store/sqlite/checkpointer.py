@@ -21,7 +21,7 @@ _NICE = 10  # a low priority that still makes progress on a busy machine
 
 
 def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+    if sys.platform == "linux":  # elsewhere all threads of a process have one priority
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
@@ -35,7 +35,7 @@ def _copy(db: Any, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
 # %% ../../../nbs/05_store/05_sqlite/08_checkpointer.ipynb #checkpointer
 _COPIES = 3  # how often the thread copies what was written meanwhile
 _PARTS = 4  # the thread copies a log of `pages` in so many parts
-_BUSY_TIMEOUT = 0.02  # seconds that the thread waits for a lock, while it keeps writers out
+_BUSY_TIMEOUT = 0.02  # seconds that the thread waits for a lock, while it locks writers out
 
 
 class Checkpointer:
@@ -54,7 +54,7 @@ class Checkpointer:
     def __init__(self, settings: Settings, db: Any, pages: int = 6_000):
         self._db, self._pages = connect(settings, create=False, busy=BusyHandler(_BUSY_TIMEOUT)), pages
         self._work, self._copied, self._ended = threading.Event(), 0, False
-        self.is_locking = False  # whether the thread keeps writers out
+        self.is_locking = False  # whether the thread locks writers out
         self.restarts = 0  # how often the log has begun again
         self._thread = threading.Thread(target=self._run, name="mlpkg-checkpoint", daemon=True)
         self._thread.start()

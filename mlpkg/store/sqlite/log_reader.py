@@ -99,7 +99,7 @@ class SqliteColumnReader(SqliteLogReader):
     def history(
         self,
         sources: Sequence[Source],
-        facts: Sequence[Feedback],
+        feedback: Sequence[Feedback],
         *,
         until: int | None = None,
         since: int = 0,
@@ -111,7 +111,7 @@ class SqliteColumnReader(SqliteLogReader):
             number = self.cache.streams.get
             return History(
                 {s.name: read_events(self.db, s, number(s.name, -1), *span) for s in sources},
-                {f.stream: read_reports(self.db, f, number(f.stream, -1), *span) for f in facts},
+                {f.stream: read_reports(self.db, f, number(f.stream, -1), *span) for f in feedback},
             )
 
     def pages(
