@@ -18,7 +18,7 @@ import numpy as np
 
 from ..engine import moments
 from ..engine.columns import NULL, Column
-from ..engine.filters import Filter
+from ..engine.filters import Filter, NotNull, either_way
 from ..engine.order_statistics import extreme
 from ..engine.timeline import Array, AsOf, Timeline
 from ..engine.windows import Windows, edges_of, window_bounds, window_power_sum, window_sum
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 # %% ../../nbs/03_aggregates/01_base.ipynb #kind
 Kind = Literal["int", "float", "category"]
-ONLINE = frozenset({"sum", "squares", "least", "greatest", "first", "last"})  # the components that the online path has
+ONLINE = frozenset({"sum", "squares", "min", "max", "first", "last"})  # the components that the online path has
 
 # %% ../../nbs/03_aggregates/01_base.ipynb #aggregate
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ _COMPONENTS: dict[str, Callable[[Windows, str], Any]] = {
     "squares": lambda windows, column: window_power_sum(windows, column, 2),
     "cubes": lambda windows, column: window_power_sum(windows, column, 3),
     "fourths": lambda windows, column: window_power_sum(windows, column, 4),
-    "least": lambda windows, column: _extremes(windows, column, np.minimum),
-    "greatest": lambda windows, column: _extremes(windows, column, np.maximum),
+    "min": lambda windows, column: _extremes(windows, column, np.minimum),
+    "max": lambda windows, column: _extremes(windows, column, np.maximum),
     "first": lambda windows, column: _values_at(windows, column, windows.lo),
     "last": lambda w, column: _values_at(w, column, np.broadcast_to(w.hi - 1, w.lo.shape)),
 }
@@ -361,8 +361,8 @@ def quotient(a: Any, b: Any) -> Any:
 
 # %% ../../nbs/03_aggregates/01_base.ipynb #example-values
 def daily_windows(columns: Mapping[str, Sequence[Any]], days: Sequence[int] = (2, 4)) -> Windows:
-    """Windows of some days over one event a day, as of the last event. The columns hold numbers, truth values or texts."""
-    first = {name: values[0] for name, values in columns.items()}
+    """Windows of some days over one event a day, as of the last event. The columns hold numbers, truth values or texts, or None."""
+    first = {name: next(v for v in values if v is not None) for name, values in columns.items()}
     kinds = {str: "text", bool: "bool", int: "int", float: "number"}
     known = {n: Column(n, kinds[type(v)], 100 if isinstance(v, float) else 1) for n, v in first.items()}  # type: ignore[arg-type]
     codes = {name: np.array([known[name].encode(v) for v in values]) for name, values in columns.items()}
@@ -375,8 +375,17 @@ def daily_windows(columns: Mapping[str, Sequence[Any]], days: Sequence[int] = (2
     return Windows(timeline, as_of, *window_bounds(timeline, as_of, edges), known)
 
 
+def _with_rows_that_count(aggregate: Aggregate, windows: Windows) -> Windows:
+    where = [Filter(aggregate.where, windows.columns)] if aggregate.where else []
+    decided = [Filter(either_way(text), windows.columns) for text in aggregate.conditions]
+    for condition in (*map(NotNull, aggregate.names), *where, *decided):
+        windows = windows.where(condition)
+    return windows
+
+
 def example_values(aggregate: Aggregate, **columns: Sequence[Any]) -> dict[str, Any]:
     """The values of an aggregate over the last two and the last four of some daily events, as of the last one."""
     windows = daily_windows(columns)
-    value = aggregate.compute(windows, *(a.compute(windows) for a in aggregate.operands))
+    operands = (a.compute(_with_rows_that_count(a, windows)) for a in aggregate.operands)
+    value = aggregate.compute(_with_rows_that_count(aggregate, windows), *operands)
     return dict(zip(("2d", "4d"), value[..., 0].tolist(), strict=True))

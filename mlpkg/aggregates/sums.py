@@ -135,7 +135,7 @@ class Kurt(OfSums):
 class Min(OfNumber):
     """The minimum of a column in the window, in the column's unit."""
 
-    components: ClassVar[tuple[str, ...] | None] = ("least",)
+    components: ClassVar[tuple[str, ...] | None] = ("min",)
 
 # %% ../../nbs/03_aggregates/02_sums.ipynb #max
 @register
@@ -143,7 +143,7 @@ class Min(OfNumber):
 class Max(OfNumber):
     """The maximum of a column in the window, in the column's unit."""
 
-    components: ClassVar[tuple[str, ...] | None] = ("greatest",)
+    components: ClassVar[tuple[str, ...] | None] = ("max",)
 
 # %% ../../nbs/03_aggregates/02_sums.ipynb #share
 @register

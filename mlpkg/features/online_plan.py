@@ -100,12 +100,12 @@ def _extreme(rows: _OnlineRows, ufunc: np.ufunc, values: Array) -> Array:
     return from_end.take(end - 1 - rows.bounds[:-1], mode="clip") if end else rows.zeros()
 
 
-def _least(rows: _OnlineRows, name: str) -> Array:
+def _min(rows: _OnlineRows, name: str) -> Array:
     """The smallest value of a column."""
     return _extreme(rows, np.minimum, rows.codes[name][:, MIN] if rows.tiles else rows.filled(name, _MAX_INT64))
 
 
-def _greatest(rows: _OnlineRows, name: str) -> Array:
+def _max(rows: _OnlineRows, name: str) -> Array:
     """The largest value of a column."""
     return _extreme(rows, np.maximum, rows.codes[name][:, MAX] if rows.tiles else rows.codes[name])
 
@@ -126,8 +126,8 @@ _COMPONENTS: Mapping[str, Callable[[_OnlineRows, str], Array]] = {
     "known": _known,
     "sum": _sum,
     "squares": _squares,
-    "least": _least,
-    "greatest": _greatest,
+    "min": _min,
+    "max": _max,
     "first": _first,
     "last": _last,
 }

@@ -194,10 +194,10 @@ HARD: dict[str, list[dict[str, Any]]] = {
     ),
     "both edges of 3 days, the latest first": _rows(*_edges(3 * DAY)[::-1], shop="ab", tip=[1, 2, 4], level=[None, 5, 5]),
     "the edge of keep": _rows(*_edges(8 * DAY), shop="abc", tip=[1, 2, 4, 8], level=[1, -2, 4]),
-    "greatest and least": _rows(
+    "bounds of the columns": _rows(
         *range(NOON, NOON + 8 * HOUR, HOUR), tip=[MOST, -MOST, MOST, 0], amount=[10_000_000, 0], level=[1000, -1000, 1000]
     ),
-    "all the greatest": _rows(*range(NOON, NOON + 8 * HOUR, HOUR), tip=[MOST], amount=[10_000_000], level=[1000]),
+    "all at the upper bound": _rows(*range(NOON, NOON + 8 * HOUR, HOUR), tip=[MOST], amount=[10_000_000], level=[1000]),
     "zeros": _rows(*range(NOON, NOON + 5 * HOUR, HOUR), shop="aab", tip=[0], amount=[0], level=[0]),
     "a zero among negatives": _rows(*range(NOON, NOON + 6 * HOUR, HOUR), tip=[-3, 0, -3], amount=[0, 1], level=[-2, 0]),
     "the first hours of 1970": _rows(0, 1, HOUR, HOUR, 7 * HOUR, shop="ab", tip=[4, 1], level=[3, None, 1]),

@@ -91,7 +91,7 @@ def plain_drawdown(x):
 
 
 def apart(x, shop):
-    """The greatest value of the last shop, less the least of the others."""
+    """The largest value of the last shop, less the smallest of the others."""
     return x[shop == shop[-1]].max() - x.min()
 
 

@@ -365,11 +365,11 @@ def mean(w: Window, column: str) -> float | None:
     return float(sum(found)) / float(len(found) * w.scale(column)) if found else None
 
 
-def least(w: Window, column: str) -> float | Code | None:
+def minimum(w: Window, column: str) -> float | Code | None:
     return w.shown(column, min(w.codes(column), default=None))
 
 
-def greatest(w: Window, column: str) -> float | Code | None:
+def maximum(w: Window, column: str) -> float | Code | None:
     return w.shown(column, max(w.codes(column), default=None))
 
 
@@ -586,7 +586,7 @@ def latest(w: Window, column: str) -> float | Code | None:
 
 VERBS: dict[str, Callable[..., Any]] = {
     "count": count, "nunique": nunique, "share": share, "mode": mode, "top_k": top_k, "histogram": histogram, "seen": seen,
-    "sum": total, "mean": mean, "min": least, "max": greatest, "var": var, "std": std, "skew": skew, "kurt": kurt, "ratio": ratio,
+    "sum": total, "mean": mean, "min": minimum, "max": maximum, "var": var, "std": std, "skew": skew, "kurt": kurt, "ratio": ratio,
     "first": first_of, "last": last_of, "first_k": first_k, "last_k": last_k, "min_by": min_by, "max_by": max_by,
     "quantile": quantile, "median": quantile, "rank": rank,
     "time_since_last": time_since_last, "time_since_first": time_since_first, "mean_gap": mean_gap, "max_gap": max_gap,
