@@ -263,7 +263,14 @@ class Maintenance(Protocol):
     """Checks a store, and says how it waits."""
 
     settings: Settings
-    lock_timeout: float  # seconds to wait for another process that has the store locked
+
+    @property
+    def lock_timeout(self) -> float:
+        """Seconds to wait for another process that has the store locked; may be set."""
+        ...
+
+    @lock_timeout.setter
+    def lock_timeout(self, seconds: float) -> None: ...
 
     def check(self) -> None:
         """Raise `MlpkgError` unless the store can be written."""

@@ -179,7 +179,7 @@ class NewTimelines:
             rows = timeline_rows(events.time, events.position, events.columns, timelines.columns)
             yield timelines, keys[keys != NULL], rows[keys != NULL]
 
-# %% ../../../nbs/05_store/05_sqlite/30_backfill.ipynb #turn
+# %% ../../../nbs/05_store/05_sqlite/30_backfill.ipynb #build-lock
 @contextmanager
 def build_lock(settings: Settings) -> Iterator[None]:
     """Wait until no other process builds timelines of this store."""
@@ -197,7 +197,7 @@ _REST = 500  # positions of the log that the last transaction may catch up with
 
 
 class Backfill:
-    """Builds missing timelines; `find_missing` says which, once it is the turn of this process."""
+    """Builds missing timelines; `find_missing` says which, once this process has the lock."""
 
     def __init__(self, session: Session, find_missing: Callable[[], list[MissingTimeline]]):
         self._session, self._find_missing = session, find_missing

@@ -15,7 +15,7 @@ from ...times import now
 
 # %% ../../../nbs/05_store/05_sqlite/28_consumers.ipynb #consumers
 class SqliteConsumers(Part):
-    """Keeps how far each consumer of the log has come."""
+    """Stores how far each consumer of the log has come."""
 
     def __init__(self, session: Session, contracts: Contracts):
         super().__init__(session)

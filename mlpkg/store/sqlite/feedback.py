@@ -61,7 +61,7 @@ def same_report(
 ) -> LoggedReport | None:
     """Return the report in the log that a new one repeats, or None; raise `Rejected` if they contradict each other.
 
-    A correction that arrives now repeats the report that holds. A correction of the past repeats one with the same content and arrival.
+    A correction that arrives now is compared with the report that holds. Another one repeats a report of the same content and arrival.
     """
     if not row.corrects:
         first = next((r for r in reports if not outcome.corrects(r.body)), None)
@@ -167,7 +167,7 @@ class SqliteFeedback(Part):
         return Receipt(row.id, new.position, True, event is None)
 
     def event_arrived(self, outcome: Outcome, id: str, event: LoggedEvent) -> None:
-        """Give the reports that waited for an event their places."""
+        """Connect the reports that waited for an event with it."""
         number = self.cache.streams.get(outcome.stream)
         self.db.execute(f"delete from waiting where {VERSIONS}", (number, *version_bounds(id)))
         if number is None or not self.db.changes():

@@ -105,7 +105,7 @@ class SqliteColumnReader(SqliteLogReader):
         since: int = 0,
         before: int = LATEST,
     ) -> History:
-        """Return events and reports, all as of one moment: up to a position, with a time in ``[since, before)``."""
+        """Return events and reports as of one position of the log, with a time in ``[since, before)``."""
         with self.snapshot():
             span = (self.last_position() if until is None else until, since, before)
             number = self.cache.streams.get
@@ -117,7 +117,7 @@ class SqliteColumnReader(SqliteLogReader):
     def pages(
         self, source: Source, *, after: int = 0, until: int | None = None, since: int = 0, before: int = LATEST
     ) -> Iterator[Events]:
-        """Yield the events of a source in the order of the log, a page at a time; each page is a read of its own."""
+        """Yield the events of a source in the order of the log, a page at a time; each page is a separate read."""
         self.refresh()
         until = self.last_position() if until is None else until
         number = self.cache.streams.get(source.name, -1)

@@ -19,7 +19,7 @@ from ...times import LATEST, now
 
 # %% ../../../nbs/05_store/05_sqlite/27_registry.ipynb #models
 class SqliteModelControl(Part):
-    """Keeps which model of a use case is active, and every change of that."""
+    """Says which model of a use case is active, and stores every change of that."""
 
     def __init__(self, session: Session, contracts: Contracts):
         super().__init__(session)
@@ -64,7 +64,7 @@ class SqliteModelControl(Part):
 
 # %% ../../../nbs/05_store/05_sqlite/27_registry.ipynb #access
 class SqliteAccessControl(Part):
-    """Keeps tokens, and a log of who looked at what."""
+    """Stores tokens, and a log of who looked at what."""
 
     def tokens(self) -> Mapping[str, Token]:
         """Return every token by its id, as of now."""

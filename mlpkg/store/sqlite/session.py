@@ -24,7 +24,7 @@ from .file_identity import FileIdentity
 
 # %% ../../../nbs/05_store/05_sqlite/17_session.ipynb #open-file
 class _OpenFile:
-    """The open file of a store: its connection, its identity, and what was found wrong with it."""
+    """The open file of a store: its connection, its identity, and the damage that was met in it."""
 
     def __init__(self, settings: Settings, create: bool = True):
         self.settings = settings
@@ -91,7 +91,7 @@ class Session(_OpenFile):
             raise
 
     def end(self, error: BaseException | None) -> None:
-        """Commit, or roll back after an error; let go of the lock. An error of SQLite is raised as an error of the store."""
+        """Commit, or roll back after an error; release the lock. An error of SQLite is raised as an error of the store."""
         try:
             if error is None:
                 self.run("commit")
@@ -157,12 +157,12 @@ class Part:
 
     @with_store_errors
     def refresh(self) -> None:
-        """Learn what other processes changed."""
+        """Read what other processes changed."""
         self.cache.refresh()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Read the store as of one moment; nobody waits for it."""
+        """Run a block that reads the store as of one position of the log; nobody waits for it."""
         self.refresh()
         with self.session.lock:
             self.db.execute("begin")

@@ -6,11 +6,15 @@
 __all__ = ['SqliteStore']
 
 # %% ../../../nbs/05_store/05_sqlite/32_store.ipynb #imports
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from ...settings import Settings
+from ..protocol import DecisionTransaction, Store
 from .consumers import SqliteConsumers
 from .contracts import Contracts
 from .dead_letters import SqliteDeadLetters
-from .decision_transaction import SqliteDecisions
+from .decision_transaction import SqliteDecision, SqliteDecisions
 from .feedback import SqliteFeedback
 from .log_loader import SqliteLogLoader
 from .log_reader import SqliteColumnReader
@@ -23,7 +27,7 @@ from .timeline_catalogue import TimelineCatalogue
 
 # %% ../../../nbs/05_store/05_sqlite/32_store.ipynb #sqlite-store
 class SqliteStore:
-    """The store in one SQLite file; threads may share it, and each process opens its own."""
+    """The store in one SQLite file; threads may share the object, and each process opens the file for itself."""
 
     def __init__(self, settings: Settings, create: bool = True):
         self.settings = settings
@@ -75,3 +79,8 @@ class SqliteStore:
     @lock_timeout.setter
     def lock_timeout(self, seconds: float) -> None:
         self.session.busy.seconds = seconds
+
+# %% ../../../nbs/05_store/05_sqlite/32_store.ipynb #conforms
+if TYPE_CHECKING:
+    _store: Callable[[Settings, bool], Store] = SqliteStore
+    _decision: Callable[..., DecisionTransaction] = SqliteDecision

@@ -112,7 +112,7 @@ class BulkAppend:
 # %% ../../../nbs/05_store/05_sqlite/12_timeline_bulk.ipynb #append
 def bulk_append(timelines: Timelines, keys: Array, rows: Array) -> None:
     """Append rows to timelines; a row without a key is in none."""
-    if not (kept := keys != NULL).all():
-        keys, rows = keys[kept], rows[kept]
+    if not (has_key := keys != NULL).all():
+        keys, rows = keys[has_key], rows[has_key]
     if len(keys):
         BulkAppend(timelines).extend(keys, rows)

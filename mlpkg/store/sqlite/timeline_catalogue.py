@@ -82,7 +82,7 @@ class TimelineCatalogue(Part):
         return stored
 
     def writable(self, stream: str) -> list[StoredTimelines]:
-        """Return the timelines of a stream, to be extended; give up those whose key cannot be computed here."""
+        """Return the timelines of a stream, to be extended; those whose key cannot be computed here become `gone`."""
         stored = self.cache.timelines_of.get(stream, [])
         if any(t.by is None for t in stored):
             self.db.executemany("update stream set state='gone' where id=?", [(t.id,) for t in stored if t.by is None])
@@ -126,7 +126,7 @@ class TimelineCatalogue(Part):
 
 # %% ../../../nbs/05_store/05_sqlite/19_timeline_catalogue.ipynb #builds
 class TimelineBuilds(Part):
-    """The life of timelines in the file: building, live, gone. Each method runs within a transaction."""
+    """The states of timelines in the file: building, live, gone. Each method runs within a transaction."""
 
     def create(self, missing: MissingTimeline) -> Timelines:
         """Create empty timelines, to be built."""
@@ -146,7 +146,7 @@ class TimelineBuilds(Part):
         self.db.execute("update stream set state='live' where id=?", (built.id,))
 
     def abandon(self) -> list[Timelines]:
-        """Give up timelines that a dead process left half built; return all that are to be deleted."""
+        """Mark as gone the timelines that a dead process left half built; return all that are to be deleted."""
         self.db.execute("update stream set state='gone' where state='building'")
         gone = self.db.execute("select id from stream where state='gone'").fetchall()
         return [Timelines(self.db, self.run, id, ()) for (id,) in gone]

@@ -128,10 +128,10 @@ class Timelines(TimelineRows):
     def close_head(self, entity: int, used: int, data: bytes) -> tuple[int, bytes]:
         """Put the older rows of a full head into the tree; return the numbers it uses, and the rows that stay."""
         tree = self.tree(entity, used)
-        keep = 3 * HEAD // 4 * self.width  # so many rows are read without a look into the tree
-        older, kept = data[:-keep], data[-keep:]
+        size = 3 * HEAD // 4 * self.width  # so many rows are read without a look into the tree
+        older, latest = data[:-size], data[-size:]
         put_rows(tree, older)
-        return tree.used, kept
+        return tree.used, latest
 
     def replace(self, key: int, about: int, row: bytes) -> TimelineHead:
         """Put a row in place of the row of the same time about the same event."""
