@@ -42,7 +42,7 @@ class Backup(msgspec.Struct, frozen=True):
 
 
 def _files_beside(folder: Path) -> Iterator[str]:
-    """Yield the names of the files to keep beside the store; an unfinished file begins with a dot or ends in `.part`."""
+    """Yield the names of the files that a backup has beside the store, without unfinished ones (`.name` or `name.part`)."""
     for name in _BESIDE:
         path = folder / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -160,7 +160,7 @@ class ReportRows(Part):
         ids = [batch.ids[i] for i in rows.tolist()]
         events = self._lookup.known([of_events] * len(ids), ids)
         corrected = self._lookup.corrected(number, ids)
-        settled, waiting, places, bodies, kept = [], [], [], [], []
+        settled, waiting, places, bodies, holding = [], [], [], [], []
         arrivals = zip(ids, position[rows].tolist(), batch.arrived[rows].tolist(), strict=True)
         for n, (id, place, arrived) in enumerate(arrivals):
             event = events.get((of_events, id))
@@ -172,15 +172,15 @@ class ReportRows(Part):
             if id not in corrected:
                 places.append((event.time, max(place, event.position + 1), event.position))
                 bodies.append(event.body)
-                kept.append(n)
+                holding.append(n)
         result.waiting += len(waiting)
         self.db.executemany("insert into waiting values (?, ?, ?)", waiting)
         self.db.executemany("update log set about=?, time=?, arrived=? where position=?", settled)
         if places and outcome.stream in self.cache.timelines_of:
             time, known, about = np.array(places, np.int64).T
             columns = column_decoder(outcome.source)(",".join(bodies))
-            columns |= {c.name: codes[kept, i] for i, c in enumerate(outcome.columns)}
-            columns |= {"about": about, "truth": codes[kept, 0]}
+            columns |= {c.name: codes[holding, i] for i, c in enumerate(outcome.columns)}
+            columns |= {"about": about, "truth": codes[holding, 0]}
             self._timelines.extend(outcome.stream, time, known, columns)
 
 # %% ../../../nbs/05_store/05_sqlite/24_log_loader.ipynb #rows
