@@ -52,21 +52,37 @@ class Plane:
         """The terminals that a customer uses."""
         return self.near[self.first[customer] : self.first[customer + 1]]
 
-# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #payments
-def _payments(rng: np.random.Generator, plane: Plane, days: int) -> pd.DataFrame:
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #times
+_DAY = 86_400  # seconds
+
+
+def _draw_times(rng: np.random.Generator, plane: Plane, days: int) -> tuple[np.ndarray, np.ndarray]:
+    """The customer and the second of each payment, one customer after the other."""
     customers = len(plane.customers)
     made = rng.poisson(plane.per_day[:, None], (customers, days))
     customer, day = np.divmod(np.repeat(np.arange(customers * days), made.ravel()), days)
     second = np.floor(rng.normal(43_200, 20_000, len(day))).astype(np.int64)
-    at_day = (second >= 0) & (second < 86_400)
-    customer, day, second = customer[at_day], day[at_day], second[at_day]
+    is_in_day = (second >= 0) & (second < _DAY)
+    return customer[is_in_day], second[is_in_day] + day[is_in_day] * _DAY
 
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #amounts
+def _draw_amounts(rng: np.random.Generator, plane: Plane, customer: np.ndarray) -> np.ndarray:
+    """An amount for each payment, with two decimals."""
     mean = plane.mean_amount[customer]
     amount = rng.normal(mean, mean / 2)
-    amount = np.where(amount < 0, rng.uniform(0, 2 * mean), amount).round(2)
-    terminal = plane.near[plane.first[customer] + rng.integers(0, np.diff(plane.first)[customer])]
+    return np.where(amount < 0, rng.uniform(0, 2 * mean), amount).round(2)
 
-    second += day * 86_400
+
+def _draw_terminals(rng: np.random.Generator, plane: Plane, customer: np.ndarray) -> np.ndarray:
+    """A terminal in reach for each payment."""
+    return plane.near[plane.first[customer] + rng.integers(0, np.diff(plane.first)[customer])]
+
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #payments
+def _payments(rng: np.random.Generator, plane: Plane, days: int) -> pd.DataFrame:
+    """The payments of all customers in the order of time, all of them honest."""
+    customer, second = _draw_times(rng, plane, days)
+    amount = _draw_amounts(rng, plane, customer)
+    terminal = _draw_terminals(rng, plane, customer)
     order = np.argsort(second, kind="stable")
     columns = {"second": second, "customer_id": customer, "terminal_id": terminal, "amount": amount}
     return pd.DataFrame({name: values[order] for name, values in columns.items()})
@@ -79,6 +95,39 @@ def _compromised(rng: np.random.Generator, entities: int, days: int, per_day: fl
     for day, number in enumerate(np.diff(drawn_by)):
         table[rng.choice(entities, min(number, entities), replace=False), day : day + lasts] = True
     return table
+
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #frauds
+def _add_frauds(
+    rng: np.random.Generator, paid: pd.DataFrame, of_terminals: np.ndarray, of_customers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The amounts after the frauds, and the scenario of each payment, which is 0 if it is honest.
+
+    `of_terminals` and `of_customers` say who is compromised on which day; see `_compromised`.
+    """
+    day, amount = paid.second.to_numpy() // _DAY, paid.amount.to_numpy(copy=True)
+    scenario = (amount > 220).astype(np.int8)
+    scenario[of_terminals[paid.terminal_id.to_numpy(), day]] = 2
+    is_stolen = of_customers[paid.customer_id.to_numpy(), day] & (rng.random(len(day)) < 1 / 3)
+    amount[is_stolen] = (5 * amount[is_stolen]).round(2)
+    scenario[is_stolen] = 3
+    return amount, scenario
+
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #frame
+def _frame(paid: pd.DataFrame, amount: np.ndarray, scenario: np.ndarray, start: str, prefix: str) -> pd.DataFrame:
+    """The payments as `simulate` returns them."""
+    time = (instant(start) + paid.second.to_numpy() * SECOND).view("datetime64[us]")
+    numbers = pa.array(np.arange(len(paid))).cast(pa.string()).to_pandas()
+    return pd.DataFrame(
+        {
+            "id": prefix + numbers if prefix else numbers,
+            "time": pd.DatetimeIndex(time).tz_localize("UTC"),
+            "customer_id": paid.customer_id.to_numpy(),
+            "terminal_id": paid.terminal_id.to_numpy(),
+            "amount": amount,
+            "fraud": scenario > 0,
+            "scenario": scenario,
+        }
+    )
 
 # %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #simulate
 _TERMINALS, _CUSTOMERS = 2 / 10_000, 3 / 5_000  # the share that is compromised each day in the handbook
@@ -120,29 +169,10 @@ def simulate(
         compromised_customers_per_day = customers * _CUSTOMERS
     rng = np.random.default_rng(seed)
     paid = _payments(rng, Plane.draw(rng, customers, terminals, radius), days)
-    customer, terminal, day = paid.customer_id.to_numpy(), paid.terminal_id.to_numpy(), paid.second.to_numpy() // 86_400
-    amount = paid.amount.to_numpy(copy=True)
-
-    scenario = (amount > 220).astype(np.int8)
-    scenario[_compromised(rng, terminals, days, compromised_terminals_per_day, lasts=28)[terminal, day]] = 2
-    stolen = _compromised(rng, customers, days, compromised_customers_per_day, lasts=14)[customer, day]
-    stolen &= rng.random(len(day)) < 1 / 3
-    amount[stolen] = (5 * amount[stolen]).round(2)
-    scenario[stolen] = 3
-
-    time = (instant(start) + paid.second.to_numpy() * SECOND).view("datetime64[us]")
-    numbers = pa.array(np.arange(len(paid))).cast(pa.string()).to_pandas()
-    return pd.DataFrame(
-        {
-            "id": prefix + numbers if prefix else numbers,
-            "time": pd.DatetimeIndex(time).tz_localize("UTC"),
-            "customer_id": customer,
-            "terminal_id": terminal,
-            "amount": amount,
-            "fraud": scenario > 0,
-            "scenario": scenario,
-        }
-    )
+    of_terminals = _compromised(rng, terminals, days, compromised_terminals_per_day, lasts=28)
+    of_customers = _compromised(rng, customers, days, compromised_customers_per_day, lasts=14)
+    amount, scenario = _add_frauds(rng, paid, of_terminals, of_customers)
+    return _frame(paid, amount, scenario, start, prefix)
 
 # %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #names
 _HANDBOOK = {
@@ -189,29 +219,7 @@ def _named(chunk: Chunk, names: Mapping[str, str]) -> Chunk:
     columns = {name: chunk.columns[column] for name, column in names.items() if column in chunk.columns}
     return replace(chunk, columns=columns, utc=names is _HANDBOOK)
 
-
-def _from_lines(chunk: Chunk) -> Chunk:
-    """Lines with our names without what is none of them; of the handbook's, their columns."""
-    lines = chunk.lines or []
-    if b'"TRANSACTION_ID"' not in lines[0]:
-        return replace(chunk, lines=[_ours(line) for line in lines])
-    objects = [_object(line) for line in lines]
-    good = [i for i, fields in enumerate(objects) if fields is not None]
-    bad = [(int(chunk.rows[i]), lines[i].decode()) for i, fields in enumerate(objects) if fields is None]
-    columns: dict[str, list[Any]] = {
-        n: [(objects[i] or {}).get(column) for i in good] for n, column in _HANDBOOK.items()
-    }
-    unreadable = tuple(
-        Unreadable(row, line, "cannot be read as a row: it is no JSON object with each key once") for row, line in bad
-    )
-    return Chunk(chunk.rows[good], columns, utc=True, unreadable=unreadable)
-
-
-def _ours(line: bytes) -> bytes:
-    others = (_object(line) or {}).keys() - _HANDBOOK.keys()
-    return split_line(line, others)[0] if others else line
-
-
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #our-line
 def _object(line: bytes) -> dict[str, Any] | None:
     """The object of a line, if it is one and has each key once."""
     try:
@@ -219,3 +227,25 @@ def _object(line: bytes) -> dict[str, Any] | None:
         return fields if isinstance(fields, dict) and keys_in(line) == len(fields) else None
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
+
+
+def _our_line(line: bytes) -> bytes:
+    """A line of ours without other fields."""
+    others = (_object(line) or {}).keys() - _HANDBOOK.keys()
+    return split_line(line, others)[0] if others else line
+
+# %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #from-lines
+def _from_lines(chunk: Chunk) -> Chunk:
+    """The rows of lines: our own stay lines, those of the handbook become columns."""
+    lines = chunk.lines or []
+    if b'"TRANSACTION_ID"' not in lines[0]:
+        return replace(chunk, lines=[_our_line(line) for line in lines])
+    objects = [_object(line) for line in lines]
+    good = [i for i, fields in enumerate(objects) if fields is not None]
+    bad = [i for i, fields in enumerate(objects) if fields is None]
+    columns: dict[str, list[Any]] = {
+        name: [(objects[i] or {}).get(column) for i in good] for name, column in _HANDBOOK.items()
+    }
+    why = "cannot be read as a row: it is no JSON object with each key once"
+    unreadable = tuple(Unreadable(int(chunk.rows[i]), lines[i].decode(), why) for i in bad)
+    return Chunk(chunk.rows[good], columns, utc=True, unreadable=unreadable)
