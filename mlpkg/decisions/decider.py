@@ -7,12 +7,19 @@ __all__ = ['Decider']
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #imports
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from .record import Decision, decode_decision, encode_decision
-from .request import DeadlinePassed, DecisionRequest, describe_failure, read_event, read_ranking
+from mlpkg.decisions.request import (
+    DeadlinePassed,
+    DecisionRequest,
+    describe_failure,
+    read_event,
+    read_ranking,
+    with_candidates,
+)
 from .use_case import UseCase
 from ..engine.columns import NULL
 from ..errors import MlpkgError
@@ -168,7 +175,7 @@ class Decider(_DecisionPath):
 
     def decide(
         self,
-        body: bytes | str | Mapping[str, Any],
+        event: bytes | str | Mapping[str, Any],
         *,
         arrived: int | None = None,
         clock: int | None = None,
@@ -177,23 +184,25 @@ class Decider(_DecisionPath):
     ) -> Decision:
         """Decide one event; the same event again returns the recorded decision.
 
-        `body` is the event, or ``{"id": ...}`` alone for one that was sent before. `arrived` is its arrival and `clock` what the clock
-        says, both in microseconds and by default now. `waited` are the seconds that it waited before; they count against the deadline.
+        `event` is a mapping or JSON, or ``{"id": ...}`` alone for an event that was sent before. `arrived` is when the event arrived and
+        `clock` what the clock says, both in microseconds and by default now. `caller` is who asks, for the record. `waited` is how
+        long the event has waited already, in seconds; it counts against the deadline.
         """
-        return self._decide(read_event, body, arrived, clock, caller, waited)
+        return self._decide(read_event, event, arrived, clock, caller, waited)
 
     def rank(
         self,
-        body: bytes | str | Mapping[str, Any],
+        event: bytes | str | Mapping[str, Any],
+        candidates: Sequence[Any] | None = None,
         *,
         arrived: int | None = None,
         clock: int | None = None,
         caller: str | None = None,
         waited: float = 0.0,
     ) -> Decision:
-        """Rank the candidates of one event, which it brings as its `candidates`, or which the use case finds.
+        """Rank the candidates of one event; the same event again returns the recorded decision.
 
-        The same event again, with the same candidates or without any, returns the recorded decision. The other arguments are those of
-        `decide`.
+        `candidates` are values of the field that a candidate fills in, or objects of the fields. By default they are those that the
+        event brings or, if it brings none, those that the use case finds. The other arguments are those of `decide`.
         """
-        return self._decide(read_ranking, body, arrived, clock, caller, waited)
+        return self._decide(read_ranking, with_candidates(event, candidates), arrived, clock, caller, waited)

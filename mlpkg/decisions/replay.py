@@ -54,7 +54,7 @@ def _decide_again(decider: Decider, event: Entry, arrived: int, recorded: Entry 
     body, ranking = _body(event) | {"time": iso(event.time)}, decider.use_case.ranking
     before = recorded and decode_decision(recorded.body)
     if ranking and before and before.alternatives:
-        decision = decider.rank(body | {"candidates": ranking.body(before.alternatives)}, clock=arrived)
+        decision = decider.rank(body, ranking.body(before.alternatives), clock=arrived)
     else:
         decision = decider.decide(body, clock=arrived)
     result.decisions += 1
@@ -174,7 +174,7 @@ def replay(
     fresh = open_store(settings)
     try:
         fresh.register(name, use_case.features)
-        why = f"{'asked for' if model else 'live'} at {iso(now())} in the store that is replayed"
+        why = f"{'asked for' if model else 'active'} at {iso(now())} in the store that is replayed"
         promote(fresh, models.adopt(into, chosen.folder), by="replay", why=why)
         return _send_all(_Replayer(use_case, store, fresh), start, end, progress)
     finally:

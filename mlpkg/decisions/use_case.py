@@ -63,15 +63,20 @@ class _DeciderOfThread(threading.local):
 
 # %% ../../nbs/07_decisions/04_use_case.ipynb #in-process
 class _InProcess:
-    """The verbs of a use case that decide in this process."""
+    """The verbs of a use case that decide in this process, on the store that the settings name."""
 
     def __init__(self) -> None:
         self._of_thread = _DeciderOfThread()
 
-    def decide(self, event: Mapping[str, Any] | bytes | str, *, arrived: str | int | None = None) -> Decision:
-        """Decide one event in this process, on the store that the settings name; the answer is as durable as one over HTTP.
+    def decide(self, event: bytes | str | Mapping[str, Any], *, arrived: str | int | None = None) -> Decision:
+        """Decide one event; the same event again returns the recorded decision. It is as durable as a decision over HTTP.
 
-        `arrived` declares when the event arrived, if not now.
+        Parameters
+        ----------
+        event
+            A mapping, or JSON; ``{"id": ...}`` alone for an event that was sent before.
+        arrived
+            When the event arrived: a time, or microseconds; by default now.
 
         Raises
         ------
@@ -84,21 +89,31 @@ class _InProcess:
         return self._of_thread.get(self).decide(event, arrived=None if arrived is None else instant(arrived))
 
     def rank(
-        self, event: Mapping[str, Any], candidates: Sequence[Any] | None = None, *, arrived: str | int | None = None
+        self,
+        event: bytes | str | Mapping[str, Any],
+        candidates: Sequence[Any] | None = None,
+        *,
+        arrived: str | int | None = None,
     ) -> Decision:
-        """Rank the candidates of one event in this process; by default those that the use case finds.
+        """Rank the candidates of one event; the same event again returns the recorded decision.
 
-        A candidate is a value of the field that it fills in, or an object of the fields.
+        Parameters
+        ----------
+        event, arrived
+            As for `decide`.
+        candidates
+            Values of the field that a candidate fills in, or objects of the fields. By default those that the event brings or, if it
+            brings none, those that the use case finds.
 
         Raises
         ------
         Rejected
-            If the event or a candidate breaks the contract, or its id was used for other content or other candidates.
+            As `decide` does, or if a candidate breaks the contract, or the id was used for other candidates.
         MlpkgError
             As `decide` does, or if the use case does not rank.
         """
-        body = event if candidates is None else {**event, "candidates": candidates}
-        return self._of_thread.get(self).rank(body, arrived=None if arrived is None else instant(arrived))
+        arrived = None if arrived is None else instant(arrived)
+        return self._of_thread.get(self).rank(event, candidates, arrived=arrived)
 
 # %% ../../nbs/07_decisions/04_use_case.ipynb #use-case
 class UseCase(_InProcess):
