@@ -145,8 +145,8 @@ def _features_table(case: Mapping[str, Any], versions: Sequence[str]) -> str:
 
 # %% ../../nbs/12_catalog/05_page.ipynb #notes
 _PRECISELY = """\
-Precisely, where `n` is how many events count in the window and `x` the value of one as a whole number of the steps of its field,
-`scale` to the unit; `S` is the sum of all `x`, `W` the weight of an event, at first 2³⁰ and half of it with every half-life; `t` is
+Precisely, where `n` is how many events count in the window and `x` the value of one in whole steps of its field, of which `scale`
+make 1; `S` is the sum of all `x`, `W` the weight of an event, at first 2³⁰ and half of it with every half-life; `t` is
 the as-of time and `τ` the time of an event, both in microseconds:
 """
 
@@ -222,11 +222,11 @@ _INTRODUCTION = """\
 
 What is decided here, from which data, and what every number means that a model sees. Written by `mlpkg catalog`.
 
-How to read a feature: it is one number (or category), computed anew for each event at the moment at which it is decided.
+How to read a feature: it is one number (or category), computed anew for each event when it is decided.
 It looks at the events that share a **key** with it, for example all of the same customer, in a **window** that ends with the
 event itself: *in 7d* means those of the seven days up to and including it. *7d before* means that the window ends seven days
-before the event, because what it needs is known that late. Only what had arrived by then counts, in training just as in the
-live decision. Where nothing counts, a count is 0 and anything else is missing, unless a value for that is given.
+before the event, because what it needs is known that late. Only what had arrived by then counts, in training just as in
+the decision. Where nothing counts, a count is 0 and anything else is missing, unless a value for that is given.
 """
 
 
