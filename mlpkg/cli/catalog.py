@@ -31,7 +31,8 @@ def catalog_command(use_cases: tuple[str, ...], folder: Path | None, as_json: bo
     store = open_store(settings, create=False) if settings.store_path.exists() else None
     if store is None:
         show(
-            f"there is no store in {settings.state}: this tells of no model; check MLPKG_STATE and MLPKG_ENV", err=True
+            f"there is no store in {settings.state}, so no model is described; check MLPKG_STATE and MLPKG_ENV",
+            err=True,
         )
     described = [_catalog.describe(case, settings.state, store) for case in cases]
     if folder is None:

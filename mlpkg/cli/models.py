@@ -51,7 +51,7 @@ _why = click.option("--why", required=True, help="The reason, for the record.")
 @click.option("--why", default="by hand", help="The reason, for the record.")
 @_by
 def promote_command(use_case: str, version: str, why: str, by: str) -> None:
-    """Make the model VERSION live, after checking that it can decide."""
+    """Make the model VERSION active, after checking that it can decide."""
     case, store = opened(use_case, create=True)
     _registry.promote(store, _models.find(store.settings.state, case.name, version), by=by, why=why)
     show(f"{version} is active")
@@ -62,7 +62,7 @@ def promote_command(use_case: str, version: str, why: str, by: str) -> None:
 @_why
 @_by
 def rollback_command(use_case: str, why: str, by: str) -> None:
-    """Make the model live again that was so before the present one."""
+    """Make the model active again that was active before the present one."""
     case, store = opened(use_case)
     show(f"{_registry.rollback(store, case.name, by=by, why=why)} is active")
 
