@@ -98,6 +98,17 @@ def _formula_feature(on: Source, where: str, member: str, formula: Term, known: 
             raise ValueError(f"{where}: {leaf} is a category, which is no number")
     return Feature(member, "float", str(formula).removeprefix("(").removesuffix(")"))
 
+# %% ../../nbs/04_features/06_feature_set.ipynb #single-feature
+def _single_feature(on: Source, where: str, member: str, what: Any, known: Mapping[str, Feature]) -> Feature:
+    """The feature of a member that is no group; `ValueError` if it is nothing that a set can have."""
+    if isinstance(what, PresentField):
+        return _field_feature(on, member, what)
+    if isinstance(what, OnDemand):
+        return _on_demand_feature(on, where, member, what)
+    if isinstance(what, Term):
+        return _formula_feature(on, where, member, what, known)
+    raise ValueError(f"{where}: {what!r} is neither source.by(...).agg(...), field(...), on_demand(...) nor a formula")
+
 # %% ../../nbs/04_features/06_feature_set.ipynb #same-field
 def _check_same_field(on: Source, where: str, what: str, column: Column) -> None:
     """Raise `ValueError` unless the event to decide has the column too, of the same kind and scale."""
@@ -147,6 +158,11 @@ class FeatureSet(Requirements):
         Groups (``source.by(key).agg(...)``), `field`s, `on_demand` features and formulas of them. A group's features are named member,
         aggregate, window (and part, where there are several): ``customer_n_tx_7d``.
 
+    Attributes
+    ----------
+    names
+        The names of the features, in the order of the model's columns.
+
     Raises
     ------
     ValueError
@@ -162,8 +178,8 @@ class FeatureSet(Requirements):
         self.formulas: list[tuple[int, Term]] = []
         for member, what in members.items():
             self._add(member, what)
-        names = [f.name for f in self.features]
-        if twice := {n for n in names if names.count(n) > 1}:
+        self.names = [f.name for f in self.features]
+        if twice := {n for n in self.names if self.names.count(n) > 1}:
             raise ValueError(f"{name}: two features are named {sorted(twice)[0]!r}")
 
     def _add(self, member: str, what: Group | Term | OnDemand) -> None:
@@ -171,25 +187,12 @@ class FeatureSet(Requirements):
         if isinstance(what, Group):
             _check_group(self.on, where, what)
             self.group_plans += _add_group(member, what, self.features)
-        elif isinstance(what, PresentField):
+            return
+        self.features.append(_single_feature(self.on, where, member, what, {f.name: f for f in self.features}))
+        if isinstance(what, PresentField | OnDemand):
             self.event_features.append((place, what))
-            self.features.append(_field_feature(self.on, member, what))
-        elif isinstance(what, OnDemand):
-            self.event_features.append((place, what))
-            self.features.append(_on_demand_feature(self.on, where, member, what))
-        elif isinstance(what, Term):
-            self.formulas.append((place, what))
-            known = {f.name: f for f in self.features}
-            self.features.append(_formula_feature(self.on, where, member, what, known))
         else:
-            raise ValueError(
-                f"{where}: {what!r} is neither source.by(...).agg(...), field(...), on_demand(...) nor a formula"
-            )
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The names of the features, in the order of the model's columns."""
-        return [f.name for f in self.features]
+            self.formulas.append((place, what))
 
     @cached_property
     def categories(self) -> list[str]:

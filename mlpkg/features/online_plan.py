@@ -310,12 +310,19 @@ class OnlinePlan:
         """Append zeros in place of what `find` would append."""
         integers += [0] * self.size
 
-# %% ../../nbs/04_features/03_online_plan.ipynb #expression-plan
+# %% ../../nbs/04_features/03_online_plan.ipynb #expression-value
 def _of_central_sums(finalize: Callable[..., Any]) -> Callable[..., Any]:
     """`finalize` of the central sums, given the sums of powers."""
     return lambda n, scale, *sums: finalize(n, scale, *power_sums(n, *sums))
 
 
+def _when_empty(aggregate: Any) -> tuple[int, float]:
+    """How many rows an aggregate needs at least, and its value if there are fewer."""
+    if aggregate.empty is None:
+        return aggregate.min_rows, float("nan")
+    return max(1, aggregate.min_rows), float(aggregate.empty)
+
+# %% ../../nbs/04_features/03_online_plan.ipynb #expression-plan
 class ExpressionPlan:
     """The last step of the online path: from the integers of several plans to the numbers of `size` features.
 
@@ -329,17 +336,17 @@ class ExpressionPlan:
         begin = 0
         for plan, places in parts:
             for result in plan.results:
-                a, (n, *components) = result.aggregate, [i + begin for i in result.integers]
-                if not components and a.empty is None:
-                    self.counts.append((places[result.place], n))
-                else:
-                    min_rows, empty = (
-                        (a.min_rows, float("nan")) if a.empty is None else (max(1, a.min_rows), float(a.empty))
-                    )
-                    place = places[result.place]
-                    finalize = _of_central_sums(a.finalize) if a.powers > 1 else a.finalize
-                    self.values.append((place, finalize, result.scale, min_rows, empty, n, components))
+                self._add(result, places[result.place], [i + begin for i in result.integers])
             begin += plan.size
+
+    def _add(self, result: _Result, place: int, integers: Sequence[int]) -> None:
+        """Compute the feature at `place` from these integers, the count first."""
+        a, (n, *components) = result.aggregate, integers
+        if not components and a.empty is None:
+            self.counts.append((place, n))
+        else:
+            finalize = _of_central_sums(a.finalize) if a.powers > 1 else a.finalize
+            self.values.append((place, finalize, result.scale, *_when_empty(a), n, components))
 
     def numbers(self, integers: Sequence[int]) -> list[Any]:
         """The number of each feature, from the integers of all plans; None for a feature that no plan computes."""

@@ -90,20 +90,22 @@ def _nothing(plans: Sequence[GroupPlan], stream: str) -> Packed:
 
 # %% ../../nbs/04_features/05_requirements.ipynb #requirements
 class Requirements:
-    """What a feature set needs of a store, or of a history."""
+    """What a feature set needs of a store, or of a history. `names` are those of its features, in their order."""
 
     on: Source
     group_plans: list[GroupPlan]
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the features, in the order of the model's columns."""
-        raise NotImplementedError
+    names: list[str]
 
     @cached_property
     def keys(self) -> list[str]:
         """The fields of the event by which it needs timelines."""
         return sorted({name for p in self.group_plans for name in p.key.fields})
+
+    def names_keyed_by(self, fields: Iterable[str]) -> list[str]:
+        """The features of all groups whose key is made of these fields alone: what is known of such an entity without an event."""
+        known = set(fields)
+        places = (i for p in self.group_plans if known.issuperset(p.key.fields) for i in p.places)
+        return [self.names[i] for i in sorted(places)]
 
     @cached_property
     def sources(self) -> list[Source]:

@@ -153,9 +153,9 @@ def read_features(model: Model, store: Store, query: bytes) -> dict[str, Any]:
     def read(stream: str, key: str, value: int, since: int, edges: object = None) -> Any:
         return store.timeline(stream, key, value, since)
 
-    values = evaluate(defined, codes, time, position, position, read)
-    places = sorted(i for part in defined.group_plans if entity.keys() >= set(part.key.fields) for i in part.places)
-    present = {defined.names[i]: v if (v := values[i]) == v and v != NULL else None for i in places}
+    values = dict(zip(defined.names, evaluate(defined, codes, time, position, position, read), strict=True))
+    known = {name: values[name] for name in defined.names_keyed_by(entity)}
+    present = {name: value if value == value and value != NULL else None for name, value in known.items()}
     about = {"name": model.use_case, "version": model.version}
     return {"entity": entity, "time": iso(time), "model": about, "features": present}
 
