@@ -157,9 +157,9 @@ class Worker(DecisionService):
         self.health.start()
         return self.health.trouble is None
 
-# %% ../../nbs/14_serve/18_app.ipynb #application
-class Application(Worker):
-    """The ASGI application of a use case; its parameters are those of `DecisionService`."""
+# %% ../../nbs/14_serve/18_app.ipynb #shared
+class _SharedByRequests(Worker):
+    """A worker with what its requests share; each part is made on first use."""
 
     @cached_property
     def in_flight(self) -> InFlightLimit:
@@ -202,6 +202,12 @@ class Application(Worker):
         if (group_commit := self.live.group_commit) is not None:
             await group_commit.durable(timeout)
 
+# %% ../../nbs/14_serve/18_app.ipynb #application
+class Application(_SharedByRequests):
+    """The ASGI application of a use case; its parameters are those of `DecisionService`."""
+
+    _requests = 0  # begun and not answered
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or start and stop with the server."""
         if scope["type"] == "websocket":
@@ -217,8 +223,6 @@ class Application(Worker):
             self._requests -= 1
             metrics.counts.set_in_flight(self._requests)
             metrics.answered(metric_label(scope["path"]), status, time.perf_counter() - began)
-
-    _requests = 0  # begun and not answered
 
 # %% ../../nbs/14_serve/18_app.ipynb #dispatch
 async def _dispatch(app: Application, scope: Message, receive: Receive, send: Send) -> Response | None:
@@ -241,7 +245,7 @@ async def _dispatch(app: Application, scope: Message, receive: Receive, send: Se
         await asyncio.sleep(0)
         return await route.handler(app, request)
 
-
+# %% ../../nbs/14_serve/18_app.ipynb #authorize
 async def _authorize(app: Application, scope: Message, head: RequestHead, route: Route | None) -> Caller:
     permission = route and route.permission
     authorizer = app.authorizer
@@ -284,7 +288,7 @@ async def _send(send: Send, response: Response, further: Headers) -> int:
         return 0
     return status
 
-
+# %% ../../nbs/14_serve/18_app.ipynb #lifespan
 async def _lifespan(app: Application, scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] != "lifespan":
         raise Problem(404, "only HTTP is spoken here")

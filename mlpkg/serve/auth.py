@@ -85,7 +85,7 @@ def _is_local(scope: Mapping[str, Any], head: RequestHead) -> bool:
         and _names_this_machine(head.get(b"host", b""))
     )
 
-
+# %% ../../nbs/14_serve/02_auth.ipynb #host-names
 @lru_cache(4096)
 def _names_this_machine(host: bytes) -> bool:
     """Return whether a host is a loopback address, or a name without a dot, which no public DNS can resolve."""

@@ -35,7 +35,7 @@ def _attempt(work: _Work, future: asyncio.Future[Any]) -> StoreLocked | None:
         del work, future  # the error keeps the frames of its callers, and these would keep the error and the request
     return None
 
-# %% ../../nbs/14_serve/05_batching.ipynb #locked
+# %% ../../nbs/14_serve/05_batching.ipynb #waiting
 _TIMEOUT = 0.8  # seconds that a request waits for the lock
 _RETRY_AFTER = 0.005  # seconds between two attempts
 
@@ -47,7 +47,7 @@ class _Waiting(NamedTuple):
     future: asyncio.Future[Any]
     since: float
 
-
+# %% ../../nbs/14_serve/05_batching.ipynb #locked
 class LockQueue:
     """Retries work until the store is unlocked; belongs to one event loop at a time.
 

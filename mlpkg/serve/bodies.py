@@ -28,7 +28,7 @@ class ClientGone(Exception):
 def _too_slow() -> Problem:
     return Problem(408, "the body did not arrive in time", "body", connection="close")
 
-
+# %% ../../nbs/14_serve/07_bodies.ipynb #read-first
 async def read_first(receive: Receive, in_flight: InFlightLimit) -> Message:
     """Return the first piece of a body.
 
@@ -57,7 +57,7 @@ async def read_body(receive: Receive, max_bytes: int, in_flight: InFlightLimit) 
         return body
     return await _read_rest(receive, body, message.get("more_body", False), max_bytes, in_flight)
 
-
+# %% ../../nbs/14_serve/07_bodies.ipynb #body-rest
 async def _read_rest(receive: Receive, body: bytes, more: bool, max_bytes: int, in_flight: InFlightLimit) -> bytes:
     size, pieces = len(body), [body]
     try:
@@ -76,7 +76,7 @@ async def _read_rest(receive: Receive, body: bytes, more: bool, max_bytes: int, 
         raise Problem(413, f"the body is larger than {max_bytes} bytes", "body", size)
     return b"".join(pieces)
 
-# %% ../../nbs/14_serve/07_bodies.ipynb #lines
+# %% ../../nbs/14_serve/07_bodies.ipynb #read-ahead
 LINES_AT_ONCE = 16  # lines taken before other requests get their turn
 _SCAN_AT_ONCE = 4096  # lines looked at in one go, blank ones included
 Line = tuple[int, bytes]  # number and content
@@ -88,7 +88,7 @@ class ReadAhead:
     def __init__(self, limit: int):
         self.limit, self.held = limit, 0
 
-
+# %% ../../nbs/14_serve/07_bodies.ipynb #lines
 class LineBuffer:
     """Bytes of a batch that have arrived; `max_line` is how many bytes a line may have."""
 

@@ -65,6 +65,10 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None) 
         stop_server(server)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+# %% ../../nbs/14_serve/30_cli.ipynb #who-may-call
 def _who_may_call(settings: Settings) -> str:
     """Return who needs a token, and how to create one if there is none."""
     if settings.trust_loopback and is_loopback(settings.host):
@@ -74,7 +78,3 @@ def _who_may_call(settings: Settings) -> str:
     if n == 0:
         return "every caller needs a token, and there is none yet; make one: mlpkg token create --role application"
     return f"every caller needs a token; {n} hold (mlpkg token list)"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -32,7 +32,7 @@ def _named(known: Mapping[str, Any], kind: str, name: str) -> Any:
         raise Problem(404, f"there is no such {kind}; there is {', '.join(sorted(known))}", kind, name)
     return known[name]
 
-# %% ../../nbs/14_serve/15_handlers.ipynb #writes
+# %% ../../nbs/14_serve/15_handlers.ipynb #writes-decide
 async def decide(app: "Application", request: Request) -> Response | None:
     """Decide an event, or a batch of them."""
     return await accept_body(app, partial(app.decide, caller=request.caller), request)
@@ -45,7 +45,7 @@ async def rank_candidates(app: "Application", request: Request) -> Response | No
         raise Problem(404, f"{app.use_case.name} does not rank; {hint}", "path", request.scope["path"])
     return await accept_body(app, partial(app.rank, caller=request.caller), request, batches=False)
 
-
+# %% ../../nbs/14_serve/15_handlers.ipynb #writes
 async def send_events(app: "Application", request: Request) -> Response | None:
     """Accept events of a source without a decision."""
     source = _named(app.sources, "source", request.parameters[0])
@@ -57,7 +57,7 @@ async def report_outcomes(app: "Application", request: Request) -> Response | No
     outcome = _named(app.outcomes, "outcome", request.parameters[0])
     return await accept_body(app, lambda body: app.store.report(outcome, body), request)
 
-# %% ../../nbs/14_serve/15_handlers.ipynb #entries
+# %% ../../nbs/14_serve/15_handlers.ipynb #entry-of
 def _found(content: Any, missing: str, id: str) -> Response:
     if content is None:
         raise Problem(404, f"{missing} with this id", "id", id)
@@ -75,7 +75,7 @@ def _event(entry: Entry | None) -> dict[str, Any] | None:
 def _record(entry: Entry | None) -> msgspec.Raw | None:
     return msgspec.Raw(entry.body.encode()) if entry else None
 
-
+# %% ../../nbs/14_serve/15_handlers.ipynb #entries
 async def get_event(app: "Application", request: Request) -> Response:
     """Return an event by its id."""
     name, id = request.parameters

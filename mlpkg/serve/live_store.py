@@ -120,10 +120,8 @@ def _close_parts(store: Store, decider: "Decider | None", commit: tuple[GroupCom
     store.close()
 
 # %% ../../nbs/14_serve/17_live_store.ipynb #replace
-class LiveStore(_StoreParts):
-    """The store of a worker, its parts, and their replacement."""
-
-    _checker: tuple[Store, Checker] | None = None
+class _ReplaceableStore(_StoreParts):
+    """A store that can be replaced together with its parts."""
 
     def replace(self, store: Store) -> None:
         """Decide on this store from now on, and close the one before."""
@@ -141,6 +139,12 @@ class LiveStore(_StoreParts):
             self._metrics = Metrics(self._settings)
             old_metrics.close()
         _close_parts(old, old_decider, old_commit)
+
+# %% ../../nbs/14_serve/17_live_store.ipynb #checks
+class LiveStore(_ReplaceableStore):
+    """The store of a worker, its parts, and their replacement."""
+
+    _checker: tuple[Store, Checker] | None = None
 
     def check(self, closely: bool) -> None:
         """Raise why the worker cannot decide now; open or replace the store first if that is needed."""

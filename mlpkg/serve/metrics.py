@@ -51,7 +51,7 @@ def _claim_file(folder: Path) -> tuple[int, mmap.mmap] | None:
         pass
     return None
 
-
+# %% ../../nbs/14_serve/10_metrics.ipynb #slots
 def _read_slots(data: Any) -> Iterator[tuple[MetricKey, float]]:
     values = memoryview(data).cast("d")
     for start in range(0, _SLOTS * _SLOT_BYTES, _SLOT_BYTES):
@@ -75,39 +75,15 @@ def _wider_keys(key: MetricKey) -> Iterator[MetricKey]:
     else:
         yield (key[0], "other", *key[2:])
 
-# %% ../../nbs/14_serve/10_metrics.ipynb #counts
-class Counts:
-    """Numbers by key, in a file of `folder`; in memory if there can be no file."""
+# %% ../../nbs/14_serve/10_metrics.ipynb #name-slots
+class _NamedSlots:
+    """The slots of a memory by key; makes a slot for a new key if its kind may have more names."""
 
-    def __init__(self, folder: Path | None):
-        file_and_memory = _claim_file(folder) if folder is not None else None
-        self.file, memory = file_and_memory or (None, bytearray(_SLOTS * _SLOT_BYTES))
+    def __init__(self, memory: bytearray | mmap.mmap):
         self.data = memoryview(memory)
         self._values = self.data.cast("d")
         self._slots = {key: slot for slot, (key, _) in enumerate(_read_slots(self.data))}
         self._names = Counter(key[0] for key in self._slots)
-        for key in (("in flight",), ("other",)):
-            if key not in self._slots:
-                self._new_slot(key)
-        for key, slot in self._slots.items():
-            if key[0] in _OF_WORKER:
-                self._values[slot * _STRIDE] = 0.0
-
-    def add(self, key: MetricKey, number: float = 1.0) -> None:
-        """Add to a count."""
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._new_slot(key)
-        self._values[slot * _STRIDE] += number
-
-    def raise_to(self, key: MetricKey, value: float) -> None:
-        """Keep the largest value of a key."""
-        largest = self._values[self._slots[key] * _STRIDE] if key in self._slots else 0.0
-        self.add(key, max(0.0, value - largest))
-
-    def set_in_flight(self, number: int) -> None:
-        """Set how many requests this worker handles; they have the first slot."""
-        self._values[0] = number
 
     def _new_slot(self, key: MetricKey) -> int:
         limit = _MAX_NAMES.get(str(key[0]), _MAX_OTHER_NAMES)
@@ -130,6 +106,37 @@ class Counts:
         self._slots[key] = slot
         self._names[key[0]] += 1
         return slot
+
+# %% ../../nbs/14_serve/10_metrics.ipynb #counts
+class Counts(_NamedSlots):
+    """Numbers by key, in a file of `folder`; in memory if there can be no file."""
+
+    def __init__(self, folder: Path | None):
+        file_and_memory = _claim_file(folder) if folder is not None else None
+        self.file, memory = file_and_memory or (None, bytearray(_SLOTS * _SLOT_BYTES))
+        super().__init__(memory)
+        for key in (("in flight",), ("other",)):
+            if key not in self._slots:
+                self._new_slot(key)
+        for key, slot in self._slots.items():
+            if key[0] in _OF_WORKER:
+                self._values[slot * _STRIDE] = 0.0
+
+    def add(self, key: MetricKey, number: float = 1.0) -> None:
+        """Add to a count."""
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._new_slot(key)
+        self._values[slot * _STRIDE] += number
+
+    def raise_to(self, key: MetricKey, value: float) -> None:
+        """Keep the largest value of a key."""
+        largest = self._values[self._slots[key] * _STRIDE] if key in self._slots else 0.0
+        self.add(key, max(0.0, value - largest))
+
+    def set_in_flight(self, number: int) -> None:
+        """Set how many requests this worker handles; they have the first slot."""
+        self._values[0] = number
 
     def close(self) -> None:
         """Leave the file to another worker."""
@@ -173,12 +180,17 @@ def _is_held(path: Path) -> bool:
     finally:
         os.close(file)
 
+# %% ../../nbs/14_serve/10_metrics.ipynb #families-registry
+class _Families:
+    """A registry, as `generate_latest` wants one, of families that are ready."""
+
+    def __init__(self, families: list[Metric]):
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
 # %% ../../nbs/14_serve/10_metrics.ipynb #families
-_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
-_COUNTED = "What was counted as `other`, because there were too many names."
-_DIFFERENCE = "The largest difference between the clock and the time of a refused event that present workers saw."
-
-
 def _counter(name: str, help_text: str, labels: list[str], samples: Mapping[MetricKey, float]) -> Metric:
     family = CounterMetricFamily(f"mlpkg_{name}", help_text, labels=labels)
     for values, number in samples.items():
@@ -188,6 +200,9 @@ def _counter(name: str, help_text: str, labels: list[str], samples: Mapping[Metr
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"mlpkg_{name}", help_text, value=value)
+
+# %% ../../nbs/14_serve/10_metrics.ipynb #histogram
+_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
 
 
 def _histogram(took: Mapping[MetricKey, float], seconds: Mapping[MetricKey, float]) -> Metric:
@@ -199,6 +214,10 @@ def _histogram(took: Mapping[MetricKey, float], seconds: Mapping[MetricKey, floa
     return family
 
 # %% ../../nbs/14_serve/10_metrics.ipynb #request-families
+_COUNTED = "What was counted as `other`, because there were too many names."
+_DIFFERENCE = "The largest difference between the clock and the time of a refused event that present workers saw."
+
+
 def _of_kind(counted: Mapping[MetricKey, float], kind: str) -> dict[MetricKey, float]:
     return {key[1:]: value for key, value in sorted(counted.items(), key=repr) if key[0] == kind}
 
@@ -283,13 +302,3 @@ class Metrics:
     def close(self) -> None:
         """Leave the counts to another worker."""
         self.counts.close()
-
-
-class _Families:
-    """A registry, as `generate_latest` wants one, of families that are ready."""
-
-    def __init__(self, families: list[Metric]):
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families

@@ -59,6 +59,35 @@ def _record_schemas() -> Json:
     schemas["Decision"]["properties"]["as_of"] = _AS_OF
     return schemas
 
+# %% ../../nbs/14_serve/14_openapi.ipynb #shorthand
+TEXT: Json = {"type": "string", "minLength": 1}
+TIME: Json = {"type": "string", "description": "A date, a time (UTC without a zone), or microseconds since 1970."}
+MAP: Json = {"type": "object"}
+PAGE_LIMIT: Json = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    "cursor": {"type": "string", "pattern": "^[1-9][0-9]{0,17}$", "description": "`next` of the page before."},
+}
+
+
+def ref(name: str) -> Json:
+    """A reference to a schema."""
+    return {"$ref": _PREFIX + name}
+
+
+def list_of(item: Json) -> Json:
+    """The schema of an array."""
+    return {"type": "array", "items": item}
+
+
+def object_of(**properties: Any) -> Json:
+    """The schema of an object that has all of these properties."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def page_of(name: str, item: Json) -> Json:
+    """The schema of a page; `next` is the cursor of the next one."""
+    return object_of(**{name: list_of(item), "next": {"type": ["string", "null"]}})
+
 # %% ../../nbs/14_serve/14_openapi.ipynb #contract-schemas
 def _contract_schemas(use_case: "UseCase") -> Json:
     """The contracts of sources and outcomes by name, and what they refer to."""
@@ -94,7 +123,7 @@ def _ranking_schemas(use_case: "UseCase") -> Json:
     sent_before = {"type": "object", "required": ["id"], "properties": by_id, "additionalProperties": False}
     return request.pop("$defs", {}) | {"Ranking": {"anyOf": [request, sent_before]}}
 
-
+# %% ../../nbs/14_serve/14_openapi.ipynb #request-decision-schemas
 def _decision_request_schema(use_case: "UseCase") -> Json:
     sent_before = object_of(id=TEXT) | {
         "additionalProperties": False,
@@ -107,35 +136,6 @@ def _schemas(use_case: "UseCase") -> Json:
     schemas = {"Problem": _PROBLEM, **_record_schemas(), **_contract_schemas(use_case)}
     schemas |= _ranking_schemas(use_case) | _entry_schemas(use_case)
     return schemas | _decision_request_schema(use_case)
-
-# %% ../../nbs/14_serve/14_openapi.ipynb #shorthand
-TEXT: Json = {"type": "string", "minLength": 1}
-TIME: Json = {"type": "string", "description": "A date, a time (UTC without a zone), or microseconds since 1970."}
-MAP: Json = {"type": "object"}
-PAGE_LIMIT: Json = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-    "cursor": {"type": "string", "pattern": "^[1-9][0-9]{0,17}$", "description": "`next` of the page before."},
-}
-
-
-def ref(name: str) -> Json:
-    """A reference to a schema."""
-    return {"$ref": _PREFIX + name}
-
-
-def list_of(item: Json) -> Json:
-    """The schema of an array."""
-    return {"type": "array", "items": item}
-
-
-def object_of(**properties: Any) -> Json:
-    """The schema of an object that has all of these properties."""
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def page_of(name: str, item: Json) -> Json:
-    """The schema of a page; `next` is the cursor of the next one."""
-    return object_of(**{name: list_of(item), "next": {"type": ["string", "null"]}})
 
 # %% ../../nbs/14_serve/14_openapi.ipynb #operation
 class Operation(NamedTuple):
@@ -156,7 +156,7 @@ def _content(schema: Json, kind: str = "application/json") -> Json:
 def _lines(description: str) -> Json:
     return _content({"type": "string", "description": description}, "application/x-ndjson")
 
-
+# %% ../../nbs/14_serve/14_openapi.ipynb #operation-post
 def post(id: str, summary: str, body: str, answer: str, *, batches: bool = True) -> Operation:
     """Accept a body; `batches` is whether it may be a batch."""
     taken, answers = _content(ref(body)), _content(ref(answer))
@@ -166,7 +166,7 @@ def post(id: str, summary: str, body: str, answer: str, *, batches: bool = True)
     extra = {"requestBody": {"required": True, "content": taken}}
     return Operation(id, summary, answers, extra, (400, 404, 408, 409, 413, 415, 422), "Taken, now or before.")
 
-
+# %% ../../nbs/14_serve/14_openapi.ipynb #operation-get
 def get(
     id: str, summary: str, schema: Json, *, by_id: bool = False, query: Json | None = None, kind: str = ""
 ) -> Operation:

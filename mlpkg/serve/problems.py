@@ -52,7 +52,7 @@ def problem(error: BaseException) -> dict[str, Any]:
     _log.error("unexpected error", exc_info=error)
     return _document(500, "unexpected error; the log of the service has more")
 
-
+# %% ../../nbs/14_serve/01_problems.ipynb #document-members
 def _document(status: int, reason: str, field: str | None = None, value: object = None) -> dict[str, Any]:
     title = _TITLES.get(status, "Internal error")
     document = {"type": "about:blank", "title": title, "status": status, "detail": reason}

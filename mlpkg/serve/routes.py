@@ -136,7 +136,7 @@ ROUTES = (
     Route("/v1/ready", "GET", None, _h.get_readiness, _e["ready"], ("/readyz",), is_probe=True, is_urgent=True),
 )
 
-# %% ../../nbs/14_serve/16_routes.ipynb #find
+# %% ../../nbs/14_serve/16_routes.ipynb #find-index
 _Methods = dict[str, Route]
 _exact: dict[str, _Methods] = {}
 _variable: dict[str, dict[int, _Methods]] = {}  # by what stands before the variable parts, and by their number
@@ -146,7 +146,7 @@ for _one in ROUTES:
     for _path in (_one.path, *_one.aliases) if "{" not in _one.path else ():
         _exact.setdefault(_path, {})[_one.method] = _one
 
-
+# %% ../../nbs/14_serve/16_routes.ipynb #find
 def find_route(path: str, method: str) -> tuple[Route | None, tuple[str, ...]]:
     """The route of an address and the variable parts; if only the method is wrong, a route of the same path."""
     methods, parameters = _exact.get(path), ()
@@ -165,7 +165,7 @@ def _split(path: str) -> tuple[str, str]:
     noun, _, rest = rest.partition("/")
     return f"/{version}/{noun}", rest
 
-
+# %% ../../nbs/14_serve/16_routes.ipynb #metric-label
 def metric_label(path: str) -> str:
     """What requests for a path are counted by; one of few."""
     if methods := _exact.get(path):

@@ -26,15 +26,6 @@ Accept = Callable[[bytes], Any]
 _WRITE_WITHIN = 0.8  # seconds for the lock and the disk together
 
 
-def _check_request(request: Request) -> None:
-    if (method := request.scope["method"]) != "POST":
-        raise Problem(405, "only POST is allowed here", "method", method, allow="POST")
-    encoding = request.head.get(b"content-encoding", b"identity")
-    if encoding.lower() != b"identity":
-        reason = "is not supported; send the body as it is"
-        raise Problem(415, reason, "content-encoding", encoding.decode("latin-1"))
-
-
 async def accept_body(app: "Application", accept: Accept, request: Request, batches: bool = True) -> Response | None:
     """Accept the body of a request; `batches` is whether it may be a batch."""
     _check_request(request)
@@ -51,6 +42,15 @@ async def accept_body(app: "Application", accept: Accept, request: Request, batc
         raise Problem(415, wrong, "content-type", content_type.decode("latin-1"))
     await _accept_batch(app, accept, request)
     return None
+
+# %% ../../nbs/14_serve/08_writes.ipynb #check-request
+def _check_request(request: Request) -> None:
+    if (method := request.scope["method"]) != "POST":
+        raise Problem(405, "only POST is allowed here", "method", method, allow="POST")
+    encoding = request.head.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        reason = "is not supported; send the body as it is"
+        raise Problem(415, reason, "content-encoding", encoding.decode("latin-1"))
 
 
 def _accept_counted(app: "Application", accept: Accept, body: bytes) -> Any:
@@ -79,7 +79,7 @@ async def _accept_batch(app: "Application", accept: Accept, request: Request) ->
             raise ClientGone
         await send({"type": "http.response.body"})
 
-
+# %% ../../nbs/14_serve/08_writes.ipynb #batch-answers
 async def _answers(app: "Application", accept: Accept, batch: ArrivingBatch) -> AsyncIterator[Iterable[bytes]]:
     """Yield the answers to lines when they may be sent."""
     answers: dict[int, bytes] = {}  # by line
@@ -126,7 +126,7 @@ async def _accept_group(
             batch.end()
         await asyncio.sleep(0)
 
-
+# %% ../../nbs/14_serve/08_writes.ipynb #group-lines
 def _accept_lines(accept: Accept, batch: BatchBody, lines: list[Line], answers: dict[int, bytes]) -> None:
     """Accept lines; if the store is locked in the middle, the next call goes on there."""
     for number, line in lines:
@@ -150,7 +150,7 @@ def _accept_line(accept: Accept, batch: BatchBody, number: int, line: bytes) -> 
             batch.end()
         return encode(document), document["status"]
 
-
+# %% ../../nbs/14_serve/08_writes.ipynb #group-unreadable
 def _count_unreadable(batch: BatchBody, status: int) -> None:
     batch.unreadable = batch.unreadable + 1 if status == 400 else 0
     if batch.unreadable == _MAX_UNREADABLE:

@@ -90,7 +90,7 @@ def _copy_source(name: str, service: Path, model: "Model", settings: Settings, f
         shutil.copy(settings.root / "settings.ini", folder)
     _copy_code(settings.use_cases[name].partition(":")[0].partition(".")[0], folder)
 
-
+# %% ../../../nbs/14_serve/20_bento/02_package.ipynb #source-code
 def _copy_code(package: str, folder: Path) -> None:
     """Copy the package of a use case; `mlpkg` itself comes as a wheel."""
     spec = importlib.util.find_spec(package)

@@ -55,9 +55,6 @@ def _environment(bento: Bento, settings: Settings) -> dict[str, str]:
     return environment
 
 # %% ../../../nbs/14_serve/20_bento/04_run.ipynb #start
-_STOP_WITHIN = 15.0  # seconds in which a server that is told to stop may finish what it has begun
-
-
 def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> subprocess.Popen[bytes]:
     """Start BentoML on a bento with the state, host and port of the settings.
 
@@ -87,6 +84,9 @@ def start_server(bento: Bento, settings: Settings, log: int | IO[bytes] = 2) -> 
         start_new_session=True,
         preexec_fn=end_with_parent,
     )
+
+# %% ../../../nbs/14_serve/20_bento/04_run.ipynb #stop
+_STOP_WITHIN = 15.0  # seconds in which a server that is told to stop may finish what it has begun
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:

@@ -33,16 +33,20 @@ def write_wheel(folder: str | Path) -> str:
     meta["METADATA"] = meta["METADATA"] or installed.read_text("PKG-INFO") or ""
     digest = hashlib.sha256(repr((sorted(files.items()), meta)).encode()).hexdigest()[:12]
     version = f"{installed.version.partition('+')[0]}+{digest}"
-    info = f"mlpkg-{version}.dist-info"
+    _add_info(files, f"mlpkg-{version}.dist-info", meta, version)
+    with zipfile.ZipFile(Path(folder) / f"mlpkg-{version}-py3-none-any.whl", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # ZipInfo: the same time stamp always
+    return f"mlpkg=={version}"
+
+# %% ../../../nbs/14_serve/20_bento/01_wheel.ipynb #wheel-info
+def _add_info(files: dict[str, bytes], info: str, meta: dict[str, str], version: str) -> None:
+    """Add the files of the folder `info`: metadata, commands, the form of the wheel, and the hashes of all files."""
     files[f"{info}/METADATA"] = re.sub(r"(?m)^Version: .*$", f"Version: {version}", meta["METADATA"], count=1).encode()
     files[f"{info}/entry_points.txt"] = meta["entry_points.txt"].encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: mlpkg\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = [f"{name},sha256={_hash(data)},{len(data)}" for name, data in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
-    with zipfile.ZipFile(Path(folder) / f"mlpkg-{version}-py3-none-any.whl", "w") as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # ZipInfo: the same time stamp always
-    return f"mlpkg=={version}"
 
 
 def _hash(data: bytes) -> str:
