@@ -1,4 +1,4 @@
-"""What all benchmarks share: the rows of the table, environments for peers, the command line, and one run of several.
+"""What all benchmarks share: the rows of the table, environments for peers, the command line, and the run of a whole folder.
 
 This module is imported in the environments of peers too: it needs the standard library alone.
 """
@@ -30,11 +30,11 @@ PEERS = {  # each line is an environment of its own
     "mlflow": ["mlflow==3.17.2", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
 }
 
-ValidatedEvent = dict[str, Any]
+BenchmarkRow = dict[str, Any]
 
 
 class Missing(Exception):
-    """A peer that cannot be had here, and why."""
+    """A peer that cannot be installed or started here, and why."""
 
 
 # -- the rows of the table --------------------------------------------------------------------------------------------
@@ -42,19 +42,18 @@ class Missing(Exception):
 
 def row(
     work: str, ours: float | None, peer: str, theirs: float | None, must: str, unit: str = "s", note: str = ""
-) -> ValidatedEvent:
+) -> BenchmarkRow:
     """One row of the table.
 
-    `must` is what is demanded, read as it stands: ``"theirs / ours >= 5"``, ``"ours / theirs <= 1.5"`` or ``"ours <= 45"``;
-    several are joined by " and ", and ``"stated"`` demands no more than both figures. What is not there makes the row hold
-    neither way.
+    `must` is the demand: ``"theirs / ours >= 5"``, ``"ours / theirs <= 1.5"`` or ``"ours <= 45"``. " and " joins several
+    demands. ``"stated"`` demands only that both figures exist. If a figure is missing, `holds` is None.
     """
-    given = {"ours": ours, "theirs": theirs}
+    figures = {"ours": ours, "theirs": theirs}
     demands = must.split(" and ")
     upside_down = any(demand.startswith("theirs / ours") for demand in demands)
     above, below = (theirs, ours) if upside_down else (ours, theirs)
     ratio = above / below if above is not None and below else None
-    sides = {"ours / theirs": ratio, "theirs / ours": ratio, **given}
+    sides = {"ours / theirs": ratio, "theirs / ours": ratio, **figures}
     held: bool | None = True
     for demand in demands:
         if demand == "stated":
@@ -82,8 +81,8 @@ def row(
     }
 
 
-def table(rows: Sequence[ValidatedEvent]) -> str:
-    """The rows for a person."""
+def table(rows: Sequence[BenchmarkRow]) -> str:
+    """Format the rows as text for a person."""
     lines = []
     for r in rows:
         holds = {True: "yes", False: "NO", None: "?"}[r["holds"]]
@@ -99,7 +98,7 @@ def table(rows: Sequence[ValidatedEvent]) -> str:
 
 @functools.cache
 def environment(name: str) -> str:
-    """The Python of an environment with the peers of that name, made with uv where it is not there yet."""
+    """Return the Python of an environment with these peers. uv makes the environment if it does not exist yet."""
     packages = PEERS[name]
     components = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:8]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpkg-bench" / f"{name}-{components}"
@@ -116,22 +115,22 @@ def environment(name: str) -> str:
     ):
         done = subprocess.run(command, env=os.environ | _index_of_pip(), capture_output=True, text=True)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
+            messages = [line for line in done.stderr.splitlines() if line.strip()]
             raise Missing(
-                f"{', '.join(packages)} cannot be installed: {said[-1].strip() if said else 'no reason given'}"
+                f"{', '.join(packages)} cannot be installed: {messages[-1].strip() if messages else 'no reason given'}"
             )
     (folder / ".ready").touch()
     return str(python)
 
 
 def _index_of_pip() -> dict[str, str]:
-    """Where pip finds packages, as uv does not read pip's files."""
+    """Return the package index that pip uses, because uv does not read pip's files."""
     if {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & os.environ.keys():
         return {}
-    asked = subprocess.run(
+    configured = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
     )
-    url = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip()
+    url = os.environ.get("PIP_INDEX_URL") or configured.stdout.strip()
     return {"UV_DEFAULT_INDEX": url} if url else {}
 
 
@@ -146,14 +145,14 @@ def arguments(doc: str, full: str = "the full sizes") -> argparse.ArgumentParser
     return parser
 
 
-def report(rows: Sequence[ValidatedEvent], output: Path | None) -> None:
-    """Show the rows to a person, and write them where a machine may read them."""
+def report(rows: Sequence[BenchmarkRow], output: Path | None) -> None:
+    """Print the rows, and write them as JSON if there is a file."""
     print(table(rows))
     if output:
         write(rows, output)
 
 
-def write(rows: Sequence[ValidatedEvent], output: Path) -> None:
+def write(rows: Sequence[BenchmarkRow], output: Path) -> None:
     """Write the rows as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rows, indent=1) + "\n")
@@ -162,11 +161,11 @@ def write(rows: Sequence[ValidatedEvent], output: Path) -> None:
 # -- all of a folder --------------------------------------------------------------------------------------------------
 
 TOGETHER = 570  # seconds for all at the reduced size
-LEAST = 30  # what each has in any case
+LEAST = 30  # seconds that each may take in any case
 
 
-def run(script: Path, options: list[str], patience: float | None) -> list[ValidatedEvent]:
-    """The rows of one benchmark; one that says why there are none where it failed."""
+def run(script: Path, options: list[str], patience: float | None) -> list[BenchmarkRow]:
+    """Run one benchmark and return its rows. If it fails, return one row that says why."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "rows.json")
         command = [sys.executable, str(script), *options, "-o", str(output)]
@@ -174,33 +173,33 @@ def run(script: Path, options: list[str], patience: float | None) -> list[Valida
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
         ) as child:
             try:
-                said = child.communicate(timeout=patience)[1]
-                why = next((line for line in reversed(said.splitlines()) if line.strip()), "no reason given")
+                errors = child.communicate(timeout=patience)[1]
+                why = next((line for line in reversed(errors.splitlines()) if line.strip()), "no reason given")
                 why = f"failed: {why.strip()}"
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.communicate()
-                why, said = f"stopped after {patience:.0f} s", ""
+                why, errors = f"stopped after {patience:.0f} s", ""
         if output.exists():
             return json.loads(output.read_text())
-    sys.stderr.write(said)
+    sys.stderr.write(errors)
     title = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or script.stem).splitlines()[0]
     return [row(title, None, "", None, "stated", note=why)]
 
 
 def run_all(doc: str, folder: Path, names: Sequence[str], patience: float) -> None:
-    """Run the benchmarks of a folder one after the other, at the reduced size for `patience` seconds at most each."""
+    """Run the benchmarks of a folder one after the other. At the reduced size each may take `patience` seconds."""
     parser = arguments(doc, "the full sizes, which take an hour or so")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    given = parser.parse_args()
+    options = parser.parse_args()
     began, rows = time.monotonic(), []
-    for number, name in enumerate(given.only, 1):
-        at = time.monotonic()
-        left = TOGETHER - (at - began) - LEAST * (len(given.only) - number)
-        most = None if given.full else max(LEAST, min(patience, left))
-        found = run(folder / f"{name}.py", ["--full"] if given.full else [], most)
-        rows += found
-        print(f"{name}, {time.monotonic() - at:.0f} s\n{table(found)}\n", flush=True)
-        write(rows, given.output or ROOT / "build" / "bench.json")
-    sys.exit(any(found["note"].startswith(("failed", "stopped")) for found in rows))
+    for number, name in enumerate(options.only, 1):
+        started = time.monotonic()
+        left = TOGETHER - (started - began) - LEAST * (len(options.only) - number)
+        most = None if options.full else max(LEAST, min(patience, left))
+        measured = run(folder / f"{name}.py", ["--full"] if options.full else [], most)
+        rows += measured
+        print(f"{name}, {time.monotonic() - started:.0f} s\n{table(measured)}\n", flush=True)
+        write(rows, options.output or ROOT / "build" / "bench.json")
+    sys.exit(any(entry["note"].startswith(("failed", "stopped")) for entry in rows))

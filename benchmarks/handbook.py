@@ -39,10 +39,10 @@ def handbook(case: UseCase | None = None) -> UseCase:
 def load_history(
     case: UseCase, store: Store, events: int = EVENTS, customers: int = CUSTOMERS, terminals: int = TERMINALS
 ) -> None:
-    """Forty days of payments up to now, and the outcome of those that are older than a week."""
+    """Load forty days of payments up to now, and the outcomes of those that are older than a week."""
     rng = np.random.default_rng(7)
     end = now()
-    at = np.sort(rng.integers(end - DAYS * DAY, end - DAY, events))
+    times = np.sort(rng.integers(end - DAYS * DAY, end - DAY, events))
     values = {
         "customer_id": rng.integers(0, customers, events),
         "terminal_id": rng.integers(0, terminals, events),
@@ -51,27 +51,27 @@ def load_history(
     source, outcome = case.on, case.on.outcomes["fraud"]
     each = zip(*(v.tolist() for v in values.values()), strict=True)
     bodies = [json.dumps(dict(zip(values, row, strict=True))) for row in each]
-    told = np.flatnonzero(at < end - 7 * DAY)
-    truth = rng.random(len(told)) < 0.01
+    reported = np.flatnonzero(times < end - 7 * DAY)
+    truth = rng.random(len(reported)) < 0.01
     ids = [f"h-{i}" for i in range(events)]
     codes = np.column_stack([c.encode_many(values[c.name]) for c in source.columns])
     store.load(
         Batch(
             streams=[source, outcome],
-            stream=np.repeat([0, 1], [events, len(told)]),
-            ids=ids + [ids[i] for i in told.tolist()],
-            time=np.concatenate([at, at[told]]),
-            arrived=np.concatenate([at, at[told] + 7 * DAY]),
+            stream=np.repeat([0, 1], [events, len(reported)]),
+            ids=ids + [ids[i] for i in reported.tolist()],
+            time=np.concatenate([times, times[reported]]),
+            arrived=np.concatenate([times, times[reported] + 7 * DAY]),
             bodies=bodies + [json.dumps({outcome.name: t}) for t in truth.tolist()],
             codes={source.stream: codes, outcome.stream: truth.astype(np.int64)[:, None]},
-            rows=np.arange(events + len(told)),
+            rows=np.arange(events + len(reported)),
         )
     )
 
 
 def make_model(case: UseCase, state: Path) -> Model:
-    """A model of the usual size on noise: what it says does not matter here, what it costs does."""
-    import lightgbm as lgb  # takes a while, and whoever serves the use case needs none of it
+    """Train a model of the usual size on noise: its scores do not matter here, its cost does."""
+    import lightgbm as lgb  # takes a while, and a server of the use case does not need it
 
     rng = np.random.default_rng(1)
     names = case.features.names
@@ -84,7 +84,7 @@ def make_model(case: UseCase, state: Path) -> Model:
 
 
 def make_store(state: Path, case: UseCase | None = None, events: int = EVENTS) -> Model:
-    """A store with the history, and a model that is active in it."""
+    """Make a store with the history and an active model. Return the model."""
     case = case or handbook()
     store = open_store(Settings(state=state))
     store.register(case.name, case.features)

@@ -45,13 +45,13 @@ def main() -> None:
     parser.add_argument("--customers", type=int, default=1000)
     parser.add_argument("--days", type=int, default=183)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder)
-        file = given.file or state / "payments.parquet"
-        if given.file is None:
-            simulate(given.customers, 2 * given.customers, given.days).to_parquet(file)
-        found: dict[str, object] = {"ingest": command("ingest", "fraud", str(file.resolve()), state=state)}
+        file = options.file or state / "payments.parquet"
+        if options.file is None:
+            simulate(options.customers, 2 * options.customers, options.days).to_parquet(file)
+        figures: dict[str, object] = {"ingest": command("ingest", "fraud", str(file.resolve()), state=state)}
         store = open_store(Settings(state=state))
         features = handbook().features
         history = store.history(features.sources, features.outcomes)
@@ -63,12 +63,17 @@ def main() -> None:
             began = time.perf_counter()
             compute(features, history, np.arange(len(events)))
             taken.append(time.perf_counter() - began)
-        found |= {"payments": len(events), "kernel": {"features": len(features.names), "seconds": round(min(taken), 2)}}
+        figures |= {
+            "payments": len(events),
+            "kernel": {"features": len(features.names), "seconds": round(min(taken), 2)},
+        }
         store.close()
         del history, events
         span = ("--from", iso(first)[:10], "--to", iso(last)[:10])
-        found["training_set"] = command("training-set", "fraud", *span, "-o", str(state / "rows.parquet"), state=state)
-    print(json.dumps(found) if given.json else "\n".join(f"{name:>12}  {value}" for name, value in found.items()))
+        figures["training_set"] = command(
+            "training-set", "fraud", *span, "-o", str(state / "rows.parquet"), state=state
+        )
+    print(json.dumps(figures) if options.json else "\n".join(f"{name:>12}  {value}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

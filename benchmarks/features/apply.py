@@ -2,10 +2,11 @@
 
     python benchmarks/features/apply.py [--full] [--rows N] [-o FILE]
 
-Ours accepts each batch as one durable transaction: log, and timelines by customer and by terminal, from which any window
-is exact. The batches of 1,000 follow on half of the events, in a store that holds them. river and bytewax get the same
-stream and keep the count and mean over one exact sliding window of 30 days for each customer and each terminal, in memory.
-Every count per customer has to be the same as ours, the means within 1e-6; and what our timelines hold, the same as the log.
+mlpkg accepts each batch as one durable transaction of the log and of timelines by customer and by terminal. Any window can be
+computed exactly from a timeline. The batches of 1,000 go into a store that already holds half of the events. river and bytewax
+get the same stream. They keep the count and mean over one exact sliding window of 30 days for each customer and each terminal,
+in memory. Every count per customer has to equal that of mlpkg, and the means have to agree within 1e-6. The timelines have to
+agree with the log.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 from harness import (
     DAY,
+    BenchmarkRow,
     Columns,
     Contender,
-    ValidatedEvent,
     Work,
     agree,
     beside,
@@ -35,34 +36,34 @@ SMALL = 100_000  # events that are applied in batches of 1,000
 
 
 def apply(store: Any, batch: Any) -> None:
-    """The call that is measured."""
+    """Load a batch: the call that is measured."""
     loaded = store.load(batch)
     assert not loaded.refused and not loaded.known
 
 
-def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
+def ours(options: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     import stores
     import tables
 
     import mlpkg as ml
     from mlpkg.features import compute
 
-    rows, source = load_payments(given.folder), tables.source()
+    rows, source = load_payments(options.folder), tables.source()
     aggregates = {"n": ml.count(over="30d"), "mean": ml.mean("amount", over="30d")}
     customer, terminal = (source.by(key).agg(**aggregates) for key in ("customer_id", "terminal_id"))
     features = ml.FeatureSet("bench", on=source, customer=customer, terminal=terminal)
-    there = len(rows["time"]) // 2 if given.size < 50_000 else 0
-    timed = {name: v[there : there + given.most] for name, v in rows.items()}
-    waiting = list(stores.batches(source, timed, given.size, "t"))
+    stored = len(rows["time"]) // 2 if options.size < 50_000 else 0
+    timed = {name: v[stored : stored + options.most] for name, v in rows.items()}
+    waiting = list(stores.batches(source, timed, options.size, "t"))
 
     def begun() -> Any:
-        store = stores.new_store(given.folder)
+        store = stores.new_store(options.folder)
         store.register("bench", features)
-        for batch in stores.batches(source, {name: v[:there] for name, v in rows.items()}, 50_000):
+        for batch in stores.batches(source, {name: v[:stored] for name, v in rows.items()}, 50_000):
             store.load(batch)
         return store
 
-    ready = [begun() for _ in range(given.best)]
+    ready = [begun() for _ in range(options.best)]
 
     def work() -> Any:
         store = ready.pop()
@@ -73,38 +74,38 @@ def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     def columns(store: Any) -> Columns:
         history = store.history([source], [])
         events = history.events[source.name]
-        found = compute(features, history, np.arange(len(events)))
+        values = compute(features, history, np.arange(len(events)))
         check_timelines(store, source, features, events)
-        return {"n": found["customer_n_30d"], "mean": found["customer_mean_30d"]}
+        return {"n": values["customer_n_30d"], "mean": values["customer_mean_30d"]}
 
     return work, columns
 
 
 def check_timelines(store: Any, source: Any, features: Any, events: Any) -> None:
-    """A payment of 0.00 by each of 100 customers, just after the last event: its count, from its timeline and from the log."""
+    """Compare the counts of 100 customers just after the last event: from their timelines and from the log."""
     import stores
 
     from mlpkg.times import iso
 
-    at, customers = int(events.time[-1]) + 1, events.columns["customer_id"]
+    time, customers = int(events.time[-1]) + 1, events.columns["customer_id"]
     for customer in np.unique(customers)[:100].tolist():
-        body = {"id": f"check-{customer}", "time": iso(at), "customer_id": customer, "terminal_id": 0, "amount": 0.0}
+        body = {"id": f"check-{customer}", "time": iso(time), "customer_id": customer, "terminal_id": 0, "amount": 0.0}
         event = source.parse(body)
-        with store.decision("bench", source, event, at) as unit:
-            found = dict(zip(features.names, stores.evaluated(features, unit, event), strict=True))
+        with store.decision("bench", source, event, time) as unit:
+            values = dict(zip(features.names, stores.evaluated(features, unit, event), strict=True))
             unit.record("{}")
-        there = int(((customers == customer) & (events.time > at - WIDTH)).sum()) + 1
-        if found["customer_n_30d"] != there:
-            raise SystemExit(f"customer {customer}: {found['customer_n_30d']} in the timeline, {there} in the log")
+        expected = int(((customers == customer) & (events.time > time - WIDTH)).sum()) + 1
+        if values["customer_n_30d"] != expected:
+            raise SystemExit(f"customer {customer}: {values['customer_n_30d']} in the timeline, {expected} in the log")
 
 
-def river(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
+def river(options: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     from collections import defaultdict
     from datetime import datetime, timedelta
 
     from river import stats, utils
 
-    rows = load_payments(given.folder)
+    rows = load_payments(options.folder)
     when = [datetime.fromtimestamp(t / 1e6) for t in rows["time"].tolist()]
     stream = list(zip(when, *(rows[n].tolist() for n in ("customer_id", "terminal_id", "cents")), strict=True))
     width = timedelta(days=30)
@@ -113,71 +114,71 @@ def river(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
         customers, terminals = (
             defaultdict(lambda: utils.TimeRolling(stats.Mean, period=width)) for _ in ("customer", "terminal")
         )
-        found = []
-        for at, c, t, x in stream:
-            mine = customers[c]
-            mine.update(x, t=at)
-            terminals[t].update(x, t=at)
-            found.append((mine.n, mine.get()))
-        return found
+        results = []
+        for time, c, t, x in stream:
+            customer = customers[c]
+            customer.update(x, t=time)
+            terminals[t].update(x, t=time)
+            results.append((customer.n, customer.get()))
+        return results
 
-    return work, lambda found: as_columns(found)
+    return work, lambda results: as_columns(results)
 
 
-def bytewax(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
+def bytewax(options: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     import bytewax.operators as op
     from bytewax.dataflow import Dataflow
     from bytewax.testing import TestingSink, TestingSource, run_main
 
-    rows = load_payments(given.folder)
+    rows = load_payments(options.folder)
     names = ("time", "customer_id", "terminal_id", "cents")
     stream = [(k, *each) for k, each in enumerate(zip(*(rows[n].tolist() for n in names), strict=True))]
 
     def keyed(event: tuple[int, ...]) -> list[tuple[str, tuple[int, int, int]]]:
-        k, at, customer, terminal, cents = event
-        return [(f"c{customer}", (k, at, cents)), (f"t{terminal}", (-1, at, cents))]
+        k, time, customer, terminal, cents = event
+        return [(f"c{customer}", (k, time, cents)), (f"t{terminal}", (-1, time, cents))]
 
     def slide(state: Any, event: tuple[int, int, int]) -> tuple[Any, tuple[int, int, float]]:
         held, total = state or (deque(), 0)
-        k, at, cents = event
-        held.append((at, cents))
+        k, time, cents = event
+        held.append((time, cents))
         total += cents
-        while held[0][0] <= at - WIDTH:
+        while held[0][0] <= time - WIDTH:
             total -= held.popleft()[1]
         return (held, total), (k, len(held), total / len(held))
 
     def work() -> Any:
-        found: list[Any] = []
+        results: list[Any] = []
         flow = Dataflow("bench")
         events = op.input("in", flow, TestingSource(stream, batch_size=1000))
         held = op.stateful_map("slide", op.flat_map("keyed", events, keyed), slide)
-        op.output("out", held, TestingSink(found))
+        op.output("out", held, TestingSink(results))
         run_main(flow)
-        return found
+        return results
 
-    return work, lambda found: as_columns([(n, mean) for _, (k, n, mean) in sorted(found, key=place) if k >= 0])
+    return work, lambda results: as_columns([(n, mean) for _, (k, n, mean) in sorted(results, key=place) if k >= 0])
 
 
 def place(kept: Any) -> int:
     return kept[1][0]
 
 
-def as_columns(found: list[Any]) -> Columns:
-    n, mean = zip(*found, strict=True)
+def as_columns(results: list[Any]) -> Columns:
+    n, mean = zip(*results, strict=True)
     return {"n": np.array(n, np.int64), "mean": np.array(mean) / 100}
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    events = save_payments(given.folder, given.rows)
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    events = save_payments(options.folder, options.rows)
     with ExitStack() as stack:
-        large = stack.enter_context(Contender("ours", given, size=50_000, most=events, threads=1))
-        small = stack.enter_context(Contender("ours", given, size=1000, most=min(SMALL, events // 2), threads=1))
-        others, note = beside(stack, ["river", "bytewax"], given, "streams", threads=1)
-        take_turns([large, small], given.best)
+        large = stack.enter_context(Contender("ours", options, size=50_000, most=events, threads=1))
+        small = stack.enter_context(Contender("ours", options, size=1000, most=min(SMALL, events // 2), threads=1))
+        others, note = beside(stack, ["river", "bytewax"], options, "streams", threads=1)
+        take_turns([large, small], options.best)
         take_turns(others, 1)
-        found = large.result()
+        expected = large.result()
         for other in others:
-            agree(found, other.result(), other.role, within=1e-6)
+            agree(expected, other.result(), other.role, within=1e-6)
         peers = {c.role: events / c.best for c in others}
         work = f"apply {events:,} events to durable timelines by two keys, one core, in batches of"
         for form, size, applied, least in (
@@ -186,8 +187,8 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
         ):
             for peer in ("river", "bytewax"):
                 rate, must = applied / form.best, f"ours >= {least}"
-                said = note or "the peer keeps one window, in memory"
-                yield row(f"{work} {size:,}", rate, peer, peers.get(peer), must, "events/s", said)
+                remark = note or "the peer keeps one window, in memory"
+                yield row(f"{work} {size:,}", rate, peer, peers.get(peer), must, "events/s", remark)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the benchmarks of the features share: contenders in processes of their own, comparisons and payments.
 
-A contender is a child process that prepares once and then works as often as it is told to, so that contenders take turns
-on the same rows, each in the Python environment it needs, and each with a peak memory of its own. This module runs in
-every one of these environments: it imports the standard library and NumPy alone.
+A contender is a child process. It prepares once, and then works each time that its parent asks. So contenders take turns on
+the same rows, each in its own Python environment and with its own peak memory. This module runs in all of these environments,
+so it imports the standard library and NumPy alone.
 """
 
 import argparse
@@ -24,9 +24,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench import ROOT, Missing, ValidatedEvent, arguments, environment, report, row, run_all  # noqa: E402
+from bench import ROOT, BenchmarkRow, Missing, arguments, environment, report, row, run_all  # noqa: E402
 
-__all__ = ["ROOT", "Missing", "ValidatedEvent", "row", "run_all"]
+__all__ = ["ROOT", "BenchmarkRow", "Missing", "row", "run_all"]
 
 REAL = ROOT.parent / "shared" / "data" / "card_transactions.parquet"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -47,16 +47,16 @@ def microseconds(window: str) -> int:
 
 
 class Contender:
-    """A process of its own in one role of this script, told over a pipe what to do."""
+    """A child process in one role of this script; a pipe carries its orders and answers."""
 
-    def __init__(self, role: str, given: argparse.Namespace, peers: str | None = None, **options: object):
+    def __init__(self, role: str, options: argparse.Namespace, peers: str | None = None, **overrides: object):
         self.role, self.megabytes = role, 0.0
         self.seconds: list[float] = []
         python = sys.executable if peers is None else environment(peers)
-        said = json.dumps(vars(given) | options | {"role": role}, default=str)
-        cores = {name: str(given.threads) for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS")}
+        task = json.dumps(vars(options) | overrides | {"role": role}, default=str)
+        cores = {name: str(options.threads) for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS")}
         self.process = subprocess.Popen(
-            [python, sys.argv[0], "--child", said],
+            [python, sys.argv[0], "--child", task],
             env=os.environ | cores | {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -91,45 +91,45 @@ class Contender:
         return json.loads(line)
 
     def run(self) -> float:
-        """Work once; the seconds it took. The peak memory is that of the first time, as nobody does it twice."""
-        said = self._ask("run")
-        self.megabytes = self.megabytes or said["megabytes"]
-        self.seconds.append(said["seconds"])
-        return said["seconds"]
+        """Work once and return the seconds. The peak memory is that of the first run, because a user runs it once."""
+        answer = self._ask("run")
+        self.megabytes = self.megabytes or answer["megabytes"]
+        self.seconds.append(answer["seconds"])
+        return answer["seconds"]
 
     def result(self) -> Columns:
-        """What the last run found."""
+        """Return the columns of the last run."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "result.npz")
             self._ask(str(file))
-            with np.load(file) as found:
-                return {name: found[name] for name in found.files}
+            with np.load(file) as saved:
+                return {name: saved[name] for name in saved.files}
 
     @property
     def best(self) -> float:
-        """The least of its times."""
+        """The shortest of its times, in seconds."""
         return min(self.seconds)
 
 
 def take_turns(contenders: Sequence[Contender], times: int) -> None:
-    """Let each work in its turn, `times` times."""
+    """Let each contender run in its turn, `times` times."""
     for _ in range(times):
         for contender in contenders:
             contender.run()
 
 
 def fastest(forms: Sequence[Contender]) -> Contender:
-    """The form that took the least time."""
+    """Return the fastest contender."""
     return min(forms, key=lambda c: c.best)
 
 
-def serve(role: Role, given: argparse.Namespace) -> None:
-    """The life of a contender: prepare, then work when told to until the pipe is closed."""
+def serve(role: Role, options: argparse.Namespace) -> None:
+    """Run as a contender: prepare, then obey each order until the pipe is closed."""
     with os.fdopen(os.dup(1), "w", buffering=1) as channel:
-        os.dup2(2, 1)  # whatever prints does not print into the pipe
+        os.dup2(2, 1)  # prints of libraries must not go into the pipe
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
-        work, columns = role(given)
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+        work, columns = role(options)
         out: Any = None
         channel.write("{}\n")
         for line in sys.stdin:
@@ -146,13 +146,13 @@ def serve(role: Role, given: argparse.Namespace) -> None:
 
 
 def _forget_peak() -> None:
-    """Begin the high-water mark of this process anew, where the system can do that."""
+    """Reset the peak memory of this process, if the system can do that."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> float:
-    """The most memory that this process had, in megabytes."""
+    """Return the peak memory of this process, in megabytes."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
@@ -164,8 +164,8 @@ def peak() -> float:
 
 
 def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], within: float = 1e-9) -> list[str]:
-    """In words, the columns that differ: counts at all, floats by more than `within` of the value (or of one)."""
-    found = []
+    """Return in words the columns that differ. Floats may differ by `within`, relative to the value or to 1; counts may not."""
+    differing = []
     for name in ours:
         a, b = ours[name], theirs[name]
         if np.issubdtype(a.dtype, np.integer):
@@ -176,25 +176,24 @@ def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
             wrong = apart | (np.isnan(a) != np.isnan(b))
         if wrong.any():
             k = int(np.flatnonzero(wrong)[0])
-            found.append(f"{name}: {int(wrong.sum())} of {len(a)} differ, first row {k}: {a[k]!r} and {b[k]!r}")
-    return found
+            differing.append(f"{name}: {int(wrong.sum())} of {len(a)} differ, first row {k}: {a[k]!r} and {b[k]!r}")
+    return differing
 
 
 def agree(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], whose: str, within: float = 1e-9) -> None:
-    """End the benchmark where two that ought to agree do not: their times would say nothing."""
-    if found := differences(ours, theirs, within):
-        raise SystemExit(f"{whose} finds something else:\n  " + "\n  ".join(found))
+    """End the benchmark if two results differ: then their times mean nothing."""
+    if differing := differences(ours, theirs, within):
+        raise SystemExit(f"{whose} gives other values:\n  " + "\n  ".join(differing))
 
 
 # -- payments ---------------------------------------------------------------------------------------------------------
 
 
 def save_payments(folder: Path, rows: int) -> int:
-    """Save about `rows` card payments in the order of the log; how many they are.
+    """Save about `rows` card payments in the order of the log. Return how many they are.
 
-    The handbook's file if it is beside the checkout, else simulated ones; fewer rows are those of fewer customers. Whole
-    seconds are spread by the order of arrival within each, a microsecond apart, so that there are no ties: of those, each
-    engine has a notion of its own.
+    The payments are those of the handbook's file if it lies beside the checkout, else simulated ones. Fewer rows mean fewer
+    customers. Payments of the same second are moved apart by a microsecond each, because engines treat ties differently.
     """
     import pandas as pd
 
@@ -223,7 +222,7 @@ def save_payments(folder: Path, rows: int) -> int:
 
 
 def load_payments(folder: Path) -> Columns:
-    """The payments that `save_payments` saved: time, customer_id, terminal_id, cents."""
+    """Load the payments that `save_payments` saved: time, customer_id, terminal_id, cents."""
     return {name: np.load(folder / f"{name}.npy") for name in ("time", "customer_id", "terminal_id", "cents")}
 
 
@@ -232,39 +231,39 @@ def load_payments(folder: Path) -> Columns:
 
 def main(
     doc: str,
-    measure: Callable[[argparse.Namespace], Iterator[ValidatedEvent]],
+    measure: Callable[[argparse.Namespace], Iterator[BenchmarkRow]],
     roles: Mapping[str, Role] | None = None,
     *,
     rows: tuple[int, int],
     best: int = 3,
 ) -> None:
-    """Run a benchmark as a script: `rows` are the reduced and the full number of its events.
+    """Run a benchmark as a script. `rows` are the reduced and the full number of its events.
 
-    In a child that this very script started, play a role instead.
+    In a child process of this script, play a role instead.
     """
     parser = arguments(doc, f"the full size, {rows[1]:,} events; else {rows[0]:,}")
     parser.add_argument("--rows", type=int, help="another number of events")
     parser.add_argument("--best", type=int, default=best, help="best of how many turns (default %(default)s)")
     parser.add_argument("--threads", type=int, default=CORES, help="for everyone (default: the cores, %(default)s)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        told = argparse.Namespace(**json.loads(given.child))
-        told.folder = Path(told.folder)
-        serve((roles or {})[told.role], told)
+    options = parser.parse_args()
+    if options.child:
+        task = argparse.Namespace(**json.loads(options.child))
+        task.folder = Path(task.folder)
+        serve((roles or {})[task.role], task)
         return
-    given.rows = given.rows or rows[given.full]
+    options.rows = options.rows or rows[options.full]
     with tempfile.TemporaryDirectory(prefix="mlpkg-bench-") as folder:
-        given.folder = Path(folder)
-        found = list(measure(given))
-    report(found, given.output)
+        options.folder = Path(folder)
+        measured = list(measure(options))
+    report(measured, options.output)
 
 
 def beside(
-    stack: contextlib.ExitStack, roles: Sequence[str], given: argparse.Namespace, peers: str, **options: object
+    stack: contextlib.ExitStack, roles: Sequence[str], options: argparse.Namespace, peers: str, **overrides: object
 ) -> tuple[list[Contender], str]:
-    """The contenders of an environment of peers; none, and why, where it cannot be made."""
+    """Start the contenders of an environment of peers. If it cannot be made, return none and the reason."""
     try:
-        return [stack.enter_context(Contender(role, given, peers, **options)) for role in roles], ""
+        return [stack.enter_context(Contender(role, options, peers, **overrides)) for role in roles], ""
     except Missing as why:
         return [], str(why)

@@ -1,10 +1,11 @@
-"""How long a Parquet file takes into the log, checked, durable and in timelines; beside a plain table of the same JSON.
+"""Ingest a Parquet file into the log: checked, durable and in timelines; beside a plain table of the same JSON.
 
     python benchmarks/features/ingestion.py [--full] [--rows N] [--best N] [-o FILE]
 
-Two files: card payments, and orders of a shop with texts, optional fields, resolutions, an outcome and a second source. The peer reads the
-same file with pyarrow and inserts the JSON of its rows into a plain SQLite table with one `executemany`: no checks, no outcomes, no
-timelines. Every turn begins with an empty store; times are CPU time of the process. Refused rows are the same orders with negative prices.
+There are two files: card payments, and orders of a shop with texts, optional fields, resolutions, an outcome and a second
+source. The peer reads the same file with pyarrow and inserts the JSON of its rows into a plain SQLite table with one
+`executemany`: no checks, no outcomes, no timelines. Every turn begins with an empty store; times are CPU time of the process.
+Refused rows are the same orders with negative prices.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from harness import ValidatedEvent, main, row
+from harness import BenchmarkRow, main, row
 from pydantic import Field
 
 import mlpkg as ml
@@ -92,7 +93,7 @@ def save_shop(folder: Path, rows: int) -> None:
 
 
 def took(use_case: ml.UseCase, files: dict[str, str | None], folder: Path) -> float:
-    """CPU seconds of files, by the source of each, into an empty store."""
+    """Return the CPU seconds of ingesting files into an empty store; `files` maps each file to its source."""
     with tempfile.TemporaryDirectory(dir=folder) as state:
         store: Any = ml.open_store(Settings(state=Path(state), use_cases={}))
         store.register(use_case.name, use_case.features)
@@ -105,7 +106,7 @@ def took(use_case: ml.UseCase, files: dict[str, str | None], folder: Path) -> fl
 
 
 def plain(files: list[str], folder: Path) -> float:
-    """CPU seconds of the same rows as JSON into a plain table."""
+    """Return the CPU seconds of inserting the same rows as JSON into a plain table."""
     with tempfile.TemporaryDirectory(dir=folder) as state:
         db = sqlite3.connect(Path(state) / "plain.db")
         db.execute("pragma journal_mode=wal")
@@ -123,13 +124,13 @@ def plain(files: list[str], folder: Path) -> float:
 
 
 def best(times: int, *works: Callable[[], float]) -> list[float]:
-    """The least time of each, which take turns."""
+    """Let all take turns, and return the shortest time of each."""
     turns = [[work() for work in works] for _ in range(times)]
     return [min(column) for column in zip(*turns, strict=True)]
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    folder, rows = given.folder, given.rows
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    folder, rows = options.folder, options.rows
     save_shop(folder, rows)
     paid = simulate(customers=max(20, rows // 350), terminals=max(40, rows // 175))
     paid.drop(columns="scenario").to_parquet(folder / "payments.parquet", index=False)
@@ -145,12 +146,12 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
         if use_case is fraud:
             files = {"payments.parquet": use_case.on.name}
         ours, theirs = best(
-            given.best, lambda u=use_case, f=files: took(u, f, folder), lambda f=files: plain(list(f), folder)
+            options.best, lambda u=use_case, f=files: took(u, f, folder), lambda f=files: plain(list(f), folder)
         )
         speed = f"{count:,} rows: {count / ours:,.0f} a second"
         yield row(f"ingest {what}", ours, "plain table", theirs, "ours / theirs <= 3", note=speed)
     good, bad = best(
-        given.best,
+        options.best,
         lambda: took(shop, {"good.parquet": "orders"}, folder),
         lambda: took(shop, {"refused.parquet": "orders"}, folder),
     )

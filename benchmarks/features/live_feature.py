@@ -2,10 +2,10 @@
 
     python benchmarks/features/live_feature.py [--full] [--rows N] [-o FILE]
 
-A service in processes of its own decides payments that a client sends without a pause. Another process registers a
-feature set with one more feature, the number of distinct terminals of a customer, by promoting a model that was trained
-before. The time is that from the start of this process until the first decision with the new feature. No request may
-fail, and afterwards every decision of the service is computed again from the log and has to be the same to the bit.
+A service in other processes decides payments that a client sends without a pause. Another process promotes a model
+that was trained before, and so registers a feature set with one more feature: the number of distinct terminals of a customer.
+The time runs from the start of that process until the first decision with the new feature. No request may fail. Afterwards
+every decision is computed again from the log and has to be the same to the bit.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import HERE, ValidatedEvent, main, row
+from harness import HERE, BenchmarkRow, main, row
 
 NEW = "shops_n_terminals_30d"
 PATIENCE = 75  # seconds until the new feature is given up
 
 
 class Load(threading.Thread):
-    """A client that sends one payment after the other and keeps what became of each."""
+    """A client that sends one payment after the other, and keeps the time and the error of each."""
 
     def __init__(self, port: int, customers: int, terminals: int):
         super().__init__(daemon=True)
         self.port, self.known, self.over = port, (customers, terminals), threading.Event()
         self.failed: list[str] = []
         self.seconds: list[float] = []
-        self.news: float | None = None  # when the new feature was first there
+        self.news: float | None = None  # when a decision first had the new feature
 
     def run(self) -> None:
         from handbook import payment
@@ -71,7 +71,7 @@ def grown(case: Any) -> Any:
 
 
 def go_live(state: Path, version: str) -> None:
-    """What a person does who has a model of the new feature set: promote it."""
+    """Promote the model of the new feature set, as an operator would."""
     from mlpkg import models
     from mlpkg.settings import Settings
     from mlpkg.store import open_store
@@ -82,7 +82,7 @@ def go_live(state: Path, version: str) -> None:
     store.close()
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
     from handbook import handbook, load_history, make_model
 
     from mlpkg import decisions, models
@@ -92,13 +92,13 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     from mlpkg.store import open_store
 
     port = 3310
-    settings = Settings.load(state=given.folder / "state", port=port)
+    settings = Settings.load(state=options.folder / "state", port=port)
     case = decisions.use_case("fraud", settings)
-    customers, terminals = given.rows // 350, given.rows // 175
+    customers, terminals = options.rows // 350, options.rows // 175
     store = open_store(settings)
     book = handbook(case)
     store.register(case.name, book.features)
-    load_history(case, store, given.rows, customers, terminals)
+    load_history(case, store, options.rows, customers, terminals)
     model = make_model(book, settings.state)
     models.promote(store, model, by="benchmark", why="a model of the usual size")
     better = make_model(grown(book), settings.state)
@@ -129,14 +129,16 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     if verified.mismatches or (load.news and len(verified.models) < 2):
         raise SystemExit(f"decided differently: {verified}")
     p50, p99 = np.percentile(np.array(during) * 1e3, [50, 99])
-    said = f"meanwhile {len(during):,} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {max(during) * 1e3:.0f} ms"
-    said += f"; {verified.decisions:,} decisions recomputed the same; first failure: {load.failed[:1] or 'none'}"
-    work = f"a new feature over a column not kept, {given.rows:,} events in the log, service under load"
+    remark = (
+        f"meanwhile {len(during):,} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {max(during) * 1e3:.0f} ms"
+    )
+    remark += f"; {verified.decisions:,} decisions recomputed the same; first failure: {load.failed[:1] or 'none'}"
+    work = f"a new feature over a column not kept, {options.rows:,} events in the log, service under load"
     live = PATIENCE if load.news is None else load.news - began
     if load.news is None:
-        said += f"; not live after {PATIENCE} s, when it was given up"
-    yield row(f"{work}: live after", live, "", None, "ours <= 60", "s", said)
-    yield row(f"{work}: failed requests", len(load.failed), "", None, "ours <= 0", "requests", said)
+        remark += f"; not live after {PATIENCE} s, when it was given up"
+    yield row(f"{work}: live after", live, "", None, "ours <= 60", "s", remark)
+    yield row(f"{work}: failed requests", len(load.failed), "", None, "ours <= 0", "requests", remark)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a write costs where 500 feature sets want the same sources instead of one.
+"""The cost of a write if 500 feature sets use the same sources instead of one.
 
     python benchmarks/features/many_sets.py [--full] [--rows N] [-o FILE]
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from harness import ValidatedEvent, load_payments, main, row, save_payments
+from harness import BenchmarkRow, load_payments, main, row, save_payments
 from stores import batches, new_store, taken
 from tables import source as payments
 
@@ -28,7 +28,7 @@ def one_set(source: Any) -> ml.FeatureSet:
     return ml.FeatureSet("set_0", on=source, c=customer, t=terminal)
 
 
-def some_set(source: Any, number: int) -> ml.FeatureSet:
+def random_set(source: Any, number: int) -> ml.FeatureSet:
     rng = random.Random(number)
     members = {}
     for key, other in (("customer_id", "terminal_id"), ("terminal_id", "customer_id")):
@@ -39,15 +39,15 @@ def some_set(source: Any, number: int) -> ml.FeatureSet:
     return ml.FeatureSet(f"set_{number}", on=source, **members)
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    events = save_payments(given.folder, given.rows)
-    source, rows = payments(), load_payments(given.folder)
-    few: Any = new_store(given.folder)
-    many: Any = new_store(given.folder)
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    events = save_payments(options.folder, options.rows)
+    source, rows = payments(), load_payments(options.folder)
+    few: Any = new_store(options.folder)
+    many: Any = new_store(options.folder)
     few.register("set_0", one_set(source))
     many.register("set_0", one_set(source))
     for number in range(1, SETS):
-        many.register(f"set_{number}", some_set(source, number))
+        many.register(f"set_{number}", random_set(source, number))
     held = events - BATCHES * 1000 - SINGLES
     parts = [slice(0, held), slice(held, events - SINGLES), slice(events - SINGLES, events)]
     before, batched, single = ({name: v[part] for name, v in rows.items()} for part in parts)
@@ -59,11 +59,11 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
         for store in (few, many) if k % 2 else (many, few):
             took.setdefault(("batch", store), []).append(taken(lambda p=store, b=batch: p.load(b)) / 1000)
     for k in range(SINGLES):
-        at, customer, terminal, cents = (single[n][k].item() for n in ("time", "customer_id", "terminal_id", "cents"))
+        time, customer, terminal, cents = (single[n][k].item() for n in ("time", "customer_id", "terminal_id", "cents"))
         about = {"customer_id": customer, "terminal_id": terminal}
-        body = {"id": f"s{k}", "time": iso(at), **about, "amount": cents / 100}
+        body = {"id": f"s{k}", "time": iso(time), **about, "amount": cents / 100}
         for store in (few, many) if k % 2 else (many, few):
-            write = taken(lambda p=store, b=body, t=at: p.accept(source, b, arrived=t))
+            write = taken(lambda p=store, b=body, t=time: p.accept(source, b, arrived=t))
             took.setdefault(("single", store), []).append(write)
     if few.last_position() != events or many.last_position() != events:
         raise SystemExit("not every payment was written")

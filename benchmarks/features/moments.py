@@ -2,7 +2,7 @@
 
     python benchmarks/features/moments.py [--full] [--rows N] [--threads N] [-o FILE]
 
-The errors are relative, the greatest over 500 windows drawn at random, against arithmetic in 60 decimal digits.
+The errors are relative to arithmetic in 60 decimal digits; the largest over 500 windows drawn at random counts.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tables
-from harness import DAY, Columns, Contender, ValidatedEvent, beside, load_payments, main, row, save_payments
+from harness import DAY, BenchmarkRow, Columns, Contender, beside, load_payments, main, row, save_payments
 
 DAYS = ["30d"]
 VERBS = ["var", "std", "skew", "kurt"]
@@ -32,13 +32,13 @@ def polars(pl: Any) -> dict[str, Any]:
 
 
 ROLES = {
-    "ours": lambda given: tables.ours(given, lambda ml: {v: getattr(ml, v)("amount", over=DAYS) for v in VERBS}),
-    "polars": lambda given: tables.polars_rolling(given, polars, DAYS),
+    "ours": lambda options: tables.ours(options, lambda ml: {v: getattr(ml, v)("amount", over=DAYS) for v in VERBS}),
+    "polars": lambda options: tables.polars_rolling(options, polars, DAYS),
 }
 
 
 def moments(cents: list[int]) -> dict[str, Decimal | None]:
-    """What pandas means by them, to 60 digits; None where the window is too small or all values are alike."""
+    """Compute them as pandas defines them, to 60 digits. None if the window is too small or all values are equal."""
     n, values = Decimal(len(cents)), [Decimal(c) / 100 for c in cents]
     mean = sum(values, Decimal(0)) / n
     m2, m3, m4 = (sum((v - mean) ** k for v in values) for k in (2, 3, 4))
@@ -50,35 +50,35 @@ def moments(cents: list[int]) -> dict[str, Decimal | None]:
     return {"var": var, "std": var.sqrt(), "skew": skew, "kurt": kurt}
 
 
-def errors(found: Columns, rows: Columns, drawn: np.ndarray) -> dict[str, float]:
-    """The greatest relative error of each column over the windows that end at the drawn payments."""
+def errors(values: Columns, rows: Columns, drawn: np.ndarray) -> dict[str, float]:
+    """Return the largest relative error of each column over the windows that end at the drawn payments."""
     worst = dict.fromkeys(VERBS, 0.0)
     for k in drawn.tolist():
         since = np.searchsorted(rows["time"], rows["time"][k] - 30 * DAY, "right")
-        mine = rows["customer_id"][since : k + 1] == rows["customer_id"][k]
-        for verb, exact in moments(rows["cents"][since : k + 1][mine].tolist()).items():
+        of_customer = rows["customer_id"][since : k + 1] == rows["customer_id"][k]
+        for verb, exact in moments(rows["cents"][since : k + 1][of_customer].tolist()).items():
             if exact is not None:
-                off = abs(Decimal(float(found[f"{verb}_30d"][k])) - exact) / abs(exact)
+                off = abs(Decimal(float(values[f"{verb}_30d"][k])) - exact) / abs(exact)
                 worst[verb] = max(worst[verb], float(off))
     return worst
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    payments = save_payments(given.folder, given.rows)
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    payments = save_payments(options.folder, options.rows)
     decimal.getcontext().prec = 60
-    rows = load_payments(given.folder)
+    rows = load_payments(options.folder)
     drawn = np.random.default_rng(0).choice(payments, min(500, payments), replace=False)
     with ExitStack() as stack:
-        own = stack.enter_context(Contender("ours", given))
-        others, note = beside(stack, ["polars"], given, "tables")
-        tables.take_turns([own, *others], given.best)
-        said = []
+        own = stack.enter_context(Contender("ours", options))
+        others, note = beside(stack, ["polars"], options, "tables")
+        tables.take_turns([own, *others], options.best)
+        remarks = []
         for contender in [own, *others]:
             worst = errors(contender.result(), rows, drawn)
             if contender is own and max(worst.values()) > EXACT:
                 raise SystemExit(f"ours is not exact: {worst}")
-            said.append(f"{contender.role} " + ", ".join(f"{verb} {error:.0e}" for verb, error in worst.items()))
-        note = note or f"greatest relative error over {len(drawn)} windows: {'; '.join(said)}"
+            remarks.append(f"{contender.role} " + ", ".join(f"{verb} {error:.0e}" for verb, error in worst.items()))
+        note = note or f"greatest relative error over {len(drawn)} windows: {'; '.join(remarks)}"
         work = f"var, std, skew, kurt over 30 days per customer, exact, {payments:,} payments in order"
         yield row(work, own.best, "polars, inexact", others[0].best if others else None, "stated", note=note)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/features/one_decision.py [--full] [--rows N] [-o FILE]
 
-A store of card payments with their fraud reports; every decision is about a new payment of a random customer at a random
-terminal, inside a real unit of work, and the reads and the evaluation of its features are timed. The fourteen are those of
+The store has card payments with their fraud reports. Every decision is about a new payment of a random customer at a random
+terminal, inside a real transaction. The reads and the evaluation of its features are timed. The fourteen are those of
 the Fraud Detection Handbook, over three timelines; fourteen others and the hundred (count and mean over ten windows, of
 amounts and frauds) need four. Afterwards all are computed from the log and have to be the same to the bit.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import REAL, ValidatedEvent, main, row
+from harness import REAL, BenchmarkRow, main, row
 from stores import evaluated, new_store, taken
 
 import mlpkg as ml
@@ -30,7 +30,7 @@ DECISIONS = 1000
 
 
 def payments_file(folder: Path, rows: int) -> Path:
-    """About so many payments: all of the handbook's if they are beside the checkout and asked for, else simulated ones."""
+    """A file of about `rows` payments: the handbook's if it lies beside the checkout and is large enough, else simulated ones."""
     if REAL.exists() and rows >= 1_700_000:
         return REAL
     customers = max(20, rows * 5000 // 1_754_155)
@@ -39,16 +39,16 @@ def payments_file(folder: Path, rows: int) -> Path:
 
 
 def feature_sets(source: Any, frauds: Any) -> dict[str, ml.FeatureSet]:
-    """The three sets by what they are."""
+    """Return the three feature sets by their descriptions."""
     from handbook import handbook  # harness knows where that is
 
     def paid(key: str, windows: list[str]) -> Any:
         return source.by(key).agg(n=ml.count(over=windows), mean=ml.mean("amount", over=windows))
 
-    def told(key: str, windows: list[str]) -> Any:
+    def reported(key: str, windows: list[str]) -> Any:
         return frauds.by(key, delay="7d").agg(n=ml.count(over=windows), risk=ml.mean("fraud", over=windows))
 
-    def told_more(key: str) -> Any:
+    def reported_more(key: str) -> Any:
         aggregates = {"n": ml.count(over=TEN), "risk": ml.mean("fraud", over=TEN), "mean": ml.mean("amount", over=TEN)}
         return frauds.by(key, delay="7d").agg(**aggregates)
 
@@ -56,16 +56,16 @@ def feature_sets(source: Any, frauds: Any) -> dict[str, ml.FeatureSet]:
         "fourteen",
         on=source,
         customer=paid("customer_id", THREE),
-        terminal=told("terminal_id", THREE),
-        customer_fraud=told("customer_id", ["30d"]),
+        terminal=reported("terminal_id", THREE),
+        customer_fraud=reported("customer_id", ["30d"]),
     )
     hundred = ml.FeatureSet(
         "hundred",
         on=source,
         customer=paid("customer_id", TEN),
         terminal=paid("terminal_id", TEN),
-        customer_fraud=told_more("customer_id"),
-        terminal_fraud=told_more("terminal_id"),
+        customer_fraud=reported_more("customer_id"),
+        terminal_fraud=reported_more("terminal_id"),
     )
     fifteen = handbook().features  # with the amount
     members = {name: what for name, what in fifteen.members.items() if name != "amount"}
@@ -73,14 +73,14 @@ def feature_sets(source: Any, frauds: Any) -> dict[str, ml.FeatureSet]:
     return {"14 of the handbook, 3 timelines": book, "14, 4 timelines": fourteen, "100, 4 timelines": hundred}
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
     case = use_case("fraud")
     source, frauds = case.on, case.on.outcomes["fraud"]
     sets = feature_sets(source, frauds)
-    store: Any = new_store(given.folder)
+    store: Any = new_store(options.folder)
     for features in sets.values():
         store.register(features.name, features)
-    ingest_file(case, payments_file(given.folder, given.rows), store)
+    ingest_file(case, payments_file(options.folder, options.rows), store)
     events = store.history([source], []).events[source.name]
     last, rng = int(events.time[-1]), np.random.default_rng(1)
     known = {key: np.unique(events.columns[key]) for key in ("customer_id", "terminal_id")}
@@ -89,19 +89,19 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
     for k in range(DECISIONS + 100):
         for number, (name, features) in enumerate(sets.items()):
             about = {key: int(rng.choice(ids)) for key, ids in known.items()}
-            at = last + 1000 * (3 * k + number)
-            event = source.parse({"id": f"b{k}-{number}", "time": iso(at), **about, "amount": 12.34})
-            with store.decision(features.name, source, event, at + DAY) as unit:
-                found: list[Any] = []
-                took[name].append(taken(lambda f=features, e=event, u=unit, v=found: v.extend(evaluated(f, u, e))))
-                values[name].append((unit.event_position, unit.log_position, found))
+            time = last + 1000 * (3 * k + number)
+            event = source.parse({"id": f"b{k}-{number}", "time": iso(time), **about, "amount": 12.34})
+            with store.decision(features.name, source, event, time + DAY) as unit:
+                computed: list[Any] = []
+                took[name].append(taken(lambda f=features, e=event, u=unit, v=computed: v.extend(evaluated(f, u, e))))
+                values[name].append((unit.event_position, unit.log_position, computed))
                 unit.record("{}")
     history = store.history([source], [frauds])
     for name, features in sets.items():
-        own, seen, found = zip(*values[name], strict=True)
+        own, seen, computed = zip(*values[name], strict=True)
         rows = np.searchsorted(history.events[source.name].position, np.array(own))
         past = compute(features, history, rows, np.array(seen))
-        for feature, column in zip(features.names, zip(*found, strict=True), strict=True):
+        for feature, column in zip(features.names, zip(*computed, strict=True), strict=True):
             if not np.array_equal(np.array(column, past[feature].dtype), past[feature], equal_nan=True):
                 raise SystemExit(f"{feature} of the {name} is another number in the past")
     for name, most in zip(sets, (45, 45, 80), strict=True):

@@ -3,7 +3,7 @@
     python benchmarks/features/order_statistics.py [--full] [--rows N] [--threads N] [-o FILE]
 
 Beside it Polars' five and DuckDB's five, on the same rows with as many threads. Distinct counts have to be the same, the
-others agree within 1e-9; the squares of std, as a rolling sum of squares cannot do better where all amounts are alike.
+others agree within 1e-9. std is compared by its square, because a rolling sum of squares is less exact if all amounts are equal.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import tables
-from harness import Columns, Contender, ValidatedEvent, agree, beside, main, row, save_payments
+from harness import BenchmarkRow, Columns, Contender, agree, beside, main, row, save_payments
 
 DAYS = ["30d"]
 
@@ -58,28 +58,30 @@ DUCKDB = {
 }
 
 ROLES = {
-    "ours": lambda given: tables.ours(given, ours),
-    "polars_rolling": lambda given: tables.polars_rolling(given, polars, DAYS),
-    "polars_over": lambda given: tables.polars_over(given, polars_by, DAYS),
-    "polars_nunique": lambda given: tables.polars_rolling(given, lambda pl: {"nunique": polars(pl)["nunique"]}, DAYS),
-    "duckdb": lambda given: tables.duckdb(given, DUCKDB, DAYS),
+    "ours": lambda options: tables.ours(options, ours),
+    "polars_rolling": lambda options: tables.polars_rolling(options, polars, DAYS),
+    "polars_over": lambda options: tables.polars_over(options, polars_by, DAYS),
+    "polars_nunique": lambda options: tables.polars_rolling(
+        options, lambda pl: {"nunique": polars(pl)["nunique"]}, DAYS
+    ),
+    "duckdb": lambda options: tables.duckdb(options, DUCKDB, DAYS),
 }
 
 
-def squared(found: Columns) -> Columns:
-    return {name: v**2 if name.startswith("std") else v for name, v in found.items()}
+def squared(columns: Columns) -> Columns:
+    return {name: v**2 if name.startswith("std") else v for name, v in columns.items()}
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    payments = save_payments(given.folder, given.rows)
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    payments = save_payments(options.folder, options.rows)
     with ExitStack() as stack:
-        own = stack.enter_context(Contender("ours", given))
-        others, note = beside(stack, [role for role in ROLES if role != "ours"], given, "tables")
-        tables.take_turns([own, *others], given.best)
-        found = squared(own.result())
+        own = stack.enter_context(Contender("ours", options))
+        others, note = beside(stack, [role for role in ROLES if role != "ours"], options, "tables")
+        tables.take_turns([own, *others], options.best)
+        expected = squared(own.result())
         for other in others:
             theirs = squared(other.result())
-            agree({name: v for name, v in found.items() if name in theirs}, theirs, other.role)
+            agree({name: v for name, v in expected.items() if name in theirs}, theirs, other.role)
         took = {c.role: c.best for c in others}
         work = f"min, max, std, nunique, median over 30 days per customer, {payments:,} payments in order"
         polars_best = min(took["polars_rolling"], took["polars_over"] + took["polars_nunique"]) if took else None

@@ -2,11 +2,11 @@
 
     python benchmarks/features/point_in_time.py [--full] [--rows N] [-o FILE]
 
-There is a tenth as many label rows as events: half of them fall on a payment, half on any other time. One event in a
-hundred arrives up to a day late. We read the payments from disk and compute the windows as of each label. Feast computes
-no windows: it is handed ours, ready-made at every payment, and reads and joins them; both of its local stores are tried,
-the faster one counts. A row of its is lost where the answer does not have it, and wrong where any of twelve numbers is
-not the one as of the label, of what had arrived by then.
+There are a tenth as many label rows as events. Half of the labels have the time of a payment, half any other time. One event
+in a hundred arrives up to a day late. mlpkg reads the payments from disk and computes the windows as of each label. Feast
+computes no windows: it gets the windows of mlpkg, ready-made at every payment, and reads and joins them. Both of its local
+stores are tried, and the faster one counts. A row of Feast is lost if its answer lacks the row. A row is wrong if one of its
+twelve numbers differs from the number as of the label, which counts only events that had arrived by then.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import numpy as np
 import tables
 from harness import (
     DAY,
+    BenchmarkRow,
     Columns,
     Contender,
-    ValidatedEvent,
     Work,
     beside,
     fastest,
@@ -40,14 +40,14 @@ def features_on(ml: Any, on: Any, payments: Any) -> Any:
     return ml.FeatureSet("bench", on=on, c=payments.by("customer_id").agg(**aggregates))
 
 
-def prepare(given: argparse.Namespace) -> int:
-    """Save the log of payments and labels, and for Feast the features at every payment; how many labels."""
+def prepare(options: argparse.Namespace) -> int:
+    """Save the log of payments and labels, and for Feast the features at every payment. Return the number of labels."""
     import pandas as pd
 
     import mlpkg as ml
     from mlpkg.features import compute
 
-    rows, rng = load_payments(given.folder), np.random.default_rng(3)
+    rows, rng = load_payments(options.folder), np.random.default_rng(3)
     events, labels = len(rows["time"]), len(rows["time"]) // 10
     late = rng.random(events) < 0.01
     arrived = rows["time"] + np.where(late, rng.integers(0, DAY, events), 0)
@@ -55,8 +55,10 @@ def prepare(given: argparse.Namespace) -> int:
     off = labels - len(on)
     time = np.r_[rows["time"][on], rng.integers(rows["time"][0], rows["time"][-1], off)]
     customer = np.r_[rows["customer_id"][on], rng.choice(rows["customer_id"], off)]
-    asked = np.r_[arrived[on], time[len(on) :]]  # a label on a payment is asked for right after it, whenever it arrived
-    whole = np.lexsort((np.r_[np.zeros(events), np.ones(labels)], np.r_[arrived, asked]))
+    requested = np.r_[
+        arrived[on], time[len(on) :]
+    ]  # a label on a payment is asked for right after it, whenever it arrived
+    whole = np.lexsort((np.r_[np.zeros(events), np.ones(labels)], np.r_[arrived, requested]))
     position = np.empty(events + labels, np.int64)
     position[whole] = np.arange(1, events + labels + 1)
     log, about = np.argsort(position[:events]), np.argsort(position[events:])
@@ -64,27 +66,27 @@ def prepare(given: argparse.Namespace) -> int:
         "position": position[:events][log],
         "arrived": arrived[log],
     }
-    asked_for = {
+    saved = {
         "time": time[about],
         "customer_id": customer[about],
         "position": position[events:][about],
         "on": (about < len(on)).astype(np.int64),
     }
-    np.savez(given.folder / "log.npz", **payments)
-    np.savez(given.folder / "labels.npz", **asked_for)
+    np.savez(options.folder / "log.npz", **payments)
+    np.savez(options.folder / "labels.npz", **saved)
 
     source = tables.source()
-    found = compute(
+    computed = compute(
         features_on(ml, source, source), tables.history_of(payments, payments["position"]), np.arange(events)
     )
     stamps = {"event_timestamp": payments["time"], "created": payments["arrived"]}
     frame = pd.DataFrame({name: pd.to_datetime(v, unit="us", utc=True) for name, v in stamps.items()})
-    ready = {name.removeprefix("c_"): values for name, values in found.items()}
-    frame.assign(customer_id=payments["customer_id"], **ready).to_parquet(given.folder / "ready.parquet")
+    ready = {name.removeprefix("c_"): values for name, values in computed.items()}
+    frame.assign(customer_id=payments["customer_id"], **ready).to_parquet(options.folder / "ready.parquet")
     return labels
 
 
-def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
+def ours(options: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     import mlpkg as ml
     from mlpkg.engine.history import Events
     from mlpkg.features import compute
@@ -95,27 +97,27 @@ def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     features = features_on(ml, ml.Source("labels", Label), tables.source())
 
     def work() -> Any:
-        with np.load(given.folder / "log.npz") as log, np.load(given.folder / "labels.npz") as asked:
+        with np.load(options.folder / "log.npz") as log, np.load(options.folder / "labels.npz") as saved:
             history = tables.history_of(dict(log), log["position"])
-            time = asked["time"]
-            labels = Events(asked["position"], time, time, {"customer_id": asked["customer_id"]})
+            time = saved["time"]
+            labels = Events(saved["position"], time, time, {"customer_id": saved["customer_id"]})
         history.events["labels"] = labels
         return compute(features, history, np.arange(len(time)))
 
-    return work, lambda found: {name.removeprefix("c_"): values for name, values in found.items()}
+    return work, lambda computed: {name.removeprefix("c_"): values for name, values in computed.items()}
 
 
-def feast(given: argparse.Namespace, kind: str) -> tuple[Work, Callable[[Any], Columns]]:
+def feast(options: argparse.Namespace, kind: str) -> tuple[Work, Callable[[Any], Columns]]:
     from datetime import timedelta
 
     import pandas as pd
     from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
     from feast.types import Float64, Int64
 
-    path = str(given.folder / "ready.parquet")
+    path = str(options.folder / "ready.parquet")
     config = RepoConfig(
         project="bench",
-        registry=str(given.folder / f"{kind}.db"),
+        registry=str(options.folder / f"{kind}.db"),
         provider="local",
         offline_store={"type": kind},
         online_store=None,
@@ -133,10 +135,10 @@ def feast(given: argparse.Namespace, kind: str) -> tuple[Work, Callable[[Any], C
         online=False,
     )
     store.apply([customer, view])
-    with np.load(given.folder / "labels.npz") as asked:
-        when = pd.to_datetime(asked["time"], unit="us", utc=True)
+    with np.load(options.folder / "labels.npz") as saved:
+        when = pd.to_datetime(saved["time"], unit="us", utc=True)
         labels = pd.DataFrame(
-            {"customer_id": asked["customer_id"], "event_timestamp": when, "label": np.arange(len(when))}
+            {"customer_id": saved["customer_id"], "event_timestamp": when, "label": np.arange(len(when))}
         )
 
     def work() -> Any:
@@ -147,59 +149,59 @@ def feast(given: argparse.Namespace, kind: str) -> tuple[Work, Callable[[Any], C
 
 ROLES = {
     "ours": ours,
-    "feast_dask": lambda given: feast(given, "dask"),
-    "feast_duckdb": lambda given: feast(given, "duckdb"),
+    "feast_dask": lambda options: feast(options, "dask"),
+    "feast_duckdb": lambda options: feast(options, "duckdb"),
 }
 
 
-def verdict(found: Columns, theirs: Columns, on: np.ndarray) -> str:
-    """How many rows of Feast's are lost or wrong, in words."""
+def verdict(ours: Columns, theirs: Columns, on: np.ndarray) -> str:
+    """Return in words how many rows of Feast are lost or wrong."""
     label = theirs["label"].astype(np.int64)
     wrong = np.zeros(len(label), bool)
     for name in NAMES:
-        mine, other = found[name][label].astype(float), theirs[name]
+        own, other = ours[name][label].astype(float), theirs[name]
         if name.startswith("n_"):
             other = np.nan_to_num(other)  # no payment in 30 days is none in any window
-        wrong |= ~((np.abs(mine - other) <= 1e-9 * np.maximum(1, np.abs(mine))) | (np.isnan(mine) & np.isnan(other)))
-    there = np.bincount(label, minlength=len(on))
+        wrong |= ~((np.abs(own - other) <= 1e-9 * np.maximum(1, np.abs(own))) | (np.isnan(own) & np.isnan(other)))
+    occurrences = np.bincount(label, minlength=len(on))
     on_payment = on[label] == 1
     return (
-        f"{int((there == 0).sum()):,} of {len(on):,} rows lost, {int((there > 1).sum()):,} doubled; wrong "
+        f"{int((occurrences == 0).sum()):,} of {len(on):,} rows lost, {int((occurrences > 1).sum()):,} doubled; wrong "
         f"{int(wrong[on_payment].sum()):,} of {int(on.sum()):,} on a payment, "
         f"{int(wrong[~on_payment].sum()):,} of {int((on == 0).sum()):,} at other times"
     )
 
 
-def check(found: Columns, folder: Any) -> None:
-    """The counts of 200 labels, from what had arrived before them."""
+def check(computed: Columns, folder: Any) -> None:
+    """Compare the counts of 200 labels with the events that had arrived before them."""
     from harness import microseconds
 
-    with np.load(folder / "log.npz") as log, np.load(folder / "labels.npz") as asked:
-        rows, labels = dict(log), dict(asked)
+    with np.load(folder / "log.npz") as log, np.load(folder / "labels.npz") as saved:
+        rows, labels = dict(log), dict(saved)
     for k in np.random.default_rng(4).choice(len(labels["time"]), min(200, len(labels["time"])), False).tolist():
         age = labels["time"][k] - rows["time"]
         seen = (rows["customer_id"] == labels["customer_id"][k]) & (rows["position"] < labels["position"][k])
         for w in WINDOWS:
             n = int((seen & (age >= 0) & (age < microseconds(w))).sum())
-            if found[f"n_{w}"][k] != n:
-                raise SystemExit(f"label {k}, {w}: {found[f'n_{w}'][k]} events, where there are {n}")
+            if computed[f"n_{w}"][k] != n:
+                raise SystemExit(f"label {k}, {w}: {computed[f'n_{w}'][k]} events, where there are {n}")
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    events = save_payments(given.folder, given.rows)
-    labels = prepare(given)
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    events = save_payments(options.folder, options.rows)
+    labels = prepare(options)
     with ExitStack() as stack:
-        own = stack.enter_context(Contender("ours", given))
-        others, note = beside(stack, ["feast_dask", "feast_duckdb"], given, "feast")
+        own = stack.enter_context(Contender("ours", options))
+        others, note = beside(stack, ["feast_dask", "feast_duckdb"], options, "feast")
         take_turns([own, *others], 1)
-        take_turns([own], given.best - 1)
-        found = own.result()
-        check(found, given.folder)
-        with np.load(given.folder / "labels.npz") as asked:
-            said = [f"{c.role} {c.best:.1f} s: {verdict(found, c.result(), asked['on'])}" for c in others]
+        take_turns([own], options.best - 1)
+        expected = own.result()
+        check(expected, options.folder)
+        with np.load(options.folder / "labels.npz") as saved:
+            verdicts = [f"{c.role} {c.best:.1f} s: {verdict(expected, c.result(), saved['on'])}" for c in others]
         chosen = fastest(others) if others else None
         work = f"twelve features for {labels:,} label rows from {events:,} events"
-        peer, note = chosen.role if chosen else "feast", note or "; ".join(said)
+        peer, note = chosen.role if chosen else "feast", note or "; ".join(verdicts)
         yield row(work, own.best, peer, chosen and chosen.best, "theirs / ours >= 50", note=note)
         theirs = chosen.megabytes if chosen else None
         yield row(f"{work}: peak memory", own.megabytes, peer, theirs, "ours <= 1000", "MB")

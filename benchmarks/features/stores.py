@@ -1,4 +1,4 @@
-"""Payments as batches for a store, and a store of a time of its own to measure on."""
+"""Payments as batches for a store, and new stores to measure on."""
 
 import tempfile
 import time
@@ -16,25 +16,25 @@ from mlpkg.store import Batch, DecisionTransaction, Store, open_store
 
 
 def batches(source: Source, rows: Columns, size: int, prefix: str = "e") -> Iterator[Batch]:
-    """Payments (time, customer_id, terminal_id, cents) in batches of `size`, as they come from the door."""
+    """Payments (time, customer_id, terminal_id, cents) in batches of `size`, as they are after validation."""
     names = ("time", "customer_id", "terminal_id", "cents")
     for begin in range(0, len(rows["time"]), size):
-        at, customer, terminal, cents = (rows[name][begin : begin + size] for name in names)
+        times, customer, terminal, cents = (rows[name][begin : begin + size] for name in names)
         each = zip(customer.tolist(), terminal.tolist(), (cents / 100).tolist(), strict=True)
         yield Batch(
             streams=[source],
-            stream=np.zeros(len(at), np.int64),
-            ids=[f"{prefix}{i}" for i in range(begin, begin + len(at))],
-            time=at,
-            arrived=at,
+            stream=np.zeros(len(times), np.int64),
+            ids=[f"{prefix}{i}" for i in range(begin, begin + len(times))],
+            time=times,
+            arrived=times,
             bodies=[f'{{"customer_id":{c},"terminal_id":{t},"amount":{a!r}}}' for c, t, a in each],
             codes={source.stream: np.column_stack([customer, terminal, cents])},
-            rows=np.arange(begin, begin + len(at)),
+            rows=np.arange(begin, begin + len(times)),
         )
 
 
 def reports(outcome: Outcome, ids: Sequence[str], truth: np.ndarray, arrived: np.ndarray) -> Batch:
-    """What became of some payments."""
+    """Make a batch of outcomes of payments."""
     return Batch(
         streams=[outcome],
         stream=np.zeros(len(ids), np.int64),
@@ -48,17 +48,17 @@ def reports(outcome: Outcome, ids: Sequence[str], truth: np.ndarray, arrived: np
 
 
 def new_store(folder: Path) -> Store:
-    """A store on a store of its own inside `folder`, which whoever made the folder removes."""
+    """Open a new store inside `folder`. The maker of the folder removes it."""
     return open_store(Settings(state=Path(tempfile.mkdtemp(prefix="store-", dir=folder))))
 
 
 def evaluated(features: FeatureSet, unit: DecisionTransaction, row: ValidatedEvent) -> list[float | int]:
-    """The features of the event of a decision under way, reads included, as `Decider` gets them."""
+    """Compute the features of the event that is being decided, reads included, as `Decider` does."""
     return evaluate(features, row.codes, row.time, unit.log_position, unit.event_position, unit.read)
 
 
 def taken(work: Callable[[], Any]) -> float:
-    """Microseconds that it took."""
+    """Return the microseconds that a call took."""
     began = time.perf_counter_ns()
     work()
     return (time.perf_counter_ns() - began) / 1000

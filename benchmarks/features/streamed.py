@@ -2,9 +2,9 @@
 
     python benchmarks/features/streamed.py [--full] [--rows N] [-o FILE]
 
-Three sizes, a fifth, two fifths and all of the rows, each in a process of its own with one customer for 350 events; one
-event in a hundred is up to three days late. The archive is simulated first, outside the time; the time is that of reading
-it, computing, and writing the rows as Parquet. The counts of ten customers are held against plain NumPy.
+Three sizes are measured: a fifth, two fifths and all of the rows, each in its own process. There is one customer for each 350
+events, and one event in a hundred is up to three days late. The archive is simulated first, which is not timed. Timed are
+reading it, computing, and writing the rows as Parquet. The counts of ten customers are compared with plain NumPy.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from harness import Columns, Contender, ValidatedEvent, Work, main, microseconds, row
+from harness import BenchmarkRow, Columns, Contender, Work, main, microseconds, row
 
 WINDOWS = ["1h", "3h", "6h", "12h", "1d", "2d", "3d", "7d", "14d", "21d", "30d", "60d"]
 
 
-def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
+def ours(options: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
     import tables
 
     import mlpkg as ml
     from mlpkg.lab.streaming import simulate_archive, stream_training_set
 
-    source, customers = tables.source(), max(10, given.events // 350)
+    source, customers = tables.source(), max(10, options.events // 350)
     aggregates = {"n": ml.count(over=WINDOWS), "mean": ml.mean("amount", over=WINDOWS)}
     features = ml.FeatureSet("bench", on=source, c=source.by("customer_id").agg(**aggregates))
 
@@ -36,9 +36,15 @@ def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
         }
 
     archive = simulate_archive(
-        given.folder / f"archive-{given.events}", source, given.events, draw, start="2026-01-01", days=180, late=0.01
+        options.folder / f"archive-{options.events}",
+        source,
+        options.events,
+        draw,
+        start="2026-01-01",
+        days=180,
+        late=0.01,
     )
-    into = given.folder / f"rows-{given.events}"
+    into = options.folder / f"rows-{options.events}"
 
     def work() -> Any:
         shutil.rmtree(into, ignore_errors=True)
@@ -48,42 +54,42 @@ def ours(given: argparse.Namespace) -> tuple[Work, Callable[[Any], Columns]]:
         import pyarrow.compute as pc
 
         names = ["time", "customer_id", *features.names]
-        found = dataset.to_table(columns=names, filter=pc.field("customer_id") < 10)
-        return {name: found[name].to_numpy() for name in names} | {"rows": np.array(dataset.count_rows())}
+        table = dataset.to_table(columns=names, filter=pc.field("customer_id") < 10)
+        return {name: table[name].to_numpy() for name in names} | {"rows": np.array(dataset.count_rows())}
 
     return work, columns
 
 
-def check(found: Columns, events: int) -> None:
-    """The counts of the first customers, whose rows are in the order of the log."""
-    if found["rows"] != events:
-        raise SystemExit(f"there are {found['rows']:,} rows for {events:,} events")
-    time = found["time"].astype("datetime64[us]").astype(np.int64)
+def check(values: Columns, events: int) -> None:
+    """Compare the counts of the first customers with plain NumPy; their rows are in the order of the log."""
+    if values["rows"] != events:
+        raise SystemExit(f"there are {values['rows']:,} rows for {events:,} events")
+    time = values["time"].astype("datetime64[us]").astype(np.int64)
     for customer in range(10):
-        mine = np.flatnonzero(found["customer_id"] == customer)
-        age = time[mine][:, None] - time[mine][None, :]
-        before = np.tri(len(mine), dtype=bool)
+        of_customer = np.flatnonzero(values["customer_id"] == customer)
+        age = time[of_customer][:, None] - time[of_customer][None, :]
+        before = np.tri(len(of_customer), dtype=bool)
         for w in WINDOWS:
             n = ((age >= 0) & (age < microseconds(w)) & before).sum(axis=1)
-            if (found[f"c_n_{w}"][mine] != n).any():
+            if (values[f"c_n_{w}"][of_customer] != n).any():
                 raise SystemExit(f"customer {customer}: wrong counts over {w}")
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
     took, most = {}, 0.0
-    for events in (given.rows // 5, 2 * given.rows // 5, given.rows):
-        with Contender("ours", given, events=events) as own:
+    for events in (options.rows // 5, 2 * options.rows // 5, options.rows):
+        with Contender("ours", options, events=events) as own:
             took[events], most = own.run(), max(most, own.megabytes)
             check(own.result(), events)
-        shutil.rmtree(given.folder / f"archive-{events}")
-        shutil.rmtree(given.folder / f"rows-{events}")
+        shutil.rmtree(options.folder / f"archive-{events}")
+        shutil.rmtree(options.folder / f"rows-{events}")
     least = min(took)
-    said = ", ".join(f"{events:,} in {seconds:.1f} s" for events, seconds in took.items())
-    work = f"count and mean over twelve windows, {given.rows:,} events streamed by bucket"
-    yield row(f"{work}: peak memory", most, "", None, "ours <= 4000", "MB", said)
-    per_event = [took[n] / n * 1e6 for n in (given.rows, least)]
+    remark = ", ".join(f"{events:,} in {seconds:.1f} s" for events, seconds in took.items())
+    work = f"count and mean over twelve windows, {options.rows:,} events streamed by bucket"
+    yield row(f"{work}: peak memory", most, "", None, "ours <= 4000", "MB", remark)
+    per_event = [took[n] / n * 1e6 for n in (options.rows, least)]
     peer = f"ours, {least:,} events"
-    yield row(f"{work}: time per event", per_event[0], peer, per_event[1], "ours / theirs <= 1.25", "µs", said)
+    yield row(f"{work}: time per event", per_event[0], peer, per_event[1], "ours / theirs <= 1.25", "µs", remark)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The three engines that compute windows over a table of payments, each from the same columns in memory.
 
-What comes out is one column per aggregate and window, in whatever order the engine likes; `columns` puts it into that of
-the log, outside the time that is taken.
+The result has one column per aggregate and window, in any order of rows. `columns` puts the rows into the order of the log,
+which is not timed.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from harness import Columns, Contender, Work, load_payments, microseconds, take_
 
 
 def history_of(rows: Columns, position: np.ndarray | None = None) -> Any:
-    """Payments as the history that features are computed from; the position is the place, unless another is given."""
+    """Return payments as a history. By default the position in the log is the number of the row."""
     from mlpkg.engine.history import Events, History
 
     columns = {"customer_id": rows["customer_id"], "terminal_id": rows["terminal_id"], "amount": rows["cents"]}
@@ -36,29 +36,29 @@ def source() -> Any:
 
 
 def ours(
-    given: argparse.Namespace, aggregates: Callable[[Any], Mapping[str, Any]]
+    options: argparse.Namespace, aggregates: Callable[[Any], Mapping[str, Any]]
 ) -> tuple[Work, Callable[[Any], Columns]]:
-    """`aggregates` makes of `mlpkg` the aggregates by their names; they come out as name, window."""
+    """Compute with mlpkg. `aggregates` returns the aggregates by name; the columns are named name_window."""
     import mlpkg as ml
     from mlpkg.features import compute
 
-    payments, rows = source(), load_payments(given.folder)
+    payments, rows = source(), load_payments(options.folder)
     features = ml.FeatureSet("bench", on=payments, c=payments.by("customer_id").agg(**aggregates(ml)))
     every = np.arange(len(rows["time"]))
 
     def work() -> Any:
         return compute(features, history_of(rows), every)  # a new history: nothing is laid out yet
 
-    return work, lambda found: {name.removeprefix("c_"): values for name, values in found.items()}
+    return work, lambda computed: {name.removeprefix("c_"): values for name, values in computed.items()}
 
 
 def polars_rolling(
-    given: argparse.Namespace, aggregates: Callable[[Any], Mapping[str, Any]], windows: Sequence[str]
+    options: argparse.Namespace, aggregates: Callable[[Any], Mapping[str, Any]], windows: Sequence[str]
 ) -> tuple[Work, Callable[[Any], Columns]]:
-    """`DataFrame.rolling` per customer, all windows in one plan; `aggregates` makes of `polars` the expressions by name."""
+    """Compute with `DataFrame.rolling` per customer, all windows in one plan. `aggregates` returns expressions by name."""
     import polars as pl
 
-    frame = pl.DataFrame(load_payments(given.folder)).lazy()
+    frame = pl.DataFrame(load_payments(options.folder)).lazy()
     plans = [
         frame.rolling("time", period=f"{microseconds(w)}i", group_by="customer_id").agg(
             **{f"{name}_{w}": e for name, e in aggregates(pl).items()}
@@ -81,33 +81,33 @@ def polars_rolling(
 
 
 def polars_over(
-    given: argparse.Namespace, aggregates: Callable[[Any, str], Mapping[str, Any]], windows: Sequence[str]
+    options: argparse.Namespace, aggregates: Callable[[Any, str], Mapping[str, Any]], windows: Sequence[str]
 ) -> tuple[Work, Callable[[Any], Columns]]:
-    """`rolling_*_by(...).over("customer_id")`; `aggregates` makes of `polars` and a width the expressions by name."""
+    """Compute with `rolling_*_by(...).over("customer_id")`. `aggregates` returns the expressions of a width by name."""
     import polars as pl
 
-    frame = pl.DataFrame(load_payments(given.folder)).with_columns(one=pl.lit(1, pl.Int64)).lazy()
+    frame = pl.DataFrame(load_payments(options.folder)).with_columns(one=pl.lit(1, pl.Int64)).lazy()
     wanted = {
         f"{name}_{w}": e.over("customer_id")
         for w in windows
         for name, e in aggregates(pl, f"{microseconds(w)}i").items()
     }
     plan = frame.select(**wanted)
-    return plan.collect, lambda found: {name: found[name].to_numpy() for name in found.columns}
+    return plan.collect, lambda result: {name: result[name].to_numpy() for name in result.columns}
 
 
 def duckdb(
-    given: argparse.Namespace, aggregates: Mapping[str, str], windows: Sequence[str]
+    options: argparse.Namespace, aggregates: Mapping[str, str], windows: Sequence[str]
 ) -> tuple[Work, Callable[[Any], Columns]]:
-    """Range windows in SQL; `aggregates` are expressions by name in which ``over w`` stands for the window."""
+    """Compute with range windows in SQL. `aggregates` are expressions by name, in which ``over w`` stands for the window."""
     import duckdb
 
-    rows = load_payments(given.folder)
+    rows = load_payments(options.folder)
     database = duckdb.connect()
-    database.execute(f"set threads={given.threads}")
-    database.register("given", rows)
-    database.execute("create table payments as select * from given")
-    database.unregister("given")
+    database.execute(f"set threads={options.threads}")
+    database.register("rows_in_memory", rows)
+    database.execute("create table payments as select * from rows_in_memory")
+    database.unregister("rows_in_memory")
     named = ", ".join(
         f"w{w} as (partition by customer_id order by time range between {microseconds(w) - 1} preceding and current row)"
         for w in windows
@@ -115,20 +115,20 @@ def duckdb(
     values = ", ".join(
         f"{sql.replace('over w', f'over w{w}')} as {name}_{w}" for w in windows for name, sql in aggregates.items()
     )
-    query = f"create or replace temp table found as select time, {values} from payments window {named}"
+    query = f"create or replace temp table result as select time, {values} from payments window {named}"
 
     def columns(_: Any) -> Columns:
-        found = database.execute("select * exclude time from found order by time").fetchnumpy()
+        result = database.execute("select * exclude time from result order by time").fetchnumpy()
         return {
             n: np.ma.filled(v.astype(float), np.nan) if isinstance(v, np.ma.MaskedArray) else v
-            for n, v in found.items()
+            for n, v in result.items()
         }
 
     return lambda: database.execute(query), columns
 
 
 def settle(contenders: Sequence[Contender], best: int) -> None:
-    """Give each its turns; a contender that is far behind its fellows of the same engine is not asked again."""
+    """Let each contender run. One that is twice as slow as another form of the same engine runs only once."""
     take_turns(contenders, 1)
     for _ in range(best - 1):
         for contender in contenders:

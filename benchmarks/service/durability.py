@@ -1,24 +1,27 @@
-"""What durability costs over HTTP: decisions a second at one and at 32 connections, `process` against `disk`, and fsyncs a decision.
+"""The cost of durability over HTTP: decisions a second and fsyncs a decision, with `disk` and with `process`.
+
+One and 32 connections are measured.
 
     python benchmarks/service/durability.py [--full] [-o FILE]
 
 One worker under uvicorn, the handbook's fourteen features and 200 trees. The third form is `disk` with an fsync that takes ten
-milliseconds longer. The forms take turns. The state lies in build/, which has to be on a real disk: on a tmpfs an fsync costs nothing.
+milliseconds longer. The forms take turns. The state is in build/, which has to be on a real disk: on a tmpfs an fsync costs
+nothing.
 """
 
 import argparse
 from collections.abc import Iterator
 from statistics import median
 
-from served import Servers, ValidatedEvent, main, payments, row
+from served import BenchmarkRow, Servers, main, payments, row
 
 FORMS = {"process": ("process", "0"), "disk": ("disk", "0"), "slow": ("disk", "0.01")}
 AT_ONCE = 32
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    rounds, seconds = (10, 4.0) if given.full else (4, 1.0)
-    with Servers(given.folder) as servers:
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    rounds, seconds = (10, 4.0) if options.full else (4, 1.0)
+    with Servers(options.folder) as servers:
         forms = {
             form: servers.ours("uvicorn", MLPKG_DURABILITY=durability, SLOWER=slower)
             for form, (durability, slower) in FORMS.items()
@@ -28,16 +31,16 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
         rates: dict[tuple[str, int], list[float]] = {(form, c): [] for form in forms for c in (1, AT_ONCE)}
         syncs = []
         size = dict.fromkeys(rates, 30)
-        for number in range(rounds + 1):  # the first ones warm up, and tell how many fit into the time
-            for (form, connections), found in rates.items():
+        for number in range(rounds + 1):  # the first ones warm up, and measure how many fit into the time
+            for (form, connections), turns in rates.items():
                 before = forms[form].watch()["syncs"]
-                asked = forms[form].ask(payments(size[form, connections]), connections)
-                size[form, connections] = max(30, int(asked.rate * seconds))
+                result = forms[form].ask(payments(size[form, connections]), connections)
+                size[form, connections] = max(30, int(result.rate * seconds))
                 if number:
-                    found.append(asked.rate)
+                    turns.append(result.rate)
                     if (form, connections) == ("disk", AT_ONCE):
-                        syncs.append((forms[form].watch()["syncs"] - before) / len(asked.answers))
-        rate = {key: median(found) for key, found in rates.items()}
+                        syncs.append((forms[form].watch()["syncs"] - before) / len(result.answers))
+        rate = {key: median(turns) for key, turns in rates.items()}
         alone = ", ".join(f"{form} {rate[form, 1]:.0f}" for form in forms)
         note = f"one worker under uvicorn; one at a time: {alone} a second"
         work, all_at_once = "durability = disk", (rate["disk", AT_ONCE], rate["process", AT_ONCE])

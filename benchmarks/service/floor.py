@@ -1,10 +1,10 @@
-"""One decision beside its floor: the least that the same work costs without mlpkg.
+"""One decision beside its floor: the cost of the same work without mlpkg.
 
     python benchmarks/service/floor.py [--full] [-o FILE]
 
 The floor is the sum of three parts. A bare HTTP echo under uvicorn reads a request and sends an answer of the same sizes. A
-bare SQLite commit writes the same rows into a copy of the same store. A bare model call is LightGBM's fast call on a row that
-lies in an array of C. A decision in this process has no HTTP, so its floor has none either. All take turns, one request at a
+bare SQLite commit writes the same rows into a copy of the same store. A bare model call is LightGBM's fast call on a row that is
+an array of C already. A decision in this process has no HTTP, so its floor has none either. All take turns, one request at a
 time; figures are medians of turns.
 """
 
@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import apsw
-from served import SERVERS, Row, Server, Servers, free_port, main, payments, row, sys
+from served import SERVERS, BenchmarkRow, Server, Servers, free_port, main, payments, row, sys
 
 from mlpkg.decisions import Decider
 from mlpkg.settings import Settings
@@ -113,10 +113,10 @@ def time_calls(call: Callable[[Any], Any], arguments: Sequence[Any]) -> float:
     return median(durations) / 1000
 
 
-def measure(given: argparse.Namespace) -> Iterator[Row]:
-    turns = 50 if given.full else 10
-    with Servers(given.folder) as servers:
-        copies = {name: given.folder / name for name in ("recorded", "replayed", "measured")}
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    turns = 50 if options.full else 10
+    with Servers(options.folder) as servers:
+        copies = {name: options.folder / name for name in ("recorded", "replayed", "measured")}
         for folder in copies.values():
             shutil.copytree(servers.made, folder)
         pragmas, transactions = record_writes(copies["recorded"], payments((turns + 1) * TURN))
@@ -144,7 +144,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         yield from rows_of_table({name: median(values) for name, values in figures.items()})
 
 
-def rows_of_table(p50: dict[str, float]) -> Iterator[Row]:
+def rows_of_table(p50: dict[str, float]) -> Iterator[BenchmarkRow]:
     """Both ways beside their floors."""
     commit, model, echo = p50["commit"], p50["model"], p50["echo"]
     work, note = "one decision", f"floor: commit {commit:.1f} µs, model call {model:.1f} µs"

@@ -2,8 +2,9 @@
 
     python benchmarks/service/in_process.py [--full] [-o FILE]
 
-Every decision is about a new payment of a random customer at a random terminal. The score is compared with LightGBM's fast
-call on a row that lies in an array of C already, by turns, and has to be the same to the bit as `Booster.predict` gives.
+Every decision is about a new payment of a random customer at a random terminal. The score of one row and
+LightGBM's fast call on a row that is an array of C already take turns. The score has to equal that of `Booster.predict` to the
+bit.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from served import SERVERS, ValidatedEvent, main, make_store, payments, row, sys
+from served import SERVERS, BenchmarkRow, main, make_store, payments, row, sys
 
 from mlpkg.decisions import Decider
 from mlpkg.settings import Settings
@@ -25,11 +26,11 @@ from handbook import handbook  # noqa: E402
 TURNS, CALLS = 40, 500
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    model = make_store(given.folder)
-    store = open_store(Settings(state=given.folder))
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    model = make_store(options.folder)
+    store = open_store(Settings(state=options.folder))
     decider = Decider(handbook(), store)
-    number = 20_000 if given.full else 3_000
+    number = 20_000 if options.full else 3_000
     taken, rows = [], []
     for body in payments(number + 500):
         began = time.perf_counter_ns()
@@ -56,7 +57,7 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
 
 
 def each(call: Callable[..., float], rows: Sequence[object]) -> float:
-    """Microseconds of one call."""
+    """Return the microseconds of one call."""
     began = time.perf_counter_ns()
     for values in rows:
         call(values)

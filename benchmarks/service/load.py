@@ -1,6 +1,6 @@
-"""The load generator: one process, connections that stay open, bodies that are made before; it times each request.
+"""The load generator: one process, open connections, and bodies that were made before. It times each request.
 
-It tells how much it could ask for, against an application that answers at once: `python benchmarks/service/load.py`.
+`python benchmarks/service/load.py` measures how fast it is itself, against an application that answers at once.
 """
 
 import selectors
@@ -20,8 +20,8 @@ _EARLY = 0.0001  # seconds before a request is due that are not slept
 
 
 @dataclass
-class Asked:
-    """What became of some requests: the seconds that each took, in their order, what was answered, and the seconds of all."""
+class LoadResult:
+    """The seconds of each request, in order, the answers, and the seconds of all requests together."""
 
     seconds: np.ndarray
     answers: list[bytes]
@@ -34,7 +34,7 @@ class Asked:
 
     @property
     def p99(self) -> float:
-        """In microseconds."""
+        """The 99th percentile, in microseconds."""
         return float(np.percentile(self.seconds, 99)) * 1e6
 
     @property
@@ -53,7 +53,7 @@ class Connection:
         self.number, self.due = 0, 0.0
 
     def receive(self) -> bytes | None:
-        """Read what has come; the content of the answer when it is whole."""
+        """Read what has arrived. Return the content of the answer when it is complete, else None."""
         data = self.socket.recv(262_144)
         if not data:
             raise ConnectionError("the server has closed the connection")
@@ -78,12 +78,12 @@ class Connection:
         return content
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.socket.close()
 
 
 def post(path: str, body: bytes) -> bytes:
-    """A request."""
+    """Return an HTTP request."""
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 
@@ -94,15 +94,15 @@ def ask(
     bodies: Sequence[bytes],
     connections: int | Sequence[Connection] = 1,
     rate: float | None = None,
-) -> Asked:
-    """Ask for all, each connection as soon as it has been answered.
+) -> LoadResult:
+    """Send all requests; each connection sends the next one as soon as it has an answer.
 
-    With a `rate`, request k is due k / rate seconds after the beginning and is timed from then on, whether a connection was free or not.
+    With a `rate`, request k is due k / rate seconds after the beginning. It is timed from then on, even if no connection is free.
     """
     requests = [post(path, body) for body in bodies]
     seconds, answers = np.empty(len(requests)), [b""] * len(requests)
     with ExitStack() as stack:
-        selector = stack.enter_context(selectors.SelectSelector())  # whose patience is exact
+        selector = stack.enter_context(selectors.SelectSelector())  # its timeout is exact
         idle = deque(
             connections if not isinstance(connections, int) else [Connection(port) for _ in range(connections)]
         )
@@ -122,7 +122,7 @@ def ask(
                 connection.number, connection.due = sent, due
                 connection.socket.sendall(requests[sent])
                 sent += 1
-            # who would not sleep at all, took from the server the processor that it has to itself otherwise
+            # without a sleep this process would take processor time from the server
             until = began + sent / rate - _EARLY if rate and idle and sent < len(requests) else now + _PATIENCE
             for key, _ in selector.select(max(0, until - time.perf_counter())):
                 connection = key.data
@@ -134,7 +134,7 @@ def ask(
                     idle.append(connection)
             if time.perf_counter() - max(heard, now) > _PATIENCE:
                 raise RuntimeError(f"no answer in {_PATIENCE:g} s")
-        return Asked(seconds, answers, time.perf_counter() - began)
+        return LoadResult(seconds, answers, time.perf_counter() - began)
 
 
 _ECHO = """
@@ -149,7 +149,7 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", log_lev
 
 
 def main() -> None:
-    """Ask an application that only sends back what it got."""
+    """Measure against an application that returns each body."""
     port = 3399
     echo = subprocess.Popen([sys.executable, "-c", _ECHO, str(port)])
     try:
@@ -163,13 +163,13 @@ def main() -> None:
                     raise
                 time.sleep(0.05)
         for connections in (1, 16):
-            asked = ask(port, "/", [b"x" * 130] * 20_000, connections)
+            result = ask(port, "/", [b"x" * 130] * 20_000, connections)
             print(
-                f"{connections:>3} at once: {asked.rate:,.0f} a second, p50 {asked.p50:.0f} µs, p99 {asked.p99:.0f} µs"
+                f"{connections:>3} at once: {result.rate:,.0f} a second, p50 {result.p50:.0f} µs, p99 {result.p99:.0f} µs"
             )
-        asked = ask(port, "/", [b"x" * 130] * 10_000, 16, rate=2000)
+        result = ask(port, "/", [b"x" * 130] * 10_000, 16, rate=2000)
         print(
-            f"2,000 a second: p50 {asked.p50:.0f} µs, p99 {asked.p99:.0f} µs, longest {asked.seconds.max() * 1e3:.1f} ms"
+            f"2,000 a second: p50 {result.p50:.0f} µs, p99 {result.p99:.0f} µs, longest {result.seconds.max() * 1e3:.1f} ms"
         )
     finally:
         echo.kill()

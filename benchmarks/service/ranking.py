@@ -2,9 +2,9 @@
 
     python benchmarks/service/ranking.py [--full] [-o FILE]
 
-A shop with clicks of 1,000 users on 1,500 items and what was bought; every ranking is of a new visit and of items drawn at
-random. It is asked in three ways: the decider in this process, the application called as ASGI without a server, and a uvicorn
-of its own over HTTP. Afterwards everything recorded has to verify.
+A shop has clicks of 1,000 users on 1,500 items, and purchases. Every ranking is of a new visit and of items drawn at random.
+There are three ways to ask: the decider in this process, the application called as ASGI without a server, and a uvicorn process
+over HTTP. Afterwards all recorded rankings have to verify.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 from load import Connection, post
-from served import ValidatedEvent, main, row
+from served import BenchmarkRow, main, row
 
 import mlpkg as ml
 from mlpkg import models
@@ -35,7 +35,7 @@ from mlpkg.store import Batch, Store
 from mlpkg.times import DAY, iso, now
 
 USERS, ITEMS, CLICKS, DAYS, TREES = 1000, 1500, 100_000, 30, 200
-TURN = 25  # rankings that one way is asked for before it is another's turn
+TURN = 25  # rankings in one way before the next way has its turn
 MUST = {100: 3_000, 1_000: 15_000}  # microseconds, p50
 
 
@@ -65,24 +65,24 @@ offers = ml.UseCase("offers", features, policy=lambda score, event: f"item {even
 
 
 def load(store: Store) -> None:
-    """A month of clicks up to now."""
+    """Load a month of clicks up to now."""
     rng, end = np.random.default_rng(7), now()
-    at = np.sort(rng.integers(end - DAYS * DAY, end, CLICKS))
+    times = np.sort(rng.integers(end - DAYS * DAY, end, CLICKS))
     user, item = rng.integers(0, USERS, CLICKS), rng.integers(0, ITEMS, CLICKS)
     cents = rng.integers(100, 10_000, CLICKS)
     each = zip(user.tolist(), item.tolist(), (cents / 100).tolist(), strict=True)
-    told = np.flatnonzero(rng.random(CLICKS) < 0.05)
-    ids, rows = [f"c{i}" for i in range(CLICKS)], np.arange(CLICKS + len(told))
-    bodies = [f'{{"user":{u},"item":{i},"price":{p!r}}}' for u, i, p in each] + ['{"bought":true}'] * len(told)
-    codes = {"clicks": np.column_stack([user, item, cents]), bought.stream: np.ones((len(told), 1), np.int64)}
-    stream = np.repeat([0, 1], [CLICKS, len(told)])
-    ids += [ids[i] for i in told.tolist()]
-    when = np.concatenate([at, at[told]])
+    purchased = np.flatnonzero(rng.random(CLICKS) < 0.05)
+    ids, rows = [f"c{i}" for i in range(CLICKS)], np.arange(CLICKS + len(purchased))
+    bodies = [f'{{"user":{u},"item":{i},"price":{p!r}}}' for u, i, p in each] + ['{"bought":true}'] * len(purchased)
+    codes = {"clicks": np.column_stack([user, item, cents]), bought.stream: np.ones((len(purchased), 1), np.int64)}
+    stream = np.repeat([0, 1], [CLICKS, len(purchased)])
+    ids += [ids[i] for i in purchased.tolist()]
+    when = np.concatenate([times, times[purchased]])
     store.load(Batch([clicks, bought], stream, ids, when, when, bodies, codes, rows))
 
 
-def make_live(store: Store) -> None:
-    """A model of the usual size; what it has learned does not matter here."""
+def promote_model(store: Store) -> None:
+    """Promote a model of the usual size, trained on noise."""
     rng = np.random.default_rng(1)
     rows = rng.gamma(2, 25, (20_000, len(features.names)))
     label = (rows @ rng.normal(size=rows.shape[1]) > 0) ^ (rng.random(len(rows)) < 0.1)
@@ -94,13 +94,13 @@ def make_live(store: Store) -> None:
 
 
 def visit(id: str, many: int, rng: random.Random) -> bytes:
-    """A new visit of a known user, and so many items."""
+    """Make a new visit of a known user, with `many` candidates."""
     event = {"id": id, "time": iso(now()), "user": rng.randrange(USERS), "candidates": rng.sample(range(ITEMS), many)}
     return json.dumps(event).encode()
 
 
 def called(app: Application) -> Callable[[bytes], bytes]:
-    """The application without a server."""
+    """Return a function that calls the application without a server."""
     scope = {"type": "http", "method": "POST", "path": "/v1/rank", "query_string": b"", "client": ("127.0.0.1", 1)}
     scope["server"] = ("127.0.0.1", 3000)
     scope["headers"] = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
@@ -124,7 +124,7 @@ def called(app: Application) -> Callable[[bytes], bytes]:
 
 
 def serve(state: Path) -> None:
-    """A uvicorn of its own; where it listens is the first line that it prints."""
+    """Run uvicorn. The first line that it prints is its port."""
     import uvicorn
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -134,15 +134,15 @@ def serve(state: Path) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    settings = Settings(state=given.folder, trust_loopback=True)
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    settings = Settings(state=options.folder, trust_loopback=True)
     store = ml.open_store(settings)
     store.register(offers.name, features)
     load(store)
-    make_live(store)
+    promote_model(store)
     app = Application(offers, settings)
     app.start()
-    command = [sys.executable, __file__, "--serve", str(given.folder)]
+    command = [sys.executable, __file__, "--serve", str(options.folder)]
     took: dict[tuple[int, str], list[float]] = {}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -153,7 +153,7 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
             "as ASGI": called(app),
             "over HTTP": lambda body: line.ask(post("/v1/rank", body)),
         }
-        rng, turns = random.Random(3), 40 if given.full else 10
+        rng, turns = random.Random(3), 40 if options.full else 10
         for turn in range(turns + 1):  # the first one warms up
             for many, (way, ask) in itertools.product(MUST, ways.items()):
                 for k in range(TURN):

@@ -1,9 +1,9 @@
-"""Every benchmark of the decision service, one after the other; what they found goes into build/bench.json.
+"""Every benchmark of the decision service, one after the other; the rows go into build/bench.json.
 
     python benchmarks/service/run.py [--full] [--only NAME ...] [-o build/bench.json]
 
 A list with a row per line of the table in benchmarks/README.md: work, ours, peer, theirs, ratio, must, holds, unit, note.
-`holds` is null where a peer or a figure is missing, and the note says why. A benchmark that takes longer than its share is
+`holds` is null if a peer or a figure is missing, and the note says why. A benchmark that takes longer than its share is
 stopped.
 """
 
@@ -20,6 +20,7 @@ NAMES = [
     "stuck",
     "memory",
     "shortcuts",
+    "floor",
     "others",
 ]
 

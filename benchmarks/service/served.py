@@ -1,4 +1,4 @@
-"""What the benchmarks of the service share: servers in processes of their own, ours and those of peers, and what they are asked."""
+"""What the benchmarks of the service share: servers in other processes, those of mlpkg and of peers, and the requests to them."""
 
 import argparse
 import contextlib
@@ -24,28 +24,28 @@ HERE = Path(__file__).resolve().parent
 SERVERS = HERE / "servers"
 sys.path.insert(0, str(HERE.parent))
 
-from bench import ROOT, Missing, ValidatedEvent, arguments, environment, report, row, run_all  # noqa: E402
+from bench import ROOT, BenchmarkRow, Missing, arguments, environment, report, row, run_all  # noqa: E402
 from handbook import handbook, make_model, make_store, payment  # noqa: E402, F401
-from load import Asked, ask  # noqa: E402
+from load import LoadResult, ask  # noqa: E402
 
 from mlpkg.serve.bento.package import Bento  # noqa: E402
 from mlpkg.serve.bento.run import start_server, stop_server  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 
-__all__ = ["ROOT", "Asked", "Missing", "ValidatedEvent", "ask", "row", "run_all"]
+__all__ = ["ROOT", "BenchmarkRow", "LoadResult", "Missing", "ask", "row", "run_all"]
 
 _PATIENCE = 90.0  # seconds for a server to answer
 
 
-def main(doc: str, measure: Callable[[argparse.Namespace], Iterator[ValidatedEvent]]) -> None:
+def main(doc: str, measure: Callable[[argparse.Namespace], Iterator[BenchmarkRow]]) -> None:
     """Run a benchmark as a script."""
-    given = arguments(doc).parse_args()
+    options = arguments(doc).parse_args()
     build = ROOT / "build"  # on a real disk, as a temporary folder need not be
     build.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=build) as folder:
-        given.folder = Path(folder)
-        found = list(measure(given))
-    report(found, given.output)
+        options.folder = Path(folder)
+        measured = list(measure(options))
+    report(measured, options.output)
 
 
 def free_port() -> int:
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """A server that runs, where it is asked, and how its answers are read."""
+    """A running server, its address, and how its answers are read."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -68,26 +68,26 @@ class Server:
     score: Callable[[Any], float]  # of an answer
     state: Path | None = None  # of ours
 
-    def ask(self, bodies: Sequence[bytes], connections: Any = 1, rate: float | None = None) -> Asked:
-        """Ask it; see `load.ask`."""
+    def ask(self, bodies: Sequence[bytes], connections: Any = 1, rate: float | None = None) -> LoadResult:
+        """Send requests; see `load.ask`."""
         return ask(self.port, self.path, bodies, connections, rate)
 
-    def scores(self, asked: Asked) -> list[float]:
-        """What it answered."""
-        return [self.score(json.loads(answer)) for answer in asked.answers]
+    def scores(self, result: LoadResult) -> list[float]:
+        """Return the scores of the answers."""
+        return [self.score(json.loads(answer)) for answer in result.answers]
 
     def watch(self) -> dict[str, Any]:
-        """What a worker of ours tells of itself."""
+        """Return what a watched worker of mlpkg reports about itself."""
         with urlopen(f"http://127.0.0.1:{self.port}/watch", timeout=10) as answer:
             return json.load(answer)
 
     def wait(self) -> None:
-        """Wait until it listens and, if it is ours, can decide.
+        """Wait until it listens and, if it is a service of mlpkg, can decide.
 
         Raises
         ------
         Missing
-            When it ends or stays silent instead.
+            When it ends, or does not answer in time.
         """
         until = time.monotonic() + _PATIENCE
         while self.process.poll() is None and time.monotonic() < until:
@@ -98,11 +98,11 @@ class Server:
                     socket.create_connection(("127.0.0.1", self.port), 5).close()
                 return
             time.sleep(0.05)
-        said = self.log.read_text("utf-8", "replace").strip().splitlines() or [""]
-        raise Missing(f"{self.name} does not answer: {said[-1].strip()[:200]}")
+        lines = self.log.read_text("utf-8", "replace").strip().splitlines() or [""]
+        raise Missing(f"{self.name} does not answer: {lines[-1].strip()[:200]}")
 
     def stop(self) -> None:
-        """End it and all that it has started."""
+        """End the server and all processes that it has started."""
         with contextlib.suppress(psutil.NoSuchProcess):
             family = psutil.Process(self.process.pid).children(recursive=True)
             stop_server(self.process)
@@ -112,7 +112,7 @@ class Server:
 
 
 class Servers(contextlib.ExitStack):
-    """Starts servers of one model, ours on a history; they end with the block, and start side by side until one is waited for."""
+    """Starts servers of one model; those of mlpkg have a history. They end with the block. Call `wait` on each before use."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -120,7 +120,7 @@ class Servers(contextlib.ExitStack):
         self.model = make_store(self.made)
 
     def ours(self, within: str = "BentoML", **more: str) -> Server:
-        """The service on a store of its own, inside BentoML or under bare uvicorn; `more` goes into its environment."""
+        """Start the service on its own store, inside BentoML or under bare uvicorn; `more` goes into its environment."""
         state, port = Path(tempfile.mkdtemp(dir=self.folder)), free_port()
         shutil.copytree(self.made, state, dirs_exist_ok=True)
         name = f"ours, {within}"
@@ -133,7 +133,7 @@ class Servers(contextlib.ExitStack):
         return self._tend(Server(name, process, port, "/v1/decide", log, _of_a_decision, state))
 
     def plain(self, service: str) -> Server:
-        """A plain BentoML service that only predicts, ``Plain`` or ``OnlinePlan``."""
+        """Start a plain BentoML service that only predicts: ``Plain`` or ``Asynchronous``."""
         port = free_port()
         command = [sys.executable, "-m", "bentoml", "serve", f"plain.py:{service}", "--port", str(port)]
         return self._start(f"BentoML, {service}", command, "/predict", port, BENTOML_HOME=str(self.folder / "bentoml"))
@@ -141,7 +141,7 @@ class Servers(contextlib.ExitStack):
     def peer(
         self, name: str, script: str, peers: str, path: str = "/predict", score: Callable[[Any], float] = float
     ) -> Server:
-        """A server of an environment of its own that only predicts."""
+        """Start a server of a peer, in the peer's environment, that only predicts."""
         port = free_port()
         return self._start(name, [environment(peers), script, str(port)], path, port, score)
 
@@ -181,22 +181,22 @@ def _environment(more: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-# -- what is asked ----------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------------------------
 
 _random = random.Random(3)
 _count = itertools.count()
 
 
 def payments(number: int) -> list[bytes]:
-    """New payments."""
+    """Make the bodies of new payments."""
     return [payment(f"b-{next(_count)}", _random) for _ in range(number)]
 
 
-def rows_of(asked: Asked) -> list[bytes]:
-    """The same decisions as a server is asked that only predicts."""
-    return [json.dumps({"features": features_of(answer)}).encode() for answer in asked.answers]
+def rows_of(result: LoadResult) -> list[bytes]:
+    """Make the same requests for a server that only predicts."""
+    return [json.dumps({"features": features_of(answer)}).encode() for answer in result.answers]
 
 
 def features_of(answer: bytes) -> list[float]:
-    """The features that a decision was made by."""
+    """Return the features of a decision."""
     return list(json.loads(answer)["features"].values())

@@ -2,8 +2,9 @@
 
     python benchmarks/service/shadows.py [--full] [-o FILE]
 
-The shadows have 200 trees and about fourteen features each, which are others than those of the model that decides. Two services take turns,
-one with shadows and one without; before each turn what was decided before has been scored, so that no service pays for the other's shadows.
+Each shadow has 200 trees and about fourteen features, none of which the deciding model has. Two services take turns, one with
+shadows and one without. A turn begins when the shadows have scored all earlier decisions, so that the service without shadows
+never pays for them.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
-from served import Asked, Server, Servers, ValidatedEvent, handbook, main, make_model, payments, row
+from served import BenchmarkRow, LoadResult, Server, Servers, handbook, main, make_model, payments, row
 
 import mlpkg as ml
 from mlpkg import UseCase
@@ -25,30 +26,30 @@ from mlpkg.store import Store, open_store
 WINDOWS = (["1h", "3d", "14d"], ["6h", "2d", "21d"], ["12h", "5d", "30d"])
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    rounds, alone, together = (20, 2000, 10_000) if given.full else (6, 500, 1500)
-    with Servers(given.folder) as servers:
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    rounds, alone, together = (20, 2000, 10_000) if options.full else (6, 500, 1500)
+    with Servers(options.folder) as servers:
         none, three = servers.ours(), servers.ours()
         for server in (none, three):
             server.wait()
         assert three.state
         with closing(open_store(Settings(state=three.state))) as store:
             begin(store, three.state)
-            one: dict[str, list[Asked]] = {"none": [], "three": []}
-            many: dict[str, list[Asked]] = {"none": [], "three": []}
+            singly: dict[str, list[LoadResult]] = {"none": [], "three": []}
+            many: dict[str, list[LoadResult]] = {"none": [], "three": []}
             behind = [0.0]
             for number in range(rounds + 1):  # the first one warms up
-                for connections, size, found in ((1, alone, one), (16, together, many)):
+                for connections, size, results in ((1, alone, singly), (16, together, many)):
                     for name, server in (("none", none), ("three", three))[:: 1 if number % 2 else -1]:
-                        asked = server.ask(payments(size), connections)
+                        result = server.ask(payments(size), connections)
                         behind.append(caught_up(store, server, three))
                         if number:
-                            found[name].append(asked)
+                            results[name].append(result)
             scored = sum(1 for _ in shadow.scores("fraud", store))
         note = f"{scored} scores were recorded, at most {max(behind):.1f} s after the last decision of a turn"
-        p50 = {name: median(a.p50 for a in asked) for name, asked in one.items()}
-        p99 = {name: median(a.p99 for a in asked) for name, asked in one.items()}
-        rate = {name: median(a.rate for a in asked) for name, asked in many.items()}
+        p50 = {name: median(a.p50 for a in results) for name, results in singly.items()}
+        p99 = {name: median(a.p99 for a in results) for name, results in singly.items()}
+        rate = {name: median(a.rate for a in results) for name, results in many.items()}
         work, peer = "one decision over HTTP while three models shadow", "none shadows"
         yield row(f"{work}, p50", p50["three"], peer, p50["none"], "ours / theirs <= 1.15", "µs", note)
         yield row(f"{work}, p99", p99["three"], peer, p99["none"], "stated", "µs")
@@ -72,7 +73,7 @@ def begin(store: Store, state: Path) -> None:
 
 
 def caught_up(store: Store, server: Server, three: Server) -> float:
-    """Wait until everything is scored; the seconds that took."""
+    """Wait until everything is scored. Return the seconds that took."""
     began = time.monotonic()
     while server is three and shadow.follower_lag("fraud", store) != (len(WINDOWS), 0.0):
         time.sleep(0.01)

@@ -1,15 +1,15 @@
-"""What the shortcuts of the service buy: each against the same service without it.
+"""The gain of each shortcut of the service, against the same service without it.
 
     python benchmarks/service/shortcuts.py [--full] [-o FILE]
 
-The two services of a pair take turns. A shortcut stays if it buys 10 % of something that a client feels.
+The two services of a pair take turns. A shortcut stays if it gains a client 10 %.
 """
 
 import argparse
 from collections.abc import Iterator
 from statistics import median
 
-from served import Servers, ValidatedEvent, main, payments, row
+from served import BenchmarkRow, Servers, main, payments, row
 
 SHORTCUTS = {  # where the service runs, and the environment that switches the shortcut off
     "requests past the layers of BentoML": ("BentoML", {"LAYERS": "1"}),
@@ -17,10 +17,10 @@ SHORTCUTS = {  # where the service runs, and the environment that switches the s
 }
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    rounds = 100 if given.full else 20
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    rounds = 100 if options.full else 20
     for shortcut, (within, off) in SHORTCUTS.items():
-        with Servers(given.folder) as servers:
+        with Servers(options.folder) as servers:
             pair = servers.ours(within), servers.ours(within, **off)
             for server in pair:
                 server.wait()

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from statistics import median
 
-from served import Servers, ValidatedEvent, main, payments, row
+from served import BenchmarkRow, Servers, main, payments, row
 
 INSIDE = {  # of a decision
     "parse": "parse: JSON and the contract",
@@ -21,20 +21,20 @@ INSIDE = {  # of a decision
 }
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    rounds, size = (10, 2000) if given.full else (4, 500)
-    with Servers(given.folder) as servers:
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    rounds, size = (10, 2000) if options.full else (4, 500)
+    with Servers(options.folder) as servers:
         forms = {within: servers.ours(within, TIMED="1") for within in ("uvicorn", "BentoML")}
         for server in forms.values():
             server.wait()
-        found: dict[str, list[dict[str, float]]] = {within: [] for within in forms}
+        turns: dict[str, list[dict[str, float]]] = {within: [] for within in forms}
         for number in range(rounds + 1):
             for within, server in forms.items():
-                server.watch()  # begins anew
-                asked = server.ask(payments(size))
+                server.watch()  # resets the pieces
+                result = server.ask(payments(size))
                 if number:
-                    found[within].append(server.watch()["pieces"] | {"all": asked.p50})
-        both = {w: {name: median(r[name] for r in rows) for name in rows[0]} for w, rows in found.items()}
+                    turns[within].append(server.watch()["pieces"] | {"all": result.p50})
+        both = {w: {name: median(r[name] for r in rows) for name in rows[0]} for w, rows in turns.items()}
         bare, inside = both["uvicorn"], both["BentoML"]
         work = "where the time of one decision goes"
         for name, bare, inside in zip(
@@ -43,16 +43,16 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
             yield row(f"{work}: {name}", bare, "inside BentoML", inside, "stated", "µs")
 
 
-def pieces(found: dict[str, float]) -> dict[str, float]:
-    """What is shown of one form: adds up to the first line, but for the last, of which the client sees nothing."""
-    of_it = {what: found[name] for name, what in INSIDE.items()}
+def pieces(medians: dict[str, float]) -> dict[str, float]:
+    """Return the pieces that are shown. They add up to the first one, without the last, which the client does not wait for."""
+    of_it = {what: medians[name] for name, what in INSIDE.items()}
     return {
-        "all, as the client sees it": found["all"],
-        "HTTP: client, sockets, server": found["all"] - found["application"],
-        "application: routing, guard, encoding the answer": found["application"] - found["decision"],
+        "all, as the client sees it": medians["all"],
+        "HTTP: client, sockets, server": medians["all"] - medians["application"],
+        "application: routing, guard, encoding the answer": medians["application"] - medians["decision"],
         **of_it,
-        "the rest of the decision: policy, encoding the record, counting": found["decision"] - sum(of_it.values()),
-        "after the answer: counting": found["afterwards"],
+        "the rest of the decision: policy, encoding the record, counting": medians["decision"] - sum(of_it.values()),
+        "after the answer: counting": medians["afterwards"],
     }
 
 

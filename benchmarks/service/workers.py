@@ -2,9 +2,10 @@
 
     python benchmarks/service/workers.py [--full] [-o FILE]
 
-Both services run as `mlpkg serve` runs them, and take turns; half of the connections are with either of the two workers. For the
-kill, clients send one payment after the other and send it again when the connection breaks or nothing comes: the silence is the
-longest that any payment waited for its answer. The killed worker is back when another process answers in its place.
+Both services run as `mlpkg serve` runs them, and take turns; each of the two workers has half of the connections. For the
+kill, each client sends one payment after the other. It sends a payment again if the connection breaks or no answer comes. The
+silence is the longest time that any payment waited for its answer. The killed worker is back when another process answers in its
+place.
 """
 
 import argparse
@@ -17,38 +18,38 @@ from contextlib import suppress
 from statistics import median
 
 from load import Connection, post
-from served import Server, Servers, ValidatedEvent, json, main, payments, row
+from served import BenchmarkRow, Server, Servers, json, main, payments, row
 
 CLIENTS, PATIENCE = 8, 20.0
 
 
-def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
-    rounds, size, kills = (20, 10_000, 10) if given.full else (6, 1500, 2)
-    with Servers(given.folder) as servers:
-        one, two = servers.ours(), servers.ours(WORKERS="2")
-        for server in (one, two):
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    rounds, size, kills = (20, 10_000, 10) if options.full else (6, 1500, 2)
+    with Servers(options.folder) as servers:
+        single, pair = servers.ours(), servers.ours(WORKERS="2")
+        for server in (single, pair):
             server.wait()
-        workers_of(two, 2)
+        workers_of(pair, 2)
         rates: dict[str, list[float]] = {"one": [], "two": []}
         p99s: dict[str, list[float]] = {"one": [], "two": []}
         for number in range(rounds + 1):
-            for name, server, count in (("one", one, 1), ("two", two, 2))[:: 1 if number % 2 else -1]:
+            for name, server, count in (("one", single, 1), ("two", pair, 2))[:: 1 if number % 2 else -1]:
                 connections = connected(server, 16, count)
-                asked = server.ask(payments(size), connections)
+                result = server.ask(payments(size), connections)
                 for connection in connections:
                     connection.close()
                 if number:
-                    rates[name].append(asked.rate)
-                    p99s[name].append(asked.p99 / 1000)
+                    rates[name].append(result.rate)
+                    p99s[name].append(result.p99 / 1000)
         work, note = "two workers on one store, 16 at once", "any answer but 200 would have ended it: 0 errors"
-        rate, p99 = ({name: median(found) for name, found in each.items()} for each in (rates, p99s))
+        rate, p99 = ({name: median(turns) for name, turns in each.items()} for each in (rates, p99s))
         yield row(f"{work}: throughput", rate["two"], "one", rate["one"], "ours / theirs >= 0.95", "a second", note)
         yield row(f"{work}: p99", p99["two"], "one", p99["one"], "ours / theirs <= 2", "ms")
-        one.stop()
+        single.stop()
 
         silences, backs = [], []
         for _ in range(kills):
-            silence, back = kill_one(two)
+            silence, back = kill_one(pair)
             silences.append(silence)
             backs.append(back)
         work, note = "a worker killed, two running", f"{kills} kills, {CLIENTS} clients that retry"
@@ -57,42 +58,42 @@ def measure(given: argparse.Namespace) -> Iterator[ValidatedEvent]:
 
 
 def who(connection: Connection) -> int:
-    """The process that a connection is with."""
+    """Return the id of the process at the other end of a connection."""
     return json.loads(connection.ask(b"GET /watch HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"))["pid"]
 
 
 def connected(server: Server, number: int, workers: int) -> list[Connection]:
-    """Connections, as many with each worker."""
-    found: dict[int, list[Connection]] = {}
+    """Open connections, the same number to each worker."""
+    by_worker: dict[int, list[Connection]] = {}
     until = time.monotonic() + PATIENCE
-    while sum(len(c[: number // workers]) for c in found.values()) < number:
+    while sum(len(c[: number // workers]) for c in by_worker.values()) < number:
         if time.monotonic() > until:
-            raise RuntimeError(f"{len(found)} of {workers} workers answer")
+            raise RuntimeError(f"{len(by_worker)} of {workers} workers answer")
         connection = Connection(server.port)
-        found.setdefault(who(connection), []).append(connection)
-    for connections in found.values():
+        by_worker.setdefault(who(connection), []).append(connection)
+    for connections in by_worker.values():
         for connection in connections[number // workers :]:
             connection.close()
-    return [c for each in zip(*(c[: number // workers] for c in found.values()), strict=True) for c in each]
+    return [c for each in zip(*(c[: number // workers] for c in by_worker.values()), strict=True) for c in each]
 
 
 def workers_of(server: Server, number: int, others: frozenset[int] = frozenset()) -> set[int]:
-    """The processes that answer, once there are so many."""
-    found: set[int] = set()
+    """Wait until `number` processes answer, and return their ids."""
+    seen: set[int] = set()
     until = time.monotonic() + PATIENCE
-    while len(found) < number:
+    while len(seen) < number:
         if time.monotonic() > until:
-            raise RuntimeError(f"after {PATIENCE:g} s, {len(found)} of {number} workers answer")
+            raise RuntimeError(f"after {PATIENCE:g} s, {len(seen)} of {number} workers answer")
         with suppress(OSError, RuntimeError):
             connection = Connection(server.port, 1.0)
-            found |= {who(connection)} - others
+            seen |= {who(connection)} - others
             connection.close()
         time.sleep(0.01)
-    return found
+    return seen
 
 
 def kill_one(server: Server) -> tuple[float, float]:
-    """The longest that anyone waited for an answer, and the time until another worker is there."""
+    """Kill a worker. Return the longest wait for an answer, and the time until another worker answers, in seconds."""
     before = workers_of(server, 2)
     over, waited = threading.Event(), []
     clients = [threading.Thread(target=lambda: waited.append(keep_asking(server, over))) for _ in range(CLIENTS)]
@@ -112,7 +113,7 @@ def kill_one(server: Server) -> tuple[float, float]:
 
 
 def keep_asking(server: Server, over: threading.Event) -> float:
-    """Send payments, each until it is answered; the longest that one waited."""
+    """Send payments, each until it is answered. Return the longest wait in seconds."""
     connection: Connection | None = None
     longest = 0.0
     while not over.is_set():

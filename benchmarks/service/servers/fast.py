@@ -1,4 +1,4 @@
-"""LightGBM's fast call for one row, as its documentation has it: for peers that only predict."""
+"""LightGBM's fast call for one row, as its documentation shows it, for peers that only predict."""
 
 import ctypes
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class Fast:
         self._predict = _basic._LIB.LGBM_BoosterPredictForMatSingleRowFast
 
     def call(self, row: Any) -> float:
-        """The bare call, on a row that lies in an array of C."""
+        """Score a row that is an array of C."""
         _basic._safe_call(self._predict(self._fast, row, *self._out))
         return self._score.value
 
     def __call__(self, features: Sequence[float]) -> float:
-        """The score of a row."""
+        """Return the score of a row."""
         return self.call(self.row(*features))

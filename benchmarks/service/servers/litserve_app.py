@@ -15,15 +15,15 @@ class Predict(ls.LitAPI):
         self.score = Fast(os.environ["MODEL"])
 
     def decode_request(self, request):
-        """The features of a request."""
+        """Return the features of a request."""
         return request["features"]
 
     def predict(self, features):
-        """The score of one row."""
+        """Return the score of one row."""
         return self.score(features)
 
     def encode_response(self, score):
-        """What is answered."""
+        """Return the body of an answer."""
         return {"score": score}
 
 

@@ -1,4 +1,4 @@
-"""A plain BentoML service of the same model, under the settings that ours has: it only predicts, from features that are ready."""
+"""Plain BentoML services of the same model, under the same settings as mlpkg's. They only predict, from ready features."""
 
 import os
 
@@ -26,18 +26,18 @@ class Plain:
 
     @bentoml.api
     def predict(self, features: list[float]) -> float:
-        """The score of one row."""
+        """Return the score of one row."""
         return float(np.asarray(self.booster.predict(np.array([features]), num_threads=1))[0])
 
 
-@bentoml.service(name="quick", **settings)
-class OnlinePlan:
-    """The same as quick as it goes: in the event loop, by LightGBM's fast call for one row."""
+@bentoml.service(name="asynchronous", **settings)
+class Asynchronous:
+    """The fastest form: in the event loop, by LightGBM's fast call for one row."""
 
     def __init__(self) -> None:
         self.score = Fast(os.environ["MODEL"])
 
     @bentoml.api
     async def predict(self, features: list[float]) -> float:
-        """The score of one row."""
+        """Return the score of one row."""
         return self.score(features)

@@ -1,4 +1,4 @@
-"""The application of the service for a benchmark: one more path tells what its worker does.
+"""The application of the service for a benchmark, with one more path that reports what its worker does.
 
 `python watched.py PORT` runs it under bare uvicorn, with the settings of the environment.
 """
@@ -23,11 +23,11 @@ from mlpkg.schema import Source
 from mlpkg.serve.app import Application
 from mlpkg.settings import Settings
 
-pieces: dict[str, list[int]] = {}  # nanoseconds, if TIMED says so
+pieces: dict[str, list[int]] = {}  # nanoseconds, if TIMED is set
 
 
 def fsync_of(app: Application) -> Any:
-    """The fsync that the threads of the application share, None if a commit needs none."""
+    """Return the fsync that the threads of the application share; None if a commit needs none."""
     session = getattr(app.store, "session", None)
     return session and session.durability.fsync
 
@@ -35,8 +35,8 @@ def fsync_of(app: Application) -> Any:
 def application(settings: Settings) -> Application:
     """The application.
 
-    SLOWER is how many seconds longer an fsync takes, TIMED whether the pieces of a decision are timed, SINGLY whether
-    requests are decided singly instead of in groups.
+    Environment variables change it. An fsync takes SLOWER seconds longer. With TIMED the pieces of a decision are timed. With
+    SINGLY requests are decided singly instead of in groups.
     """
     app = Application(handbook(), settings)
     if os.environ.get("SINGLY"):
@@ -85,7 +85,7 @@ def _time_pieces(app: Application) -> None:
 
 
 class Watched:
-    """ASGI middleware: GET /watch tells of the process, its fsyncs, its memory and where the time of its decisions went."""
+    """ASGI middleware: GET /watch reports the process, its fsyncs, its memory, and the time of each piece of a decision."""
 
     def __init__(self, app: Application):
         self.app = app
@@ -97,7 +97,7 @@ class Watched:
                 return await self.app(scope, receive, send)
             return await self._timed(scope, receive, send)
         disk = fsync_of(self.app)
-        told = {
+        status = {
             "pid": os.getpid(),
             "syncs": disk.syncs if disk else 0,
             "memory": _memory(),
@@ -105,7 +105,7 @@ class Watched:
         }
         for taken in pieces.values():
             taken.clear()
-        body = json.dumps(told).encode()
+        body = json.dumps(status).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -126,7 +126,7 @@ class Watched:
 
 
 def _memory() -> dict[str, float]:
-    """Megabytes of this process that are in memory, by kind, where the system tells."""
+    """Return the resident memory of this process by kind, in megabytes; empty if the system does not say."""
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return {

@@ -1,6 +1,6 @@
 """The handbook's decision inside BentoML, as services/fraud/service.py has its own.
 
-WORKERS says how many processes, LAYERS whether requests pass the layers of BentoML.
+WORKERS is the number of processes. With LAYERS, requests pass the layers of BentoML.
 """
 
 import os
