@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..auth import LOOPBACK, Caller
+from ..auth import Caller
 from .auth import RequestHead
-from .problems import Problem, problem
+from .problems import problem
 
 # %% ../../nbs/14_serve/06_requests.ipynb #request
 Message = MutableMapping[str, Any]
