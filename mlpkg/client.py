@@ -30,7 +30,7 @@ except ImportError:
 
 # %% ../nbs/15_client.ipynb #refused
 class Refused(MlpkgError):
-    """The service refuses a request, whoever asks again: its status, and the field, value and reason of its problem document."""
+    """The service refuses a request, and will refuse it again: its status, and the field, value and reason of its problem document."""
 
     def __init__(self, problem: Mapping[str, Any]):
         super().__init__(str(problem.get("detail") or problem.get("title") or "refused"))

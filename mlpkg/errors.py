@@ -41,7 +41,7 @@ class StoreLocked(StoreError):
 
 
 class StoreMoved(StoreError):
-    """The open file is no longer the one at its path; `replaced` says whether another store is there to open."""
+    """The open file is no longer the one at its path; `replaced` tells whether another store lies there."""
 
     replaced = False
 

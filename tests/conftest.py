@@ -44,7 +44,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def cli(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """The command `mlpkg` as its entry point runs it, but in this process, which is there already."""
+    """The command `mlpkg` as its entry point runs it, but in this process, which is loaded already."""
 
     def call(*arguments: object, state: Path | None = None) -> Answer:
         monkeypatch.chdir(project.folder)

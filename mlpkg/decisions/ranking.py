@@ -117,7 +117,7 @@ class _CandidateReader:
         fields = [{name: value} for (value,) in rows] if is_single else [dict(zip(self.fields, row)) for row in rows]
         if (i := _first_repeated(rows)) is not None:
             value = rows[i][0] if is_single else fields[i]
-            raise self.refusal(f"candidates.{i}", value, "is there twice", event)
+            raise self.refusal(f"candidates.{i}", value, "appears twice", event)
         return Candidates(fields, codes)
 
     def refusal(self, field: str, value: object, reason: str, event: str) -> Rejected:

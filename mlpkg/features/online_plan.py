@@ -331,7 +331,7 @@ class ExpressionPlan:
 
     def __init__(self, parts: Sequence[tuple[OnlinePlan, Sequence[int]]], size: int):
         self.size = size
-        self.counts: list[tuple[int, int]] = []  # the place of each count, and where its integer stands
+        self.counts: list[tuple[int, int]] = []  # the place of each count, and where its integer lies
         self.values: list[tuple[int, Callable[..., Any], int, int, float, int, list[int]]] = []
         begin = 0
         for plan, places in parts:

@@ -167,12 +167,12 @@ def dead_letter_body(body: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
 
 # %% ../../nbs/17_lab/04_checked_rows.ipynb #lines
 def split_line(line: bytes, beside: Collection[str]) -> tuple[bytes, dict[str, Any]]:
-    """The line without what stands beside the event, and that by name; a line that cannot be read stays whole."""
+    """The line without the values beside the event, and those by name; a line that cannot be read stays whole."""
     if not any(f'"{name}"'.encode() in line for name in beside):
         return line, {}
     try:
         raw = _raw_values(line)
-        if keys_in(line) != len(raw):  # a key is there twice, and the contract rejects the line
+        if keys_in(line) != len(raw):  # a key appears twice, and the contract rejects the line
             return line, {}
         extra = {name: json.loads(raw.pop(name)) for name in beside if name in raw}
     except (ValueError, RecursionError):
@@ -193,7 +193,7 @@ def _raw_values(line: bytes) -> dict[str, bytes]:
 
 
 def keys_in(line: bytes) -> int:
-    """How many keys an object has; a key that is there twice counts twice."""
+    """How many keys an object has; a key that appears twice counts twice."""
     counts: list[int] = []
 
     def count(pairs: list[tuple[str, Any]]) -> None:

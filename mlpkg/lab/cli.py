@@ -197,7 +197,7 @@ def export_command(use_case: str, as_json: bool) -> None:
     type=click.Choice(["as_arrived", "as_logged"]),
     default="as_arrived",
     show_default=True,
-    help="What events see that were not decided: what had arrived by then, or what stands before them in the log.",
+    help="What an event that was not decided sees: what had arrived by then, or what precedes it in the log.",
 )
 @click.option("-o", "out", type=click.Path(path_type=Path, dir_okay=False), help="A .parquet or .csv file.")
 @click.option(

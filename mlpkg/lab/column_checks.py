@@ -124,7 +124,7 @@ class EventChecks:
     def take(
         self, chunk: Chunk, beside: Collection[str], rejected: list[RejectedRow]
     ) -> tuple[AcceptedRows, dict[str, list[Any]]]:
-        """The events of a chunk that keep the contract; of lines also what stands `beside` each of them, by name."""
+        """The events of a chunk that keep the contract; of lines also the values `beside` each of them, by name."""
         _reject_unreadable(chunk, self.where, self.source.name, rejected)
         if chunk.lines is not None:
             return _take_event_lines(self, chunk, chunk.lines, beside, rejected)
@@ -227,7 +227,7 @@ def _parse_event(
 def _take_event_lines(
     checks: EventChecks, chunk: Chunk, lines: list[bytes], beside: Collection[str], rejected: list[RejectedRow]
 ) -> tuple[AcceptedRows, dict[str, list[Any]]]:
-    """The events of a chunk of lines, and what stands beside each of them."""
+    """The events of a chunk of lines, and the values beside each of them."""
     source = checks.source
     accepted = AcceptedRows.empty(len(lines), len(checks.body.__struct_fields__))
     fine, extras = np.zeros(len(lines), bool), {name: [None] * len(lines) for name in beside}

@@ -187,7 +187,7 @@ def _run_side(
 
 # %% ../../nbs/17_lab/30_compare.ipynb #positive
 def _is_positive(known: Any, outcome: Outcome, positive: Sequence[str], texts: Mapping[int, str]) -> Any:
-    """Whether the outcome of each row is a yes, or None if that cannot be told."""
+    """Whether the outcome of each row is a yes, or None if it is not known."""
     kind = outcome.column.kind
     if positive and kind != "text":
         raise MlpkgError(f"positive= names texts, and the outcome {outcome.name!r} is a {kind}", "leave it out")

@@ -103,7 +103,7 @@ def _encoded(path: Path, seems: str, byte: int, offset: int) -> MlpkgError:
 # %% ../../nbs/17_lab/01_files.ipynb #names
 def _check_once(path: Path, names: Sequence[str]) -> None:
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise MlpkgError(f"{path}: the column {twice[0]!r} is there twice", "remove or rename one of them")
+        raise MlpkgError(f"{path}: the column {twice[0]!r} appears twice", "remove or rename one of them")
     if "" in names:
         raise MlpkgError(
             f"{path}: column {list(names).index('') + 1} has no name", "name it; an index is left out with index=False"
@@ -296,7 +296,7 @@ class File:
         Raises
         ------
         MlpkgError
-            When the file is missing, of an unknown kind, empty or not UTF-8, or a column is there twice.
+            When the file is missing, of an unknown kind, empty or not UTF-8, or a column appears twice.
         """
         path = Path(path)
         if not path.is_file():

@@ -45,11 +45,11 @@ def chunk_of(frame: pd.DataFrame | pa.Table, first: int = 0) -> Chunk:
     Raises
     ------
     MlpkgError
-        When a column is there twice, or a row has no number.
+        When a column appears twice, or a row has no number.
     """
     names = [str(name) for name in (frame.column_names if isinstance(frame, pa.Table) else frame.columns)]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise MlpkgError(f"the column {min(twice)!r} is there twice", "remove or rename one of them")
+        raise MlpkgError(f"the column {min(twice)!r} appears twice", "remove or rename one of them")
     if isinstance(frame, pa.Table):
         columns: dict[str, Any] = {name: _combine(frame.column(name)) for name in names}
     else:

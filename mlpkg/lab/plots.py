@@ -145,7 +145,7 @@ def _by_outcome(rows: Any, outcome: str | None) -> list[tuple[str, str, Any]]:
 
 # %% ../../nbs/17_lab/26_plots.ipynb #draw-events
 def _draw_events(ax: Any, rows: Any, column: str | None, outcome: str | None) -> None:
-    """Draw events at a field, or as ticks at the foot, where no number stands beside them."""
+    """Draw events at a field, or as ticks at the foot, where they have no number."""
     for label, colour, group in _by_outcome(rows, outcome):
         style: Any = {"color": colour, "label": label, "zorder": 3}
         if column is None:

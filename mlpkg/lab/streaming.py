@@ -513,7 +513,7 @@ def stream_training_set(
     """
     into = Path(into)
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise MlpkgError(f"{into} is there already", "remove it, or name another folder")
+        raise MlpkgError(f"{into} exists already", "remove it, or name another folder")
     plan = make_plan(features, start, end, as_of, outcome, use_case, history)
     log, work = _log_of(source, store), into.with_name(f"{into.name}.part")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was interrupted

@@ -102,7 +102,7 @@ def warn_of_late(features: FeatureSet, history: History, rows: Array, seen: Arra
         if len(positions) and positions.min() > last and arrivals.min() < arrived
     ]
     if late:
-        text = f"all of {' and '.join(late)} stands behind these events in the log, though some arrived before"
+        text = f"all of {' and '.join(late)} comes after these events in the log, though some arrived before"
         warn(f"{text}: no feature sees it; history='as_arrived' goes by arrival", stacklevel=stacklevel)
 
 # %% ../../nbs/17_lab/12_training.ipynb #past
@@ -116,7 +116,7 @@ def compute_past(
     seen
         The log position that each event sees, or `UNDECIDED`; see `seen_of`.
     order
-        What undecided events see: what had arrived by then, or what stands before them in the log; see `training_set`.
+        What undecided events see: what had arrived by then, or what precedes them in the log; see `training_set`.
     """
     is_undecided = seen == UNDECIDED
     until = np.where(is_undecided, history.events[features.on.name].position[rows], seen)
@@ -263,7 +263,7 @@ def training_set(
         ``"log"``, or ``"archive"`` for what was exported.
     history
         What undecided events see. ``"as_arrived"``: what had arrived by then, in whatever order it was loaded.
-        ``"as_logged"``: what stands before them in the log. A decided event sees what its decision saw.
+        ``"as_logged"``: what precedes them in the log. A decided event sees what its decision saw.
 
     Returns
     -------

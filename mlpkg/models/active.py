@@ -150,7 +150,7 @@ class ActiveModel:
         before, time_now = self._rejection, time.monotonic()
         self._rejection = _Rejection(version, why, stamps, time_now, time_now)
         if self.now is not None and (before is None or str(before.why) != str(why)):
-            _log.warning("model %s is refused, %s goes on: %s", version, self.now.model.version, why)
+            _log.warning("model %s is refused, %s stays active: %s", version, self.now.model.version, why)
 
     def watch(self) -> None:
         """From now on load each active model in a background thread, until `close`."""

@@ -66,7 +66,7 @@ class Shadowing:
 
     version: str
     since: int
-    until: int | None  # None as long as it goes on
+    until: int | None  # None while it lasts
 
 
 def shadowing(changes: Sequence[RecordedChange]) -> list[Shadowing]:

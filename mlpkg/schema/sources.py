@@ -81,7 +81,7 @@ class Source(EventReader, ArrivalRules):
 
     @property
     def feedback(self) -> dict[str, Feedback]:
-        """What is said later about its events, by the names of the streams."""
+        """The feedback about its events, by the names of the streams."""
         return {f.stream: f for f in (*self.outcomes.values(), *self.decided.values())}
 
     def outcome(self, name: str, kind: Any, *, default: Any = None, matures_after: str | None = None) -> Outcome:

@@ -41,7 +41,7 @@ async def decide(app: "Application", request: Request) -> Response | None:
 async def rank_candidates(app: "Application", request: Request) -> Response | None:
     """Rank the candidates of an event."""
     if app.use_case.ranking is None:
-        hint = "it would if it said which field a candidate fills: UseCase(..., rank='...')"
+        hint = "name the field that a candidate fills: UseCase(..., rank='...')"
         raise Problem(404, f"{app.use_case.name} does not rank; {hint}", "path", request.scope["path"])
     return await accept_body(app, partial(app.rank, caller=request.caller), request, batches=False)
 

@@ -64,7 +64,7 @@ def _describe_send(case: "UseCase") -> dict[str, Operation]:
 
 
 def _describe_event(case: "UseCase") -> dict[str, Operation]:
-    summary = "One of the {}, and where it stands in the log."
+    summary = "One of the {}, and its position in the log."
     return {
         f"/v1/events/{n}/{{id}}": get(f"get_{n}", summary.format(n), ref(f"{n}_entry"), by_id=True)
         for n in case.sources
@@ -95,7 +95,7 @@ def _describe_decisions(case: "UseCase") -> dict[str, Operation]:
 
 def _describe_features(case: "UseCase") -> dict[str, Operation]:
     schema = object_of(entity=MAP, time=TEXT, model=MAP, features=MAP)
-    summary = "What the active model would be told of an entity now."
+    summary = "The features of an entity now, as the active model reads them."
     return {"/v1/features": get("features", summary, schema, query=dict.fromkeys(case.features.keys, TEXT))}
 
 # %% ../../nbs/14_serve/16_routes.ipynb #fixed

@@ -128,7 +128,7 @@ async def _accept_group(
 
 # %% ../../nbs/14_serve/08_writes.ipynb #group-lines
 def _accept_lines(accept: Accept, batch: BatchBody, lines: list[Line], answers: dict[int, bytes]) -> None:
-    """Accept lines; if the store is locked in the middle, the next call goes on there."""
+    """Accept lines; if the store is locked in the middle, the next call continues there."""
     for number, line in lines:
         if number in answers:
             continue

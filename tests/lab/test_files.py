@@ -180,7 +180,7 @@ def test_what_to_csv_writes_is_taken_with_every_digit(store: Any, tmp_path: Path
         ("", "has no columns: it is empty"),
         ("\n\n", "has no columns: it is empty"),
         ("id time buyer amount\n", "has one column, 'id time buyer amount'"),
-        ("id,time,buyer,amount,id\n", "the column 'id' is there twice"),
+        ("id,time,buyer,amount,id\n", "the column 'id' appears twice"),
         (",id,time,buyer,amount\n", "column 1 has no name"),
         ("id,time,buyer\n", "has no column amount"),
         ("id,time,buyer,amount,amuont\n", "has no column 'amuont'"),

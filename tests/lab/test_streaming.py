@@ -196,7 +196,7 @@ def test_a_run_that_dies_leaves_nothing_that_looks_whole(
         (half / "rows" / "000000.parquet").write_bytes(b"PAR1")
         same_in_both(handbook.features, into, "2018-05-20", "2018-05-22", store=store)
         assert not half.exists()
-        with pytest.raises(ml.MlpkgError, match="is there already"):
+        with pytest.raises(ml.MlpkgError, match="exists already"):
             lab.stream_training_set(handbook.features, *SPAN, into=into, store=store)
 
 

@@ -553,7 +553,7 @@ def loaded_later(tmp_path: Path) -> Iterator[Any]:
         yield store
 
 
-LATE = "all of orders.returned stands behind these events in the log.*history='as_arrived'"
+LATE = "all of orders.returned comes after these events in the log.*history='as_arrived'"
 
 
 @pytest.mark.filterwarnings("error")

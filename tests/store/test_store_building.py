@@ -108,7 +108,7 @@ def same_as_the_log(store: Any, stream: Any, keys: tuple[Any, ...], columns: tup
 
 
 def test_a_timeline_is_built_while_others_write(settings: Settings, store: SqliteStore, monkeypatch):
-    """Another connection goes on appending; when register returns, nothing is missing and nothing is there twice."""
+    """Another connection goes on appending; when register returns, nothing is missing and nothing appears twice."""
     monkeypatch.setattr(building, "_SLICE", 0.001)
     monkeypatch.setattr(building, "_REST", 50)
     store.register("guard", asks((payments, ("card",), ("amount",))))

@@ -91,7 +91,7 @@ class SqliteMaintenance(Part):
     def write_lock(self) -> WriterLock:
         """Return the advisory lock between processes that write."""
         if self._writer_lock is None:
-            self._writer_lock = WriterLock(self.session.settings.store_path.with_suffix(".turn"))
+            self._writer_lock = WriterLock(self.session.settings.store_path.with_suffix(".lock"))
         return self._writer_lock
 
     def defer_fsync(self) -> Callable[[], None] | None:

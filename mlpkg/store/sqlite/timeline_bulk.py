@@ -108,6 +108,7 @@ class BulkAppend:
         db = self.timelines.db
         db.executemany("update timeline set head=?, used=? where entity=?", self._changed)
         db.executemany("insert into timeline(stream, key, used, head) values (?, ?, 0, ?)", self._new)
+        self._changed, self._new = [], []
 
 # %% ../../../nbs/05_store/05_sqlite/12_timeline_bulk.ipynb #append
 def bulk_append(timelines: Timelines, keys: Array, rows: Array) -> None:
