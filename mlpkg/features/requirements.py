@@ -64,7 +64,7 @@ _NO_OFFSETS = np.zeros(0, np.int64)
 class DecisionPlan:
     """The online path of a whole set: what is read, which group looks where, and the formulas of the integers.
 
-    `reads` are stream, key, name of the key, reach, edges, and the substitute for the timeline of a null key. `groups` are a plan, the places
+    `reads` are stream, key, name of the key, reach, edges, and the timeline of a null key. `groups` are a plan, the places
     of its rows and of its reports among the reads, and its part of `offsets`.
     """
 
