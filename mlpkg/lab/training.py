@@ -25,7 +25,7 @@ from ..engine.timeline import Array
 from ..errors import MlpkgError
 from ..features import FeatureSet, compute
 from .archive import Archive
-from .frames import find_store, nullable, texts_of_outcome, times, truths
+from .frames import When, find_store, nullable, texts_of_outcome, times, truths
 from ..schema import Feedback, Outcome, Source
 from ..store import Store
 from ..times import instant, iso, now
@@ -185,12 +185,12 @@ class Plan:
 # %% ../../nbs/17_lab/12_training.ipynb #make-plan
 def make_plan(
     features: FeatureSet,
-    start: str | int,
-    end: str | int,
-    as_of: str | int | None = None,
-    outcome: str | None = None,
-    use_case: UseCase | str | None = None,
-    history: RowOrder = "as_arrived",
+    start: When,
+    end: When,
+    as_of: When | None,
+    outcome: str | None,
+    use_case: UseCase | str | None,
+    history: RowOrder,
 ) -> Plan:
     """The plan for the arguments of `training_set`."""
     check_order(history)
