@@ -176,7 +176,7 @@ def retire(store: Store, use_case: str, version: str, *, by: str, why: str, succ
         raise MlpkgError(f"{use_case!r} has no model {version}", f"see: mlpkg models {use_case}")
     if successor is not None:
         if store.active_version(use_case) != version:
-            raise MlpkgError(f"the model {version} is not live, so nothing has to take over from it")
+            raise MlpkgError(f"the model {version} is not active, so nothing has to take over from it")
         promote(store, models.find(state, use_case, successor), by=by, why=f"{version} is retired: {why}")
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:

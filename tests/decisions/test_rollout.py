@@ -24,7 +24,7 @@ from mlpkg.times import instant, iso
 
 
 def saved(store: Store, **metrics: float) -> str:
-    """A model that is not live."""
+    """A model that is not active."""
     state = store.settings.state
     return models.save(state, fraud.name, booster(features), features, metrics=metrics, lineage={}, policy={})
 
