@@ -7,7 +7,7 @@ from pathlib import Path
 
 import handbook
 import pytest
-from bank import Bank, put_live
+from bank import Bank, copy_of_state, put_live
 from command import Answer, Command
 from paths import REAL, ROOT, SUPPORT
 from project import Project
@@ -59,22 +59,22 @@ def cli(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             command_line.main()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        said = capfd.readouterr()
-        return Answer(status, str(said.out), str(said.err))
+        captured = capfd.readouterr()
+        return Answer(status, str(captured.out), str(captured.err))
 
     return call
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> Iterator[Bank]:
-    made = Bank(handbook.fraud, tmp_path / "bank")
+def bank(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
+    made = Bank(handbook.fraud, copy_of_state(handbook.fraud, tmp_path_factory.getbasetemp(), tmp_path / "bank"))
     with contextlib.closing(made.store):
         yield made
 
 
 @pytest.fixture
-def early_bank(tmp_path: Path) -> Iterator[Bank]:
-    made = Bank(handbook.early, tmp_path / "bank")
+def early_bank(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
+    made = Bank(handbook.early, copy_of_state(handbook.early, tmp_path_factory.getbasetemp(), tmp_path / "bank"))
     with contextlib.closing(made.store):
         yield made
 

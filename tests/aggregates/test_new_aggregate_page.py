@@ -36,5 +36,6 @@ def test_the_aggregate_of_the_page_is_under_twenty_lines():
 
 @pytest.mark.usefixtures("spread")
 def test_the_aggregate_of_the_page_passes_the_conformance_suite():
+    suite.test_it_is_a_value("spread")
     suite.test_it_is_right_where_it_is_hard("spread")
     suite.test_it_is_right_on_random_streams("spread")

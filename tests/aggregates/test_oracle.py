@@ -29,20 +29,27 @@ def payments(path: Path) -> list[Payment]:
     frame = frame.rename(columns=lambda name: name.removeprefix("tx_"))
     if frame["time"].dt.tz is None:
         frame["time"] = frame["time"].dt.tz_localize("UTC")
-    found = []
+    rows = []
     row: Any
     for row in frame.itertuples():
         second = row.time.to_pydatetime()
-        at = (second - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
-        assert at == int(at), "the files have whole seconds"
+        seconds = (second - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+        assert seconds == int(seconds), "the files have whole seconds"
         amount = Decimal(float(row.amount)) * 100
         cents = amount.to_integral_value()
         assert abs(amount - cents) < Decimal("0.00001"), "the files have whole cents, but for the noise of a float"
-        found.append(
-            (str(row.id), int(at) * 1_000_000, int(row.customer_id), int(row.terminal_id), int(cents), bool(row.fraud))
+        rows.append(
+            (
+                str(row.id),
+                int(seconds) * 1_000_000,
+                int(row.customer_id),
+                int(row.terminal_id),
+                int(cents),
+                bool(row.fraud),
+            )
         )
-    assert all(a[1] <= b[1] for a, b in pairwise(found)), "in the order of time"
-    return found
+    assert all(a[1] <= b[1] for a, b in pairwise(rows)), "in the order of time"
+    return rows
 
 
 def oracle(rows: list[Payment]) -> list[dict[str, Any]]:
@@ -51,9 +58,9 @@ def oracle(rows: list[Payment]) -> list[dict[str, Any]]:
     at_terminal: dict[int, list[tuple[int, int]]] = defaultdict(list)
     answers = []
     for id, time, customer, terminal, cents, fraud in rows:
-        mine, there = of_customer[customer], at_terminal[terminal]
-        mine.append((time, cents))  # itself is seen, and so is what arrived before it in the same second
-        there.append((time, int(fraud)))  # a fraud counts a week later, when it is known
+        amounts, frauds = of_customer[customer], at_terminal[terminal]
+        amounts.append((time, cents))  # itself is seen, and so is what arrived before it in the same second
+        frauds.append((time, int(fraud)))  # a fraud counts a week later, when it is known
         moment = datetime.fromtimestamp(time // 1_000_000, UTC)
         answer: dict[str, Any] = {
             "id": id,
@@ -62,10 +69,10 @@ def oracle(rows: list[Payment]) -> list[dict[str, Any]]:
             "label": fraud,
         }
         for n in (1, 7, 30):
-            seen = [c for at, c in mine if time - n * A_DAY < at <= time]
+            seen = [c for when, c in amounts if time - n * A_DAY < when <= time]
             answer[f"customer_n_tx_{n}d"] = len(seen)
             answer[f"customer_avg_amount_{n}d"] = sum(seen) / (100 * len(seen))
-            truths = [f for at, f in there if time - (7 + n) * A_DAY < at <= time - 7 * A_DAY]
+            truths = [f for when, f in frauds if time - (7 + n) * A_DAY < when <= time - 7 * A_DAY]
             answer[f"terminal_n_tx_{n}d"] = len(truths)
             answer[f"terminal_risk_{n}d"] = sum(truths) / len(truths) if truths else 0.0
         answers.append(answer)
@@ -79,9 +86,9 @@ FOURTEEN = ["during_weekend", "during_night"] + [
 ]
 
 
-def same(one: Any, other: Any) -> bool:
+def same(value: Any, other: Any) -> bool:
     """The same type and the same bits."""
-    return type(one) is type(other) and (one.hex() == other.hex() if isinstance(one, float) else one == other)
+    return type(value) is type(other) and (value.hex() == other.hex() if isinstance(value, float) else value == other)
 
 
 def differences(path: Path, state: Path) -> tuple[int, list[str]]:
@@ -89,16 +96,16 @@ def differences(path: Path, state: Path) -> tuple[int, list[str]]:
     expected = oracle(payments(path))
     with contextlib.closing(ml.open_store(Settings(state=state))) as store:
         lab.ingest_file(handbook.fraud, path, store)
-        found = lab.training_set(handbook.features, "2018-04-01", "2018-10-01", store=store)
-    assert found["id"].tolist() == [e["id"] for e in expected]
+        rows = lab.training_set(handbook.features, "2018-04-01", "2018-10-01", store=store)
+    assert rows["id"].tolist() == [e["id"] for e in expected]
     for name in FOURTEEN:
-        assert found[name].dtype == ("int64" if "_n_tx_" in name else "float64"), name
+        assert rows[name].dtype == ("int64" if "_n_tx_" in name else "float64"), name
     wrong = []
     for name in [*FOURTEEN, "label"]:
-        for id, value, answer in zip(found["id"], found[name].tolist(), expected, strict=True):
+        for id, value, answer in zip(rows["id"], rows[name].tolist(), expected, strict=True):
             if not same(value, answer[name]):
                 wrong.append(f"{id} {name}: {value!r}, the oracle says {answer[name]!r}")
-    return len(found), wrong
+    return len(rows), wrong
 
 
 @pytest.mark.parametrize("tick", ["s", "min", "6h", "D"])

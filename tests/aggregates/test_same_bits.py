@@ -84,7 +84,7 @@ def test_there_is_something_to_turn_down():
     if not enabled():
         pytest.skip("NumPy dispatches to nothing on this processor")
     code = "import numpy as np; print(np.exp(np.linspace(-9, 9, 10_001)).tobytes().hex())"
-    said = {
+    messages = {
         subprocess.run(
             [sys.executable, "-c", code],
             env=os.environ | {"NPY_DISABLE_CPU_FEATURES": disabled},
@@ -93,7 +93,7 @@ def test_there_is_something_to_turn_down():
         ).stdout
         for disabled in ("", " ".join(enabled()))
     }
-    if len(said) == 1:
+    if len(messages) == 1:
         pytest.skip("exp has the same bits either way here")
 
 

@@ -52,9 +52,9 @@ def installed(python: Path) -> set[str]:
 
 
 def test_the_base_install_is_at_most_twenty_distributions_and_none_of_them_research(lean: Path):
-    found = installed(lean)
-    assert "mlpkg" in found and len(found) <= 20, sorted(found)
-    assert not found & RESEARCH, sorted(found & RESEARCH)
+    distributions = installed(lean)
+    assert "mlpkg" in distributions and len(distributions) <= 20, sorted(distributions)
+    assert not distributions & RESEARCH, sorted(distributions & RESEARCH)
 
 
 def test_the_base_install_decides_in_process(lean: Path, stocked: Project, cli: Command):
@@ -76,8 +76,8 @@ def test_the_base_install_decides_in_process(lean: Path, stocked: Project, cli: 
         lean.with_name("mlpkg"), "verify", "fraud", "--json", cwd=stocked.folder, env={"PYTHONPATH": str(SUPPORT)}
     )
     assert json.loads(here.stdout)["mismatches"] == 0
-    there = cli("verify", "fraud", "--json")
-    assert (there.json["decisions"], there.json["mismatches"]) == (1, 0)
+    verified = cli("verify", "fraud", "--json")
+    assert (verified.json["decisions"], verified.json["mismatches"]) == (1, 0)
 
 
 def test_the_base_install_brings_the_use_case(lean: Path, project: Project):

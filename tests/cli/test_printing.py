@@ -48,12 +48,12 @@ def event(**changes: Any) -> dict[str, Any]:
 def test_what_was_refused_is_shown_on_one_line_each(cli: Command, stocked: Project, evil: str):
     for field in ("id", "amount", "customer_id", "time", evil):
         bad = event(id=f"tx{evil}", amount="x") | {field: evil}
-        said = cli("decide", "fraud", json.dumps(bad), "--arrived", "2018-08-01T10:00:00Z")
-        assert said.status == 1 and is_plain(said.err + said.out) and len(said.err.splitlines()) == 1, said
-    said = cli("dead-letters", "fraud")
-    assert said.status == 0 and is_plain(said.out)
+        answer = cli("decide", "fraud", json.dumps(bad), "--arrived", "2018-08-01T10:00:00Z")
+        assert answer.status == 1 and is_plain(answer.err + answer.out) and len(answer.err.splitlines()) == 1, answer
+    answer = cli("dead-letters", "fraud")
+    assert answer.status == 0 and is_plain(answer.out)
     known = cli("dead-letters", "fraud", "--json")
-    assert is_plain(known.out) and len(said.out.splitlines()) == len(known.json)
+    assert is_plain(known.out) and len(answer.out.splitlines()) == len(known.json)
     assert any(evil in (letter["value"] + (letter["event"] or "")) for letter in known.json), "JSON says it all"
 
 
@@ -66,17 +66,17 @@ def test_what_somebody_looked_at_is_shown_on_one_line_each(cli: Command, stocked
             f"/v1/events/transactions/{unquote(evil)}",
         ):
             auth.record(store, auth.Caller("f00", evil, "auditor"), "GET", path, False)
-    said, told = cli("access-log"), cli("access-log", "--json")
-    assert is_plain(said.out) and len(said.out.splitlines()) == 3 == len(told.json) and is_plain(told.out)
-    assert told.json[0]["path"] == f"/v1/decisions/{evil}"
+    answer, as_json = cli("access-log"), cli("access-log", "--json")
+    assert is_plain(answer.out) and len(answer.out.splitlines()) == 3 == len(as_json.json) and is_plain(as_json.out)
+    assert as_json.json[0]["path"] == f"/v1/decisions/{evil}"
 
 
 def test_rows_of_a_file_that_are_refused_are_shown_plainly(cli: Command, project: Project, tmp_path: Path, evil: str):
     lines = [event(id=f"tx{evil}", amount="x"), event(id="tx-2", **{f"note{evil}": 1}), event(amount=evil)]
     path = tmp_path / "rows.ndjson"
     path.write_text("\n".join(map(json.dumps, lines)))
-    said = cli("ingest", "fraud", path)
-    assert is_plain(said.out + said.err), said
+    answer = cli("ingest", "fraud", path)
+    assert is_plain(answer.out + answer.err), answer
     assert is_plain(cli("dead-letters", "fraud").out)
 
 
@@ -99,14 +99,14 @@ def test_ids_of_the_log_are_shown_plainly(cli: Command, bank: Bank, evil: str):
         ("models", "fraud", "--changes"),
         ("token", "list"),
     ):
-        said = cli(*verb, state=state)
-        assert said.status == 0 and is_plain(said.out + said.err), (verb, said)
-        assert len(said.out) > 5
+        answer = cli(*verb, state=state)
+        assert answer.status == 0 and is_plain(answer.out + answer.err), (verb, answer)
+        assert len(answer.out) > 5
 
 
 @pytest.mark.parametrize(
     "verb", [("decisions", "fraud"), ("promote", "fraud"), ("token", "revoke"), ("restore",), ("timeline", "fraud")]
 )
 def test_what_was_given_is_said_plainly_in_an_error(cli: Command, stocked: Project, verb: tuple[str, ...], evil: str):
-    said = cli(*verb, evil)
-    assert said.status != 0 and is_plain(said.out + said.err), said
+    answer = cli(*verb, evil)
+    assert answer.status != 0 and is_plain(answer.out + answer.err), answer

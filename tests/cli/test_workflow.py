@@ -88,11 +88,11 @@ class Shop:
                 if self._closed.wait(0.05):
                     return
                 try:
-                    said = client.ask("POST", "/v1/decide", payment(f"shop-{k}", customer_id=k % 20))
+                    answer = client.ask("POST", "/v1/decide", payment(f"shop-{k}", customer_id=k % 20))
                 except LOST as error:
                     self.failed.append(error)
                     return
-                (self.answers if said.status == 200 else self.failed).append(said.json)
+                (self.answers if answer.status == 200 else self.failed).append(answer.json)
 
     @property
     def models(self) -> list[str]:
@@ -162,8 +162,8 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
             assert [r["model"] for r in ready] == [trained["version"]] * 2
             took_over = len(shop.answers)
             paid = [payment(f"mine-{k}", customer_id=10_000_019, time=iso(now() - (2 - k) * DAY)) for k in range(3)]
-            mine = [(ask, ask_new)[k % 2].ask("POST", "/v1/decide", body).json for k, body in enumerate(paid)]
-            assert ask.ask("GET", "/v1/decisions/mine-1").json == mine[1], "whoever decided it"
+            decided = [(ask, ask_new)[k % 2].ask("POST", "/v1/decide", body).json for k, body in enumerate(paid)]
+            assert ask.ask("GET", "/v1/decisions/mine-1").json == decided[1], "whoever decided it"
             until = time.monotonic() + 20
             while len(shop.answers) < took_over + 5 and time.monotonic() < until:
                 time.sleep(0.05)
@@ -174,12 +174,12 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
     assert len(after) >= 4 and set(after) == {trained["version"]}, "and then used the new one"
     assert shop.models == sorted(shop.models, key=[made.version, trained["version"]].index)
     assert all((NEW in answer["features"]) == (answer["model"]["version"] != made.version) for answer in shop.answers)
-    windows = [[decision["features"][f"customer_n_tx_{days}d"] for days in (1, 3, 7)] for decision in mine]
+    windows = [[decision["features"][f"customer_n_tx_{days}d"] for days in (1, 3, 7)] for decision in decided]
     assert windows == [[1, 1, 1], [1, 2, 2], [1, 3, 3]]
 
-    found = mlpkg("verify", "fraud", state=state)
-    assert found["mismatches"] == 0 and found["decisions"] == len(shop.answers) + len(mine)
-    assert found["models"].keys() == {made.version, trained["version"]} and min(found["models"].values()) >= 5
+    result = mlpkg("verify", "fraud", state=state)
+    assert result["mismatches"] == 0 and result["decisions"] == len(shop.answers) + len(decided)
+    assert result["models"].keys() == {made.version, trained["version"]} and min(result["models"].values()) >= 5
     with closing(ml.open_store(Settings(state=state))) as store:
         assert [p["version"] for p in store.promotions("fraud")] == [made.version, trained["version"]]
 
@@ -195,5 +195,5 @@ def test_the_copy_is_what_is_imported_in_it(tmp_path: Path):
     shutil.copytree(ROOT / "mlpkg", package, ignore=LEFT_OUT)
     env = environment(tmp_path / "state", PYTHONPATH=str(tmp_path))
     code = "import mlpkg, mlpkg.examples.fraud.features as f; print(mlpkg.__file__); print(f.__file__)"
-    found = run(sys.executable, "-c", code, env=env, cwd=tmp_path).split()
-    assert found == [str(package / "__init__.py"), str(package / "examples" / "fraud" / "features.py")]
+    paths = run(sys.executable, "-c", code, env=env, cwd=tmp_path).split()
+    assert paths == [str(package / "__init__.py"), str(package / "examples" / "fraud" / "features.py")]

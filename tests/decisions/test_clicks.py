@@ -137,9 +137,9 @@ ASKS = {
 }  # fmt: skip
 
 
-def without_windows(click: Event, found: dict[str, Any]) -> dict[str, Any]:
+def without_windows(click: Event, values: dict[str, Any]) -> dict[str, Any]:
     """What is said of the click itself, and the formulas."""
-    price, mean, offer = click.values["price"] / 100, found["session_price_all"], found["offer_price"]
+    price, mean, offer = click.values["price"] / 100, values["session_price_all"], values["offer_price"]
     category = click.values["category"]
     return {
         "evening": evening(click),
@@ -147,7 +147,7 @@ def without_windows(click: Event, found: dict[str, Any]) -> dict[str, Any]:
         "price": price,
         "dearer": price / mean if mean else None,
         "off": None if offer is None else offer - price,
-        "pull": (found["item_n_7d"] + 1) / (found["shown_user_n_7d"] + 1),
+        "pull": (values["item_n_7d"] + 1) / (values["shown_user_n_7d"] + 1),
     }
 
 
@@ -237,8 +237,8 @@ class Played:
         }
         for name, events in self.events.items():
             streams[name].events = sorted(events.values(), key=lambda e: e.position)
-        for name, said in self.said.items():
-            streams[name].said = {position[id]: versions for id, versions in said.items()}
+        for name, outcomes in self.said.items():
+            streams[name].said = {position[id]: versions for id, versions in outcomes.items()}
         return World(streams)
 
     @cached_property
@@ -246,7 +246,7 @@ class Played:
         """In the order of the log, as the oracle goes by positions: what arrived in one second is ordered by them."""
         with closing(ml.open_store(Settings(state=self.state))) as store:
             times = [e.time for e in self.events["clicks"].values()]
-            found = lab.training_set(
+            frame = lab.training_set(
                 shop.features,
                 min(times),
                 max(times) + 1,
@@ -255,8 +255,8 @@ class Played:
                 history="as_logged",
                 store=store,
             )
-        codes = found[shop.features.categories]
-        return found.assign(**codes.astype(object).where(codes.notna(), None))
+        codes = frame[shop.features.categories]
+        return frame.assign(**codes.astype(object).where(codes.notna(), None))
 
     def moment(self, id: str) -> Moment:
         """An event is seen as its decision saw it, or as of its own position."""
@@ -266,11 +266,11 @@ class Played:
 
     def expected(self, id: str) -> dict[str, Any]:
         """What the oracle says of one click."""
-        moment, found = self.moment(id), {}
+        moment, values = self.moment(id), {}
         for name, ask in ASKS.items():
             for end, value in self.world.answer(ask, moment).items():
-                found[name if ask.verb == "latest" else f"{name}_{end}"] = value
-        return found | without_windows(self.events["clicks"][id], found)
+                values[name if ask.verb == "latest" else f"{name}_{end}"] = value
+        return values | without_windows(self.events["clicks"][id], values)
 
     def label(self, id: str) -> bool:
         """What is known of a click by now."""
@@ -347,8 +347,8 @@ def test_the_stream_of_the_shop_is_as_hard_as_it_is_meant_to_be(played: Played):
     assert len(corrected) > 50
     frame = played.training_set
     for name in ("session_category_last_5", "offer_category", "offer_price", "action_last_all", "paid_total_all"):
-        found = [bits(value) for value in frame[name].tolist()]
-        assert found.count("null") > 10 and len(set(found)) > 2, name
+        shown = [bits(value) for value in frame[name].tolist()]
+        assert shown.count("null") > 10 and len(set(shown)) > 2, name
     assert sum(n > 1 for n in frame["shown_n_7d"].tolist()) > 20 and set(frame["shown_session_item_7d_before"]) == {
         0,
         1,
@@ -371,5 +371,5 @@ def test_what_people_read_of_the_shop_is_in_words(played: Played, project: Proje
     assert cli("training-set", "coupons", *span, "--outcome", "paid", state=played.state).status == 0
     days = pd.read_parquet(project.folder / "days.parquet")
     known = {id: versions[-1][1]["paid"] / 100 for id, versions in played.said["paid"].items()}
-    found = {id: label for id, label in zip(days["id"].tolist(), days["label"].tolist(), strict=True) if label == label}
-    assert found == {id: known[id] for id in days["id"].tolist() if id in known} != {}
+    shown = {id: label for id, label in zip(days["id"].tolist(), days["label"].tolist(), strict=True) if label == label}
+    assert shown == {id: known[id] for id in days["id"].tolist() if id in known} != {}

@@ -73,15 +73,15 @@ def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytes
 
     def beside(features: Any, source: Any, row: Any, among: Any, unit: Any) -> Any:
         columns = decisions_evaluate(features, source, row, among, unit)
-        found = []
+        pairs = []
         for i in range(len(among.fields)):
             filled = {name: int(codes[i]) for name, codes in among.codes.items()}
             codes: Any = [filled.get(c.name, code) for c, code in zip(source.columns, row.codes, strict=True)]
-            one = evaluate(features, codes, row.time, unit.log_position, unit.event_position, unit.read)
+            values = evaluate(features, codes, row.time, unit.log_position, unit.event_position, unit.read)
             many = [float(column[i]) for column in columns.values()]
-            assert np.array(one, np.float64).tobytes() == np.array(many).tobytes()
-            found.append((shop.decider.model.predictor.score(one), json.dumps(among.fields[i])))  # type: ignore[union-attr]
-        alone.append(found)
+            assert np.array(values, np.float64).tobytes() == np.array(many).tobytes()
+            pairs.append((shop.decider.model.predictor.score(values), json.dumps(among.fields[i])))  # type: ignore[union-attr]
+        alone.append(pairs)
         return columns
 
     decisions_evaluate = request.evaluate_candidates
@@ -95,18 +95,18 @@ def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytes
 
 def test_what_was_ranked_verifies_and_a_changed_score_is_found(shop: Shop):
     for k in range(10):
-        shop.ranks(f"v{k}", at=shop.end + k * HOUR)
+        shop.ranks(f"v{k}", moment=shop.end + k * HOUR)
         late = shop.end + k * HOUR - 2 * MINUTE  # comes between, and is not seen by the past
         shop.store.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(late)}, arrived=shop.end + k * HOUR)
         shop.decider.decide(shop.visit(f"d{k}") | shop.candidates(1)[0], arrived=shop.end)
-    found = verify(offers, shop.store)
-    assert (found.decisions, found.mismatches) == (20, 0), found.differences
+    result = verify(offers, shop.store)
+    assert (result.decisions, result.mismatches) == (20, 0), result.differences
     shop.store.db.execute(
         "update log set body=json_set(body, '$.alternatives[7].score', 0.25) where id='v3' and body like '%alternatives%'"
     )
-    found = verify(offers, shop.store)
-    assert found.mismatches == 1 and [d.event for d in found.differences] == ["v3"]
-    assert found.differences[0].what.startswith("score of item=")
+    result = verify(offers, shop.store)
+    assert result.mismatches == 1 and [d.event for d in result.differences] == ["v3"]
+    assert result.differences[0].what.startswith("score of item=")
 
 
 def test_the_same_again_gets_the_recorded_answer_and_anything_else_a_conflict(shop: Shop):
@@ -117,10 +117,10 @@ def test_the_same_again_gets_the_recorded_answer_and_anything_else_a_conflict(sh
     assert shop.decider.rank({k: v for k, v in body.items() if k != "candidates"}, arrived=shop.end) == decision
     assert shop.size == size
     others = [body["candidates"][1:], [*body["candidates"], {"item": 99, "price": 1.0}]]
-    for other in [{"candidates": some} for some in others] + [{"user": "u99"}]:
-        with pytest.raises(ml.Rejected, match="was used before") as told:
+    for other in [{"candidates": candidates} for candidates in others] + [{"user": "u99"}]:
+        with pytest.raises(ml.Rejected, match="was used before") as refused:
             shop.decider.rank(body | other, arrived=shop.end)
-        assert told.value.status == 409
+        assert refused.value.status == 409
     shop.decider.decide(single := shop.visit("v2"), arrived=shop.end)
     with pytest.raises(ml.Rejected, match="without candidates"):
         shop.decider.rank(single, arrived=shop.end)
@@ -151,12 +151,12 @@ def test_without_scores_the_order_is_the_one_given_and_the_record_says_why(shop:
     assert (decision.action, decision.score) == ("as ever", None) and fields(decision) == body["candidates"]
     assert {a.score for a in decision.alternatives or ()} == {None}
     assert decision.features["price"] == body["candidates"][0]["price"]
-    found = verify(offers, shop.store)
-    assert (found.mismatches, found.fallbacks) == (0, {"score": 1}), found.differences
+    result = verify(offers, shop.store)
+    assert (result.mismatches, result.fallbacks) == (0, {"score": 1}), result.differences
 
 
 def test_a_replay_ranks_again_what_was_ranked(shop: Shop, tmp_path: Path):
-    old = {f"v{k}": shop.ranks(f"v{k}", at=shop.end + k * HOUR)[1] for k in range(5)}
+    old = {f"v{k}": shop.ranks(f"v{k}", moment=shop.end + k * HOUR)[1] for k in range(5)}
     done = replay(offers, shop.store, shop.end, shop.end + DAY, tmp_path / "again")
     with closing(ml.open_store(Settings(state=tmp_path / "again"))) as again:
         for id, decision in old.items():
@@ -170,13 +170,13 @@ def test_a_replay_ranks_again_what_was_ranked(shop: Shop, tmp_path: Path):
 def test_the_next_model_learns_from_what_was_shown(shop: Shop):
     """The features of a training row are those that its alternative was ranked by; another model scores the same rows."""
     for k in range(30):
-        at = shop.end + k * HOUR
-        body, decision = shop.ranks(f"v{k}", 10, at)
+        moment = shop.end + k * HOUR
+        body, decision = shop.ranks(f"v{k}", 10, moment)
         for place, f in enumerate(fields(decision)[:3], 1):
-            told = {"id": f"v{k}-{place}", "time": iso(at), "user": body["user"], "item": f["item"]}
-            shop.store.accept(shown, told | {"ranking": f"v{k}", "place": place}, arrived=at)
+            impression = {"id": f"v{k}-{place}", "time": iso(moment), "user": body["user"], "item": f["item"]}
+            shop.store.accept(shown, impression | {"ranking": f"v{k}", "place": place}, arrived=moment)
             if shop.rng.random() < 0.5:
-                shop.store.report(clicked, {"id": f"v{k}-{place}", "clicked": True}, arrived=at + MINUTE)
+                shop.store.report(clicked, {"id": f"v{k}-{place}", "clicked": True}, arrived=moment + MINUTE)
     rows = rankings(iso(shop.end), use_case=offers, store=shop.store)
     assert len(rows) == 300
     again = rankings(iso(shop.end), model=shop.version, use_case=offers, store=shop.store)
@@ -185,15 +185,15 @@ def test_the_next_model_learns_from_what_was_shown(shop: Shop):
     training = rows.merge(exposed, left_on=["id", "place", "item"], right_on=["ranking", "place", "item"])
     assert len(training) == 90
     version = put_live(offers, shop.store, shop.learn(training[features.names], training["clicked"].fillna(False)))
-    assert shop.ranks("next", at=shop.end + 2 * DAY)[1].model["version"] == version
+    assert shop.ranks("next", moment=shop.end + 2 * DAY)[1].model["version"] == version
     assert verify(offers, shop.store).mismatches == 0
-    told = lab.decision("v3", use_case=offers, store=shop.store)
-    assert told.alternatives["score"].tolist() == rows[rows["id"] == "v3"]["score"].tolist()
-    assert "the first of 10 alternatives" in repr(told)
-    assert "user_n_7d" in repr(told.explain("user_n_7d"))
-    for asked in (lambda: told.explain("item_n_7d"), told.by):
+    decision = lab.decision("v3", use_case=offers, store=shop.store)
+    assert decision.alternatives["score"].tolist() == rows[rows["id"] == "v3"]["score"].tolist()
+    assert "the first of 10 alternatives" in repr(decision)
+    assert "user_n_7d" in repr(decision.explain("user_n_7d"))
+    for call in (lambda: decision.explain("item_n_7d"), decision.by):
         with pytest.raises(MlpkgError, match=r"lab\.rankings"):
-            asked()
+            call()
     span = iso(shop.end), iso(shop.end + DAY)
     compared = lab.compare(shop.version, version, *span, use_case=offers, store=shop.store)
     assert len(compared.rows) == 0 and compared.left_out["are rankings, see lab.rankings"] == 24
@@ -213,9 +213,9 @@ other_features = ml.FeatureSet(
 
 def shadowed(shop: Shop) -> str:
     """A model of other features that shadows from now on."""
-    told: Any = {"metrics": {}, "lineage": {}, "policy": {}}
+    metadata: Any = {"metrics": {}, "lineage": {}, "policy": {}}
     state = shop.store.settings.state
-    version = models.save(state, offers.name, booster(other_features), other_features, **told)
+    version = models.save(state, offers.name, booster(other_features), other_features, **metadata)
     registry.shadow(shop.store, models.find(state, offers.name, version), by="ann", why="to see")
     return version
 
@@ -229,41 +229,48 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         version = shadowed(shop)
         shop.store.accept(visits, shop.visit("v12"), arrived=shop.end)  # is decided last
         for k in range(12):
-            at = shop.end + k * HOUR
-            _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), at)
+            moment = shop.end + k * HOUR
+            _, decision = shop.ranks(f"v{k}", shop.rng.choice([1, 2, 30]), moment)
             item = fields(decision)[0]["item"]
-            told = {"id": f"s{k}", "time": iso(at), "user": "u1", "item": item, "ranking": f"v{k}", "place": 1}
-            shop.store.accept(shown, told, arrived=at)
-            shop.store.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=at)
-            shop.decider.decide(shop.visit(f"d{k}", at) | shop.candidates(1)[0], arrived=at)
-            shop.store.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(at - MINUTE)}, arrived=at)
+            impression = {
+                "id": f"s{k}",
+                "time": iso(moment),
+                "user": "u1",
+                "item": item,
+                "ranking": f"v{k}",
+                "place": 1,
+            }
+            shop.store.accept(shown, impression, arrived=moment)
+            shop.store.report(clicked, {"id": f"s{k}", "clicked": True}, arrived=moment)
+            shop.decider.decide(shop.visit(f"d{k}", moment) | shop.candidates(1)[0], arrived=moment)
+            shop.store.accept(clicks, click(1000 + k, shop.rng) | {"time": iso(moment - MINUTE)}, arrived=moment)
         if from_log:
-            shop.store.report(clicked, {"id": "s3", "clicked": False, "corrects": True}, arrived=at)
+            shop.store.report(clicked, {"id": "s3", "clicked": False, "corrects": True}, arrived=moment)
         with monkeypatch.context() as patch:
             patch.setattr(shop.decider, "deadline_us", -1)
             late = shop.decider.rank({"id": "v12", "candidates": shop.candidates(20)}, arrived=shop.end + DAY)
             assert late.fallback and late.score is None
         computed, asked_log = shadow_features.features_from_log, []
         with monkeypatch.context() as patch:
-            patch.setattr(
-                shadow_features, "features_from_log", lambda *given: asked_log.append(True) or computed(*given)
-            )
+            patch.setattr(shadow_features, "features_from_log", lambda *args: asked_log.append(True) or computed(*args))
             assert shadow.Follower(offers, shop.store).step() == 25
         assert bool(asked_log) == from_log
-        said = {s.event: s for _, s in shadow.scores(offers.name, shop.store)}
-        assert said.keys() == {f"{kind}{k}" for kind in "vd" for k in range(12)} | {"v12"}
-        assert len({s.score for s in said.values()}) > 3
+        scores = {s.event: s for _, s in shadow.scores(offers.name, shop.store)}
+        assert scores.keys() == {f"{kind}{k}" for kind in "vd" for k in range(12)} | {"v12"}
+        assert len({s.score for s in scores.values()}) > 3
         rows = rankings(model=version, use_case=offers, store=shop.store)
-        for id, mine in rows[rows["id"].str.startswith("v")].groupby("id"):
-            mine = mine.iloc[np.argsort(-np.array(mine["rescored"]), kind="stable")]
-            ranked: Any = said[str(id)].alternatives
-            assert [(a.fields["item"], a.score) for a in ranked] == [*zip(mine["item"], mine["rescored"], strict=True)]
-            assert said[str(id)].score == ranked[0].score
-            assert said[str(id)].action == policy(ranked[0].score, SimpleNamespace(**ranked[0].fields))
+        for id, candidates in rows[rows["id"].str.startswith("v")].groupby("id"):
+            candidates = candidates.iloc[np.argsort(-np.array(candidates["rescored"]), kind="stable")]
+            ranked: Any = scores[str(id)].alternatives
+            assert [(a.fields["item"], a.score) for a in ranked] == [
+                *zip(candidates["item"], candidates["rescored"], strict=True)
+            ]
+            assert scores[str(id)].score == ranked[0].score
+            assert scores[str(id)].action == policy(ranked[0].score, SimpleNamespace(**ranked[0].fields))
         plain = [e.body for e, s in shadow.scores(offers.name, shop.store) if s.event.startswith("d")]
         assert len(plain) == 12 and not [body for body in plain if "alternatives" in body]
-        found = shadow.verify_scores(offers, shop.store)
-        assert (found.decisions, found.mismatches) == (25, 0), found.differences
+        result = shadow.verify_scores(offers, shop.store)
+        assert (result.decisions, result.mismatches) == (25, 0), result.differences
 
 
 FIRST, LAST = "$.alternatives[0]", "$.alternatives[19]"
@@ -283,13 +290,13 @@ FIRST, LAST = "$.alternatives[0]", "$.alternatives[19]"
 def test_a_number_of_a_shadowed_ranking_that_was_changed_is_found(shop: Shop, change: str, what: str):
     shadowed(shop)
     for k in range(5):
-        shop.ranks(f"v{k}", at=shop.end + k * HOUR)
+        shop.ranks(f"v{k}", moment=shop.end + k * HOUR)
     shadow.Follower(offers, shop.store).step()
     shop.store.db.execute(f"update log set body={change} where id like 'v3\x1f%'")
     assert shop.store.db.changes() == 1
-    found = shadow.verify_scores(offers, shop.store)
-    assert found.mismatches == 1 and {d.event for d in found.differences} == {"v3"}
-    assert any(d.what.startswith(what) for d in found.differences), found.differences
+    result = shadow.verify_scores(offers, shop.store)
+    assert result.mismatches == 1 and {d.event for d in result.differences} == {"v3"}
+    assert any(d.what.startswith(what) for d in result.differences), result.differences
 
 
 def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
@@ -297,19 +304,20 @@ def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
     _, decision = shop.ranks("v1")
     shop.decider.decide(shop.visit("d1") | shop.candidates(1)[0], arrived=shop.end)
     shadow.Follower(offers, shop.store).step()
-    (said,) = shadow.scores_about(offers.name, "v1", shop.store)
-    ranked: Any = said.alternatives
+    (scored,) = shadow.scores_about(offers.name, "v1", shop.store)
+    ranked: Any = scored.alternatives
     place = [a.fields for a in ranked].index(fields(decision)[0]) + 1
     frame = lab.shadows(use_case=offers, store=shop.store).set_index("id")
     assert (frame.loc["v1", "score"], frame.loc["v1", "place"]) == (ranked[0].score, place)
     assert frame.loc["d1", "place"] is pd.NA
-    told = lab.decision("v1", use_case=offers, store=shop.store)
-    assert told.shadows.loc[version].to_dict() == {
-        "score": said.score, "action": said.action, "failed": "", "place": place
+    explained = lab.decision("v1", use_case=offers, store=shop.store)
+    assert explained.shadows.loc[version].to_dict() == {
+        "score": scored.score, "action": scored.action, "failed": "", "place": place
     }  # fmt: skip
-    assert f"what was first is its place {place}" in repr(told)
-    assert told.alternatives[version].to_dict() == {
-        here: next(a.score for a in ranked if a.fields == mine) for here, mine in enumerate(fields(decision), 1)
+    assert f"what was first is its place {place}" in repr(explained)
+    assert explained.alternatives[version].to_dict() == {
+        here: next(a.score for a in ranked if a.fields == candidate)
+        for here, candidate in enumerate(fields(decision), 1)
     }
     assert "place" not in lab.decision("d1", use_case=offers, store=shop.store).shadows
 
@@ -317,7 +325,7 @@ def test_the_lab_shows_what_a_shadow_would_have_put_first(shop: Shop):
 def test_a_backlog_of_long_rankings_is_scored_in_pieces(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     shadowed(shop)
     for k in range(10):
-        shop.ranks(f"v{k}", 50, at=shop.end + k * HOUR)
+        shop.ranks(f"v{k}", 50, moment=shop.end + k * HOUR)
     monkeypatch.setattr("mlpkg.rollout.shadow.follower._PAGE", 5_000)
     follower, steps = shadow.Follower(offers, shop.store), []
     while n := follower.step():
@@ -334,23 +342,23 @@ def test_a_matrix_has_the_scores_of_its_rows(shop: Shop):
     codes = rng.integers(-(2**62), 2**62, 2_000)
     columns = {n: codes if n in features.categories else rows[:, i] for i, n in enumerate(features.names)}
     many = predictor.score_many(columns)
-    one = [predictor.score(row) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
-    assert np.array(one).tobytes() == many.tobytes()
+    singly = [predictor.score(row) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+    assert np.array(singly).tobytes() == many.tobytes()
 
 
 def test_an_event_that_was_sent_before_is_ranked_by_its_id(shop: Shop):
     shop.store.accept(visits, shop.visit("v1"), arrived=shop.end)
-    some = shop.candidates(5)
-    decision = shop.decider.rank({"id": "v1", "candidates": some}, arrived=shop.end)
+    candidates = shop.candidates(5)
+    decision = shop.decider.rank({"id": "v1", "candidates": candidates}, arrived=shop.end)
     assert len(fields(decision)) == 5 and shop.decider.rank({"id": "v1"}, arrived=shop.end) == decision
     for wrong, words in (
-        ({"id": "v2", "candidates": some}, "no event"),
+        ({"id": "v2", "candidates": candidates}, "no event"),
         ({"id": "v1", "candidates": [7]}, "candidates.0"),
     ):
         with pytest.raises(ml.Rejected, match=words):
             shop.decider.rank(wrong, arrived=shop.end)
     with pytest.raises(ml.Rejected, match="candidates"):
-        shop.decider.decide({"id": "v1", "candidates": some}, arrived=shop.end)
+        shop.decider.decide({"id": "v1", "candidates": candidates}, arrived=shop.end)
 
 
 # Over HTTP
@@ -397,11 +405,11 @@ def test_a_ranking_is_answered_as_it_is_recorded_described_and_counted(live: Sho
     answer = web.rank(body)
     assert answer.status_code == 200, answer.text
     assert web.rank(body).content == answer.content == web.ask("GET", "/v1/decisions/v1").content
-    told = web.ask("GET", "/v1/openapi.json").json()
-    operation = told["paths"]["/v1/rank"]["post"]
+    document = web.ask("GET", "/v1/openapi.json").json()
+    operation = document["paths"]["/v1/rank"]["post"]
     assert set(operation["requestBody"]["content"]) == {"application/json"}
-    for schema, given in (("Decision", answer.json()), ("Ranking", body)):
-        jsonschema.validate(given, {"$ref": f"#/components/schemas/{schema}", **told})
+    for schema, instance in (("Decision", answer.json()), ("Ranking", body)):
+        jsonschema.validate(instance, {"$ref": f"#/components/schemas/{schema}", **document})
     assert 'mlpkg_requests_total{route="/v1/rank",status="200"} 2' in (text := web.ask("GET", "/metrics").text)
     assert 'action="rank"' in text and "item " not in text
 
@@ -449,22 +457,22 @@ def test_bad_candidates_are_refused_and_nothing_is_stored(live: Shop, web: Web, 
     position = live.store.last_position()
     body = live.visit("bad") | {"candidates": BAD[what](live.candidates(3))}
     answer = web.rank(body)
-    told = answer.json()
-    assert answer.status_code == 422 and told["field"].startswith("Visit.candidates"), told
-    assert told["event"] == "bad" and len(answer.content) < 3_000
+    problem = answer.json()
+    assert answer.status_code == 422 and problem["field"].startswith("Visit.candidates"), problem
+    assert problem["event"] == "bad" and len(answer.content) < 3_000
     if len(body["candidates"]) == 4 and isinstance(body["candidates"], list):
-        assert told["field"].startswith("Visit.candidates.3"), told
+        assert problem["field"].startswith("Visit.candidates.3"), problem
     assert live.store.last_position() == position and live.store.entry("visits", "bad") is None
     assert web.rank(live.visit("good")).status_code == 200
 
 
 def test_what_is_no_ranking_is_refused(live: Shop, web: Web):
-    position, some = live.store.last_position(), live.candidates(2)
-    body = live.visit("bad") | {"candidates": some}
+    position, candidates = live.store.last_position(), live.candidates(2)
+    body = live.visit("bad") | {"candidates": candidates}
     text = json.dumps(body)
     twice = text.replace('"candidates":', '"candidates": [], "candidates":')
     inside = text.replace('"price":', '"price": 1.0, "price":', 1)
-    for given, status, field in [
+    for sent, status, field in [
         (twice.encode(), 422, "Visit.candidates"),
         (inside.encode(), 422, "Visit.price"),
         (json.dumps(body | {"item": 3}).encode(), 422, "Visit.item"),
@@ -473,7 +481,7 @@ def test_what_is_no_ranking_is_refused(live: Shop, web: Web):
         (b"[" * 50_000, 400, "Visit"),
         (json.dumps([body]).encode(), 422, "Visit"),
     ]:
-        answer = web.rank(given)
+        answer = web.rank(sent)
         assert (answer.status_code, answer.json()["field"]) == (status, field), answer.text
     assert web.rank(text.encode(), "application/x-ndjson").status_code == 415
     assert web.ask("GET", "/v1/rank").status_code == 405
@@ -521,12 +529,12 @@ def test_a_server_that_is_killed_keeps_the_rankings_it_acknowledged_whole(live: 
     """Both clients get the same answers; after SIGKILL amid rankings each acknowledged one is there, and none is half there."""
     state, port = live.store.settings.state, free_port()
     bodies = [live.visit(f"k{k}") for k in range(150)]
-    some = [live.candidates(30) for _ in bodies]
+    candidate_lists = [live.candidates(30) for _ in bodies]
     answers: list[Decision] = []
     with Client(f"http://127.0.0.1:{port}", attempts=60) as client:
 
         def ask() -> None:
-            for body, candidates in zip(bodies, some, strict=True):
+            for body, candidates in zip(bodies, candidate_lists, strict=True):
                 answers.append(client.rank(body, candidates))
 
         load = threading.Thread(target=ask)
@@ -542,16 +550,16 @@ def test_a_server_that_is_killed_keeps_the_rankings_it_acknowledged_whole(live: 
 
             async def again() -> Decision:
                 async with AsyncClient(f"http://127.0.0.1:{port}") as other:
-                    return await other.rank(bodies[7], some[7])
+                    return await other.rank(bodies[7], candidate_lists[7])
 
             assert asyncio.run(again()) == answers[7] == client.decision("k7")
-            with pytest.raises(Refused, match="other candidates") as told:
-                client.rank(bodies[7], some[8])
-            assert told.value.status == 409
+            with pytest.raises(Refused, match="other candidates") as refused:
+                client.rank(bodies[7], candidate_lists[8])
+            assert refused.value.status == 409
             assert len(client.rank(live.visit("found")).alternatives or ()) == len(popular(None))
     assert [d.event for d in answers] == [body["id"] for body in bodies]
     recorded = {e.id: e.body for e in live.store.read(streams=["decisions.offers"])}
     events = {e.id for e in live.store.read(streams=["visits"]) if not e.id.startswith("h")}
     assert recorded.keys() == events == {*(d.event for d in answers), "found"}
-    found = verify(offers, live.store)
-    assert (found.decisions, found.mismatches) == (151, 0), found.differences
+    result = verify(offers, live.store)
+    assert (result.decisions, result.mismatches) == (151, 0), result.differences

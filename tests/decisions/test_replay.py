@@ -60,20 +60,20 @@ def test_a_replayed_week_is_the_training_set_to_the_bit(stocked: Project, cli: C
     made = cli("training-set", "fraud", *span, "-o", "week.parquet")
     assert made.status == 0, made.err
 
-    expected, found = pd.read_parquet(stocked.folder / "week.parquet"), decided(cli, again)
-    assert found["id"].tolist() == expected["id"].tolist()
-    assert (bits(found) == bits(expected)).all()
+    expected, repeated = pd.read_parquet(stocked.folder / "week.parquet"), decided(cli, again)
+    assert repeated["id"].tolist() == expected["id"].tolist()
+    assert (bits(repeated) == bits(expected)).all()
     scores = np.asarray(learned.predict(expected[FEATURES].to_numpy(float), num_threads=1))
-    assert found["score"].tolist() == scores.tolist()
-    assert max(found["terminal_risk_7d"].tolist()) > 0 and len(set(found["score"])) > 20
+    assert repeated["score"].tolist() == scores.tolist()
+    assert max(repeated["terminal_risk_7d"].tolist()) > 0 and len(set(repeated["score"])) > 20
 
     fine = cli("verify", "fraud", "--json", state=again)
     assert fine.status == 0, fine.err
     assert (fine.json["decisions"], fine.json["mismatches"]) == (len(expected), 0)
     assert fine.json["models"] == {version: len(expected)}
 
-    victim = found["id"].iloc[123]
-    was = float(found["customer_avg_amount_7d"].iloc[123])
+    victim = repeated["id"].iloc[123]
+    was = float(repeated["customer_avg_amount_7d"].iloc[123])
     change_a_record(again / "mlpkg.db", victim, "customer_avg_amount_7d", float(np.nextafter(was, np.inf)))
     caught = stocked.run("verify", "fraud", state=again)
     assert caught.status == 1
@@ -94,9 +94,9 @@ def test_a_week_of_real_payments_replays_to_the_bit(real: Path, project: Project
     span = ("--from", "2018-06-01", "--to", "2018-06-08")
     replayed = cli("replay", "fraud", *span, "--into", "again", "--json")
     assert replayed.status == 0, replayed.err
-    found = decided(cli, project.folder / "again")
-    assert found["id"].tolist() == expected["id"].tolist() and len(found) > 2_000
-    assert (bits(found) == bits(expected)).all()
+    repeated = decided(cli, project.folder / "again")
+    assert repeated["id"].tolist() == expected["id"].tolist() and len(repeated) > 2_000
+    assert (bits(repeated) == bits(expected)).all()
     assert cli("verify", "fraud", "--json", state=project.folder / "again").json["mismatches"] == 0
 
 
@@ -119,18 +119,18 @@ def test_whatever_is_changed_in_a_record_is_named(bank: Bank, what: str, change:
     for k in range(5):
         bank.pays(f"tx-{k}", k * 2)
     bank.store.db.execute(f"update log set body={change} where id='tx-3' and about is not null")
-    found = ml.decisions.verify(handbook.fraud, bank.store)
-    assert found.mismatches == 1
-    assert [(d.event, d.what) for d in found.differences] == [("tx-3", what)]
+    result = ml.decisions.verify(handbook.fraud, bank.store)
+    assert result.mismatches == 1
+    assert [(d.event, d.what) for d in result.differences] == [("tx-3", what)]
 
 
 def test_an_event_changed_in_the_log_is_found_by_the_decisions_that_saw_it(bank: Bank):
     for k in range(5):
         bank.pays(f"tx-{k}", k)
     bank.store.db.execute("update log set body=json_set(body, '$.amount', 11.0) where id='tx-2' and about is null")
-    found = ml.decisions.verify(handbook.fraud, bank.store)
-    assert {d.event for d in found.differences} == {"tx-2", "tx-3", "tx-4"}
-    assert {d.what for d in found.differences} >= {"amount", "customer_avg_amount_7d"}
+    result = ml.decisions.verify(handbook.fraud, bank.store)
+    assert {d.event for d in result.differences} == {"tx-2", "tx-3", "tx-4"}
+    assert {d.what for d in result.differences} >= {"amount", "customer_avg_amount_7d"}
 
 
 def test_a_replay_needs_a_folder_without_a_store_and_a_live_model(stocked: Project, cli: Command):
@@ -178,11 +178,11 @@ def test_as_of_is_the_events_time_and_the_position_it_saw(bank: Bank):
 def test_decisions_in_another_process_are_the_same(stocked: Project):
     """`mlpkg decide` reads the same store, and is told what was decided here."""
     payment = '{"id": "new-1", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'
-    there = stocked.run("decide", "fraud", "-", "--arrived", "2018-06-09T12:00:00Z", "--json", stdin=payment)
-    assert there.status == 0, there.err
+    other = stocked.run("decide", "fraud", "-", "--arrived", "2018-06-09T12:00:00Z", "--json", stdin=payment)
+    assert other.status == 0, other.err
     with closing(ml.open_store(Settings(state=stocked.state))) as store:
         here = ml.decisions.Decider(handbook.fraud, store).decide(payment, arrived=instant("2018-06-09T12:00:00Z"))
-    assert there.json["score"] == here.score and there.json["features"] == here.features
+    assert other.json["score"] == here.score and other.json["features"] == here.features
 
 
 def replayed(bank: Bank, into: Path, first: float, last: float) -> Any:
@@ -218,8 +218,8 @@ def test_a_replay_says_what_came_out_differently(bank: Bank, tmp_path: Path, cli
         bank.pays(f"tx-{k}", 10 + k)
     change_a_record(bank.store.settings.store_path, "tx-3", "customer_avg_amount_7d", 11.0)
     span = ("--from", "2018-04-11", "--to", "2018-04-21")
-    told = cli("replay", "fraud", *span, "--into", tmp_path / "again", state=bank.store.settings.state)
-    assert told.status == 0 and "9 of 10 equal to what was decided" in told.out, told.err
+    answer = cli("replay", "fraud", *span, "--into", tmp_path / "again", state=bank.store.settings.state)
+    assert answer.status == 0 and "9 of 10 equal to what was decided" in answer.out, answer.err
 
 
 def test_an_event_that_was_decided_later_is_replayed_like_that(bank: Bank, tmp_path: Path):
@@ -235,16 +235,16 @@ def test_an_event_that_was_decided_later_is_replayed_like_that(bank: Bank, tmp_p
 @pytest.mark.parametrize("backwards", [True, False])
 def test_history_in_any_order_is_replayed_as_a_training_set_has_it(bank: Bank, tmp_path: Path, backwards: bool):
     """Newest first, or all reports before their events."""
-    said: list[Any] = []
+    sent: list[Any] = []
     for k in range(60):
-        at = START + k * DAY // 4
-        payment = bank.payment(f"p{k}", 0, time=iso(at), customer_id=k % 3, terminal_id=k % 4)
-        said.append((at, handbook.transactions, payment))
+        moment = START + k * DAY // 4
+        payment = bank.payment(f"p{k}", 0, time=iso(moment), customer_id=k % 3, terminal_id=k % 4)
+        sent.append((moment, handbook.transactions, payment))
         if k % 5 == 0:
-            said.append((at + DAY, handbook.frauds, {"id": f"p{k}", "fraud": True}))
-    said.sort(key=lambda s: (s[1] is handbook.transactions, s[0]))
-    for at, stream, body in said[::-1] if backwards else said:
-        (bank.store.report if stream is handbook.frauds else bank.store.accept)(stream, body, arrived=at)
+            sent.append((moment + DAY, handbook.frauds, {"id": f"p{k}", "fraud": True}))
+    sent.sort(key=lambda s: (s[1] is handbook.transactions, s[0]))
+    for moment, stream, body in sent[::-1] if backwards else sent:
+        (bank.store.report if stream is handbook.frauds else bank.store.accept)(stream, body, arrived=moment)
     done, records = replayed(bank, tmp_path / "again", 8, 20)
     rows = lab.training_set(handbook.features, "2018-04-09", "2018-04-21", store=bank.store)
     assert records == rows["id"].tolist() and len(rows) == 28 and done.decided == 0

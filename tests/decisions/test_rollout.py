@@ -39,9 +39,9 @@ def test_what_is_rolled_back_twice_is_two_models_back(bank: Bank, cli: Command):
         assert bank.pays(f"tx-{version}", 1).model["version"] == version, "by the next decision of another process"
     cli("rollback", "fraud", "--why", "still", state=state).said_one_line("no other model of 'fraud' was active before")
     assert bank.store.active_version("fraud") == bank.version
-    told = cli("models", "fraud", "--changes", "--json", state=state).json
-    assert [(c["change"], c["version"]) for c in told[-2:]] == [("rollback", second), ("rollback", bank.version)]
-    assert {(c["by"], c["why"], c["at"][:2]) for c in told[-2:]} == {("ann", "too many complaints", "20")}
+    changes = cli("models", "fraud", "--changes", "--json", state=state).json
+    assert [(c["change"], c["version"]) for c in changes[-2:]] == [("rollback", second), ("rollback", bank.version)]
+    assert {(c["by"], c["why"], c["at"][:2]) for c in changes[-2:]} == {("ann", "too many complaints", "20")}
     assert [e.source for e in bank.store.read() if e.source.startswith("promotions")] == ["promotions.fraud"] * 5
 
 
@@ -55,8 +55,8 @@ def test_a_retired_model_is_not_live_and_never_will_be(bank: Bank, cli: Command)
     cli("rollback", "fraud", "--why", "back", state=state).said_one_line("no other model")
     cli("retire", "fraud", bank.version, "--why", "again", state=state).said_one_line("was retired by ann")
     cli("retire", "fraud", "nonsense", "--why", "old", state=state).said_one_line("has no model nonsense")
-    told = cli("models", "fraud", "--json", state=state).json
-    assert {m["version"]: m["retired"] for m in told} == {bank.version: True, other: False}
+    listed = cli("models", "fraud", "--json", state=state).json
+    assert {m["version"]: m["retired"] for m in listed} == {bank.version: True, other: False}
     assert bank.pays("tx-1", 0).model["version"] == other
 
 
@@ -76,7 +76,7 @@ def test_a_model_that_cannot_decide_is_refused_and_the_last_good_one_stays(
         patch.setattr(models.LightGBM, "score", lambda self, row: float("nan"))
         cli("promote", "fraud", version, state=state).said_one_line("cannot decide", "nan")
     with monkeypatch.context() as patch:
-        patch.setattr("mlpkg.models.smoke_test.evaluate", lambda *given: 1 / 0)
+        patch.setattr("mlpkg.models.smoke_test.evaluate", lambda *args: 1 / 0)
         cli("promote", "fraud", version, state=state).said_one_line("cannot decide: ZeroDivisionError")
     path = models.find(state, "fraud", version).folder / "model.txt"
     path.write_text(path.read_text() + " ")
@@ -103,7 +103,7 @@ def careful_bank(tmp_path: Path) -> Iterator[Bank]:
         yield made
 
 
-def broken(*given: Any) -> Any:
+def broken(*args: Any) -> Any:
     raise RuntimeError("a bug")
 
 
@@ -119,8 +119,8 @@ def test_without_a_model_the_fallback_decides_and_says_so(tmp_path: Path):
         assert [e.source for e in store.read()] == ["transactions", "decisions.fraud"]
         with pytest.raises(MlpkgError, match="no model is active"):
             decider.check()
-        found = verify(careful, store)
-        assert (found.decisions, found.mismatches, found.models, found.fallbacks) == (1, 0, {}, {"model": 1})
+        result = verify(careful, store)
+        assert (result.decisions, result.mismatches, result.models, result.fallbacks) == (1, 0, {}, {"model": 1})
 
 
 @pytest.mark.parametrize("why", ["features", "score", "deadline"])
@@ -148,9 +148,9 @@ def test_what_fails_is_said_and_what_was_known_is_recorded(
     assert (after.fallback, after.features["customer_n_tx_7d"]) == (None, 3), "the event counts all the same"
     assert made.features.get("customer_n_tx_7d") == (None if why == "features" else 2)
 
-    found = verify(careful, bank.store)
-    assert (found.decisions, found.mismatches, found.fallbacks) == (3, 0, {why: 1})
-    assert found.models == {bank.version: 2}
+    result = verify(careful, bank.store)
+    assert (result.decisions, result.mismatches, result.fallbacks) == (3, 0, {why: 1})
+    assert result.models == {bank.version: 2}
     state = bank.store.settings.state
     assert f"1 by the fallback ({why}), 0 mismatches" in cli("verify", "fraud", state=state).out
     assert f"fallback, {why}" in cli("decisions", "fraud", state=state).out
@@ -160,8 +160,8 @@ def test_what_fails_is_said_and_what_was_known_is_recorded(
         True,
         False,
     ]
-    told = report(careful, bank.store)
-    assert told["fallbacks"] == {why: 1} and f"because of the {why}: 1" in report_text(told)
+    summary = report(careful, bank.store)
+    assert summary["fallbacks"] == {why: 1} and f"because of the {why}: 1" in report_text(summary)
     dossier = lab.decision("tx-2", use_case=careful, store=bank.store)
     assert f"the fallback, because of the {why}" in repr(dossier)
     assert dossier.by()["score"].notna().all(), "what the model would have said can be asked for later"
@@ -178,8 +178,8 @@ def test_features_of_a_fallback_are_verified_like_others(careful_bank: Bank):
     bank.store.db.execute(
         "update log set body=json_set(body, '$.features.customer_n_tx_7d', 99) where body like '%deadline%'"
     )
-    found = verify(careful, bank.store)
-    assert (found.mismatches, [d.what for d in found.differences]) == (1, ["customer_n_tx_7d"])
+    result = verify(careful, bank.store)
+    assert (result.mismatches, [d.what for d in result.differences]) == (1, ["customer_n_tx_7d"])
 
 
 def test_two_use_cases_decide_the_same_event(tmp_path: Path):
@@ -213,7 +213,7 @@ def test_a_store_that_fails_is_no_reason_to_fall_back(careful_bank: Bank, monkey
     bank.pays("tx-1", 0)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "mlpkg.decisions.request.evaluate", lambda *given: bank.store.db.execute("select nothing from nowhere")
+            "mlpkg.decisions.request.evaluate", lambda *args: bank.store.db.execute("select nothing from nowhere")
         )
         with pytest.raises(MlpkgError):
             bank.pays("tx-2", 1)

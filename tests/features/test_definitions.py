@@ -24,7 +24,7 @@ def spread(amount: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("aggregate", "said"),
+    ("aggregate", "message"),
     [
         (lambda: ml.top_k("customer", k=0, over="7d"), "k=0 is not a whole number from 1"),
         (lambda: ml.last_k("amount", k="3", over="7d"), "k='3' is not a whole number"),
@@ -51,10 +51,10 @@ def spread(amount: Any) -> float:
         (lambda: ml.histogram("amount", over="7d", edges=(5, 1)), "ascending"),
     ],
 )
-def test_what_cannot_be_is_refused_where_it_is_defined(aggregate: Any, said: str):
-    with pytest.raises(ValueError, match=said) as told:
+def test_what_cannot_be_is_refused_where_it_is_defined(aggregate: Any, message: str):
+    with pytest.raises(ValueError, match=message) as refused:
         orders.by("customer").agg(mine=aggregate())
-    assert str(told.value).startswith("orders.mine: ")
+    assert str(refused.value).startswith("orders.mine: ")
 
 
 def test_a_window_may_reach_as_far_as_events_are_kept():
@@ -82,7 +82,7 @@ def test_a_name_like_no_other_leads_to_the_list_of_aggregates():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("value", "message"),
     [
         (ml.count, "Count is a class, not an aggregate; call it, as in ml.count"),
         (spread, r"spread is a function, not an aggregate; give it to a fold: ml.fold\(spread, 'amount'"),
@@ -94,9 +94,9 @@ def test_a_name_like_no_other_leads_to_the_list_of_aggregates():
         (ml.streak("amonut > 3", over="7d"), "where='amonut > 3': there is no column 'amonut'; did you mean 'amount'"),
     ],
 )
-def test_what_is_no_aggregate_is_refused_with_what_to_write(given: Any, said: str):
-    with pytest.raises(ValueError, match=rf"^orders\.mine: {said}"):
-        orders.by("customer").agg(mine=given)
+def test_what_is_no_aggregate_is_refused_with_what_to_write(value: Any, message: str):
+    with pytest.raises(ValueError, match=rf"^orders\.mine: {message}"):
+        orders.by("customer").agg(mine=value)
 
 
 FINE = """import mlpkg as ml
@@ -113,7 +113,7 @@ orders = ml.Source("orders", Order)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('orders.by("customer").agg(x=ml.average("amount", over="7d"))', "shop.py:12: mlpkg has no 'average', .*did you mean ml.mean"),
         ('orders.by("customer").agg(x=ml.mean("amonut", over="7d"))', "shop.py:12: orders.x: .*did you mean 'amount'"),
@@ -131,14 +131,14 @@ orders = ml.Source("orders", Order)
     ],
 )  # fmt: skip
 def test_a_module_that_fails_is_said_in_one_line_with_its_line(
-    project: Project, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ):
     (project.folder / "settings.ini").write_text("[DEFAULT]\nstate = state\nuse_cases =\n    shop = shop:shop\n")
     (project.folder / "shop.py").write_text(f"{FINE}\n{text}\n")
     monkeypatch.setenv("PYTHONPATH", str(project.folder))
     answer = project.run("catalog", "shop")
     answer.said_one_line("mlpkg: ", "shop")
-    assert re.search(said, answer.err), answer.err
+    assert re.search(message, answer.err), answer.err
     assert "must be importable" not in answer.err
 
 

@@ -58,8 +58,8 @@ class Load(threading.Thread):
             fields = {"customer_id": rng.randrange(12), "terminal_id": rng.randrange(20)}
             body = payment(f"{self.label}-{len(self.answers)}", amount=round(rng.uniform(1, 300), 2), **fields)
             try:
-                said = self.client.ask("POST", "/v1/decide", body)
-                (self.answers if said.status == 200 else self.failed).append(said.json)
+                answer = self.client.ask("POST", "/v1/decide", body)
+                (self.answers if answer.status == 200 else self.failed).append(answer.json)
             except (*LOST, HTTPException) as error:
                 self.failed.append(error)
                 return

@@ -158,7 +158,7 @@ WINDOWS = ("6h", "1d", "3d", "6d", "last 1", "last 3", "last 20", "all")
 
 def one_of_each(rng: random.Random) -> dict[str, Ask]:
     """Every registered aggregate once, over a random stream by a random key, in a random form."""
-    found = {}
+    asks = {}
     streams = ["payments"] * 4 + [s for s in OWN if s in STREAMS]
     for verb in sorted({*REGISTRY} - ELSEWHERE):
         ask, stream = replace(rng.choice(EXAMPLES[verb]), verb=verb), rng.choice(streams)
@@ -174,7 +174,7 @@ def one_of_each(rng: random.Random) -> dict[str, Ask]:
             keys = [k for k in COMPOSITE if stream != "clicks" or "shop" not in k]
         plain = Ask("", ask.args)
         number = not gives_text(replace(plain, verb=verb)) and not (ask.args and ask.args[0] in ("action", "page"))
-        found[verb] = replace(
+        asks[verb] = replace(
             ask,
             stream=stream,
             by=rng.choice(keys),
@@ -185,8 +185,8 @@ def one_of_each(rng: random.Random) -> dict[str, Ask]:
             empty=rng.choice([None, None, 0.0, -1.5]) if number else None,
         )
     for column in ("segment", "limit"):
-        found[f"latest_{column}"] = Ask("latest", (column,), over=("all",), stream="profiles")
-    return found
+        asks[f"latest_{column}"] = Ask("latest", (column,), over=("all",), stream="profiles")
+    return asks
 
 
 def feature_set(asks: Mapping[str, Ask]) -> FeatureSet:
@@ -202,11 +202,11 @@ def feature_set(asks: Mapping[str, Ask]) -> FeatureSet:
 
 def answers(asks: Mapping[str, Ask], world: World, moment: Moment) -> dict[str, Any]:
     """What the oracle says, by the names of the features."""
-    found = {}
+    expected = {}
     for name, ask in asks.items():
         for end, value in world.answer(ask, moment).items():
-            found[f"{name}_{ask.args[0]}" if ask.verb == "latest" else f"{name}_x_{end}"] = value
-    return found
+            expected[f"{name}_{ask.args[0]}" if ask.verb == "latest" else f"{name}_x_{end}"] = value
+    return expected
 
 
 # -- what happens --------------------------------------------------------------------------------------------------
@@ -237,10 +237,10 @@ def happenings(rng: random.Random) -> list[Happening]:
     grid = rng.choice([1, HOUR, 6 * HOUR])
     cards, shops = rng.choice([1, 2, 6]), rng.choice(["a", "ab", "abcdé"])
     disorder = rng.choice([0.0, 0.1, 0.6])
-    found: list[Happening] = []
+    events: list[Happening] = []
 
     def add(kind: str, id: str, time: int, arrived: int, body: dict[str, Any], values: dict[str, Any]) -> None:
-        found.append(Happening(arrived, kind, id, time, {"id": id, **body}, values))
+        events.append(Happening(arrived, kind, id, time, {"id": id, **body}, values))
 
     for k in range(count):
         id, time = f"e{k}", start + rng.randrange(days * DAY) // grid * grid
@@ -284,15 +284,15 @@ def happenings(rng: random.Random) -> list[Happening]:
                     report = {name: truth if name == "fraud" else truth / 1_000_000}
                     add(name, id, 0, when, report | ({"corrects": True} if version else {}), {name: truth})
                     when += 1 + rng.randrange(2 * DAY)
-    rng.shuffle(found)
-    found.sort(key=lambda h: h.arrived)
-    return wrong_clocks(rng, found) if start == STARTS["2018"] and rng.random() < 0.5 else found
+    rng.shuffle(events)
+    events.sort(key=lambda h: h.arrived)
+    return wrong_clocks(rng, events) if start == STARTS["2018"] and rng.random() < 0.5 else events
 
 
-def wrong_clocks(rng: random.Random, found: list[Happening]) -> list[Happening]:
+def wrong_clocks(rng: random.Random, events: list[Happening]) -> list[Happening]:
     """The same happenings in a world whose clocks, the store's too, are now and then wrong for a while."""
-    off, first, said = 0, {}, {}
-    for h in found:
+    off, first, last_report = 0, {}, {}
+    for h in events:
         if rng.random() < 0.05:
             off = rng.choice([0, 0, 1, -1]) * rng.choice([HOUR, 9 * DAY, 200 * DAY])
         if h.kind in SOURCES:
@@ -301,8 +301,8 @@ def wrong_clocks(rng: random.Random, found: list[Happening]) -> list[Happening]:
             h.body["time"] = text(h.time)
         h.arrived += off
         if h.kind in FACTS:  # of reports about one event the one that arrived last holds, whatever the clocks say
-            said[h.kind, h.id] = h.arrived = max(h.arrived, said.get((h.kind, h.id), h.arrived) + 1)
-    return found
+            last_report[h.kind, h.id] = h.arrived = max(h.arrived, last_report.get((h.kind, h.id), h.arrived) + 1)
+    return events
 
 
 # -- through the store ---------------------------------------------------------------------------------------------
@@ -350,10 +350,10 @@ def load(store: Any, many: list[Happening]) -> dict[tuple[str, str], list[int]]:
     )  # fmt: skip
     assert not done.refused
     names = {STREAMS[k].stream: k for k in kinds}
-    found = defaultdict(list)
+    positions = defaultdict(list)
     for entry in store.read(before):
-        found[names[entry.source], entry.id].append(entry.position)
-    return found
+        positions[names[entry.source], entry.id].append(entry.position)
+    return positions
 
 
 @dataclass
@@ -441,8 +441,8 @@ class Run:
             position = unit.record(json.dumps({"score": score / 1_000_000, "action": action}))
         self.know(h, unit.event_position)
         self.reports["decisions"][h.id] = [(position, {"score": score, "action": action})]
-        found = dict(zip(self.features.names, values, strict=True))
-        self.served[h.id] = unit.log_position, {k: bits(v) for k, v in found.items()}, found
+        by_name = dict(zip(self.features.names, values, strict=True))
+        self.served[h.id] = unit.log_position, {k: bits(v) for k, v in by_name.items()}, by_name
 
     def side_by_side(self, row: Any, unit: Any) -> None:
         """The event as it is, and with other cards and shops in its place: many moments give the bits of each."""
@@ -453,14 +453,14 @@ class Run:
             codes[names.index("shop")] = payments.parse({**BODY, "shop": self.rng.choice("abz")}).codes[
                 names.index("shop")
             ]
-        time, position, own = (np.full(6, at) for at in (row.time, unit.log_position, unit.event_position))
+        time, position, own = (np.full(6, value) for value in (row.time, unit.log_position, unit.event_position))
         present = dict(zip(names, np.array(several).T, strict=True))
         many = evaluate_many(self.features, present, time, position, own, unit.read_many)
         for codes, values in zip(
             several, zip(*(column.tolist() for column in many.values()), strict=True), strict=True
         ):
-            one = evaluate(self.features, codes, row.time, unit.log_position, unit.event_position, unit.read)
-            assert [bits(v) for v in values] == [bits(v) for v in one], f"side by side, {row.id}"
+            alone = evaluate(self.features, codes, row.time, unit.log_position, unit.event_position, unit.read)
+            assert [bits(v) for v in values] == [bits(v) for v in alone], f"side by side, {row.id}"
 
     def world(self) -> World:
         """What happened, for the oracle."""
@@ -492,12 +492,12 @@ class Run:
                 )
             if id in self.served:
                 assert self.served[id][0] == position
-                found = {name: bits(offline[name][i]) for name in expected}
-                assert self.served[id][1] == found, f"served and recomputed, {moment}"
-        some = sorted(self.rng.sample(range(len(past)), min(5, len(past))))
-        part = recomputed(features, history, p[some], np.array(some, np.int64))
+                from_log = {name: bits(offline[name][i]) for name in expected}
+                assert self.served[id][1] == from_log, f"served and recomputed, {moment}"
+        sample = sorted(self.rng.sample(range(len(past)), min(5, len(past))))
+        part = recomputed(features, history, p[sample], np.array(sample, np.int64))
         for name, column in part.items():
-            assert [bits(v) for v in column] == [bits(offline[name][i]) for i in some], f"for some rows, {name}"
+            assert [bits(v) for v in column] == [bits(offline[name][i]) for i in sample], f"for some rows, {name}"
         return len(past), at_once(features, history)
 
     def close(self) -> None:
@@ -524,7 +524,7 @@ def asks_of(rng: random.Random, seed: int) -> dict[str, Ask]:
     return one_of_each(rng) | (CLASSIC if seed % 3 == 0 else {})
 
 
-STREAMS_A_TEST = 10
+STREAMS_A_TEST = 10 if LONG else 4
 TESTS = 210 if LONG else 10
 
 
@@ -571,12 +571,12 @@ def test_threads_and_connections_decide_side_by_side(tmp_path):
                 return
             row = payments.parse(h.body)
             with run.stores[k % 2].decision("streams", payments, row, h.arrived, h.arrived) as unit:
-                found = dict(zip(run.features.names, served(run.features, row, unit), strict=True))
+                by_name = dict(zip(run.features.names, served(run.features, row, unit), strict=True))
                 position = unit.record(json.dumps({"score": 0.5, "action": "a"}))
             with guard:
                 run.know(h, unit.event_position)
                 run.reports["decisions"][h.id] = [(position, {"score": 500_000, "action": "a"})]
-                run.served[h.id] = unit.log_position, {n: bits(v) for n, v in found.items()}, found
+                run.served[h.id] = unit.log_position, {n: bits(v) for n, v in by_name.items()}, by_name
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(work, k) for k in range(4)]:

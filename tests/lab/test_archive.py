@@ -45,14 +45,14 @@ def test_a_training_set_is_the_same_from_the_archive_and_from_the_log(stocked: P
     with closing(ml.open_store(stocked.settings)) as store:
         rows = same_as_the_log(store)
         assert len(rows) == exported.json["new"]["transactions"] and bool(rows["label"].any())
-        some = same_as_the_log(store, "2018-05-20", "2018-05-22", as_of="2018-05-28")
-        assert set(some["label"].isna()) == {True, False}
+        part = same_as_the_log(store, "2018-05-20", "2018-05-22", as_of="2018-05-28")
+        assert set(part["label"].isna()) == {True, False}
     span = ("--from", "2018-05-20", "--to", "2018-05-28")
     for source in ("log", "archive"):
         made = cli("training-set", "fraud", *span, "--source", source, "-o", f"{source}.parquet")
         assert made.status == 0, made.err
-    one, other = (pd.read_parquet(stocked.folder / f"{source}.parquet") for source in ("log", "archive"))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    from_log, other = (pd.read_parquet(stocked.folder / f"{source}.parquet") for source in ("log", "archive"))
+    pd.testing.assert_frame_equal(from_log, other, check_exact=True)
 
 
 def test_a_second_export_adds_what_is_new_and_touches_nothing_else(bank: Bank):
@@ -96,8 +96,8 @@ def test_what_a_crash_left_behind_does_not_count(bank: Bank):
     half.write_bytes(half.read_bytes()[:100])
     (half.parent / "9-9.parquet.part").write_bytes(b"PAR1")
 
-    found = lab.training_set(handbook.features, "2018-04-01", "2018-05-01", store=bank.store, source="archive")
-    assert found["id"].tolist() == ["a"]
+    rows = lab.training_set(handbook.features, "2018-04-01", "2018-05-01", store=bank.store, source="archive")
+    assert rows["id"].tolist() == ["a"]
     assert export(bank.store)["transactions"] == 2
     assert not (half.parent / "9-9.parquet.part").exists()
     assert same_as_the_log(bank.store)["id"].tolist() == ["a", "b", "c"]
@@ -134,8 +134,8 @@ def test_other_tools_read_the_archive_in_its_own_units(bank: Bank):
     assert [(r["id"], r["amount"], str(r["time"]), str(r["date"])) for r in paid] == [
         ("a", 57.16, "2018-04-02 12:00:00+00:00", "2018-04-02")
     ]
-    told = ds.dataset(folder / "transactions.fraud", partitioning="hive").to_table().to_pylist()
-    assert [(r["id"], r["fraud"], r["about"]) for r in told] == [("a", True, paid[0]["position"])]
+    reports = ds.dataset(folder / "transactions.fraud", partitioning="hive").to_table().to_pylist()
+    assert [(r["id"], r["fraud"], r["about"]) for r in reports] == [("a", True, paid[0]["position"])]
     decided = ds.dataset(folder / "decisions.fraud", partitioning="hive").to_table().to_pylist()
     assert json.loads(decided[0]["record"])["features"]["amount"] == 57.16
 

@@ -98,16 +98,16 @@ def test_the_interval_covers_a_known_difference_as_often_as_it_says() -> None:
     for seed in range(100):
         who, a, b = drawn(seed)
         for how, those in (("entities", who), ("rows", np.arange(len(who)))):
-            (found,) = bootstrap({"m": MeanMeasure(a, b)}, those, draws=300)["m"]
-            covered[how] += found.low < 0.2 < found.high
+            (interval,) = bootstrap({"m": MeanMeasure(a, b)}, those, draws=300)["m"]
+            covered[how] += interval.low < 0.2 < interval.high
     assert covered["entities"] >= 88
     assert covered["rows"] <= 70
 
 
 def test_a_paired_interval_is_narrower_than_one_of_two_averages() -> None:
     who, a, b = drawn(1)
-    found = bootstrap({"both": MeanMeasure(a, b), "a": MeanMeasure(0 * a, a), "b": MeanMeasure(0 * b, b)}, who)
-    width = {name: one.high - one.low for name, (one,) in found.items()}
+    intervals = bootstrap({"both": MeanMeasure(a, b), "a": MeanMeasure(0 * a, a), "b": MeanMeasure(0 * b, b)}, who)
+    width = {name: interval.high - interval.low for name, (interval,) in intervals.items()}
     assert width["both"] < np.hypot(width["a"], width["b"]) / 3
 
 
@@ -118,8 +118,8 @@ def test_intervals_of_many_segments_hold_together() -> None:
         a, who = rng.normal(0, 1, 2000), np.arange(2000)
         measure = {"m": MeanMeasure(a, a + rng.normal(0, 1, 2000))}
         for n in loud:
-            found = bootstrap(measure, who, np.array_split(who, n), draws=300)["m"]
-            loud[n] += any(p.low > 0 or p.high < 0 for p in found)
+            intervals = bootstrap(measure, who, np.array_split(who, n), draws=300)["m"]
+            loud[n] += any(p.low > 0 or p.high < 0 for p in intervals)
     assert max(loud.values()) <= 9  # 3 are expected of either; of twenty intervals of their own it would be 38
 
 
@@ -131,8 +131,8 @@ def test_many_positives_have_the_interval_that_all_their_scores_would_give(monke
         widths = []
         for levels in (100_000, 1000):
             monkeypatch.setattr("mlpkg.lab.bootstrap.LEVELS", levels)
-            (found,) = bootstrap({"m": RankMeasure(by, label, a, b)}, np.arange(6000) // 6, draws=100)["m"]
-            widths.append(found.high - found.low)
+            (interval,) = bootstrap({"m": RankMeasure(by, label, a, b)}, np.arange(6000) // 6, draws=100)["m"]
+            widths.append(interval.high - interval.low)
         assert widths[0] == pytest.approx(widths[1], rel=0.01)
 
 
@@ -146,45 +146,45 @@ def test_a_comparison_asked_for_twice_is_the_same(fortnight: Fortnight) -> None:
 
 
 def test_a_model_against_itself_differs_nowhere(fortnight: Fortnight) -> None:
-    found = fortnight.compare(fortnight.live, fortnight.live, by=["amount", "during_night"])
-    for table in (found.metrics, found.segments):
+    comparison = fortnight.compare(fortnight.live, fortnight.live, by=["amount", "during_night"])
+    for table in (comparison.metrics, comparison.segments):
         known = table[table["why"] == ""]
         assert len(known) >= 7 and not known[["difference", "low", "high"]].to_numpy().any()
         assert not table["difference"].fillna(0).any() and set(table["verdict"]) == {""}
-    assert not len(found.changed) and "0 decisions would change" in repr(found)
+    assert not len(comparison.changed) and "0 decisions would change" in repr(comparison)
 
 
 def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
-    found = fortnight.compare("served", fortnight.live)
+    comparison = fortnight.compare("served", fortnight.live)
     served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
-    assert found.rows["id"].tolist() == served["id"].tolist() and len(served) > 500
+    assert comparison.rows["id"].tolist() == served["id"].tolist() and len(served) > 500
     for side in "ab":  # the model that served gives it again
-        assert found.rows[f"score_{side}"].tolist() == served["score"].tolist()
-        assert found.rows[f"action_{side}"].tolist() == served["action"].tolist()
-    assert found.rows["fraud"].tolist() == served["fraud"].tolist()
+        assert comparison.rows[f"score_{side}"].tolist() == served["score"].tolist()
+        assert comparison.rows[f"action_{side}"].tolist() == served["action"].tolist()
+    assert comparison.rows["fraud"].tolist() == served["fraud"].tolist()
 
 
 def test_each_model_has_the_features_of_its_own_definition(fortnight: Fortnight, tmp_path: Path) -> None:
     """They are those that the model would have been served, which `verify` computes again without a difference."""
-    found = fortnight.compare(fortnight.live, fortnight.terse)
+    comparison = fortnight.compare(fortnight.live, fortnight.terse)
     store, again = fortnight.store, tmp_path / "again"
     decisions.replay(handbook.fraud, store, instant(FROM), instant(TO), again, model=fortnight.terse)
     with closing(ml.open_store(Settings(state=again))) as again:
-        assert decisions.verify(handbook.fraud, again).models == {fortnight.terse: len(found.rows)}
+        assert decisions.verify(handbook.fraud, again).models == {fortnight.terse: len(comparison.rows)}
         assert decisions.verify(handbook.fraud, again).mismatches == 0
-        assert (bits(found.features[1]) == bits(recorded(again, terse))).all()
+        assert (bits(comparison.features[1]) == bits(recorded(again, terse))).all()
         scores = lab.decisions(use_case=handbook.fraud, store=again)["score"]
-    assert found.rows["score_b"].tolist() == scores.tolist()
+    assert comparison.rows["score_b"].tolist() == scores.tolist()
     assert decisions.verify(handbook.fraud, fortnight.store).mismatches == 0
-    assert (bits(found.features[0]) == bits(recorded(fortnight.store, handbook.features))).all()
+    assert (bits(comparison.features[0]) == bits(recorded(fortnight.store, handbook.features))).all()
 
 
 def test_a_candidate_that_is_worse_in_one_segment_is_flagged_there_only(fortnight: Fortnight) -> None:
-    found = fortnight.compare("served", fortnight.blind, by={"amount": [30, 80]})
-    assert set(found.stands_out["segment"]) == {"≤ 30"} and set(found.stands_out["verdict"]) == {"worse"}
-    assert set(found.stands_out["measure"]) >= {"log_loss", "brier", "auc"}
-    assert found.segments.groupby("segment")["rows"].max().sum() == len(found.rows)
-    figure = found.plot(["log_loss", "auc"])
+    comparison = fortnight.compare("served", fortnight.blind, by={"amount": [30, 80]})
+    assert set(comparison.stands_out["segment"]) == {"≤ 30"} and set(comparison.stands_out["verdict"]) == {"worse"}
+    assert set(comparison.stands_out["measure"]) >= {"log_loss", "brier", "auc"}
+    assert comparison.segments.groupby("segment")["rows"].max().sum() == len(comparison.rows)
+    figure = comparison.plot(["log_loss", "auc"])
     for ax, better in zip(figure.axes, (-1, 1), strict=True):  # the right is better in each panel
         left, right = ax.get_xlim()
         assert np.sign(right - left) == better
@@ -196,22 +196,22 @@ def test_what_actions_cost_is_judged_by_the_truth(fortnight: Fortnight) -> None:
     def costs(probability: Any, event: Any) -> dict[str, Any]:
         return {"approve": probability * event.amount, "review": 4.0, "decline": (1 - probability) * 10}
 
-    found = fortnight.compare("served", fortnight.terse, costs=costs)
-    rows: Any = found.rows
+    comparison = fortnight.compare("served", fortnight.terse, costs=costs)
+    rows: Any = comparison.rows
     for side in "ab":
         action, truth = rows[f"action_{side}"], rows["fraud"].astype(float)
         paid = np.select([action == "approve", action == "review"], [truth * rows["amount"], 4.0], (1 - truth) * 10)
-        assert found.metrics.loc["cost", side] == pytest.approx(paid.mean(), rel=1e-12)
+        assert comparison.metrics.loc["cost", side] == pytest.approx(paid.mean(), rel=1e-12)
     with pytest.raises(MlpkgError, match="have no action"):
         fortnight.compare("served", fortnight.terse, costs=lambda p, event: {"approve": p})
 
 
 def test_the_decisions_that_would_change_are_listed(fortnight: Fortnight) -> None:
-    found = fortnight.compare("served", fortnight.blind)
-    changed = found.changed
+    comparison = fortnight.compare("served", fortnight.blind)
+    changed = comparison.changed
     assert changed.columns.tolist() == ["id", "time", "score_a", "score_b", "action_a", "action_b", "fraud"]
-    assert len(changed) == (found.rows["action_a"] != found.rows["action_b"]).sum() > 20
-    amounts = found.rows.loc[changed.index, "amount"]
+    assert len(changed) == (comparison.rows["action_a"] != comparison.rows["action_b"]).sum() > 20
+    amounts = comparison.rows.loc[changed.index, "amount"]
     assert (changed["action_b"] == [handbook.policy(s, ml_event(a)) for s, a in zip(changed["score_b"], amounts)]).all()
 
 
@@ -220,8 +220,8 @@ def ml_event(amount: float) -> Any:
 
 
 def test_a_segment_may_be_a_feature_of_either_model(fortnight: Fortnight) -> None:
-    found = fortnight.compare(fortnight.terse, fortnight.live, by=["terminal_n_tx_7d", "customer_n_tx_1d"])
-    assert set(found.segments["by"]) == {"terminal_n_tx_7d", "customer_n_tx_1d"}
+    comparison = fortnight.compare(fortnight.terse, fortnight.live, by=["terminal_n_tx_7d", "customer_n_tx_1d"])
+    assert set(comparison.segments["by"]) == {"terminal_n_tx_7d", "customer_n_tx_1d"}
     with pytest.raises(MlpkgError, match="no column 'amuont'; did you mean 'amount'"):
         fortnight.compare(fortnight.terse, fortnight.live, by="amuont")
 
@@ -241,17 +241,17 @@ def test_only_mature_rows_are_judged_and_the_others_counted(bank: Bank) -> None:
     bank.store.accept(handbook.transactions, bank.payment("undecided", 3), arrived=START + 3 * DAY)
     span = (iso(START), iso(START + 20 * DAY))
     how: Any = {"use_case": handbook.fraud, "store": bank.store, "as_of": iso(START + 20 * DAY)}
-    found = lab.compare("served", bank.version, *span, **how)
-    assert found.left_out == {
+    comparison = lab.compare("served", bank.version, *span, **how)
+    assert comparison.left_out == {
         "more were not decided": 1,
         "were decided by the fallback": 0,
         "too young": 6,
         "not known": 0,
     }
-    judged = found.rows[found.rows["judged"]]
+    judged = comparison.rows[comparison.rows["judged"]]
     assert judged["id"].tolist() == [f"t{day}" for day in range(14)]
-    assert "14 of 20 rows judged" in repr(found) and "6 too young" in found._repr_html_()
-    assert found.metrics.loc["brier", "rows"] == 14 and found.metrics.loc["rate of approve", "rows"] == 20
+    assert "14 of 20 rows judged" in repr(comparison) and "6 too young" in comparison._repr_html_()
+    assert comparison.metrics.loc["brier", "rows"] == 14 and comparison.metrics.loc["rate of approve", "rows"] == 20
     both = lab.compare(bank.version, bank.version, *span, **how, costs=lambda p, event: {"approve": 4.0, "decline": p})
     assert both.metrics.loc["cost", "rows"] == 15  # also where a price does not depend on the truth
     assert len(both.rows) == 21 and both.left_out == {"too young": 6, "not known": 0}
@@ -261,10 +261,10 @@ def test_with_one_class_or_few_rows_a_measure_is_null_and_says_why(bank: Bank) -
     for day in range(FEW_ENTITIES - 1):
         bank.pays(f"t{day}", day, customer_id=day)
     span: Any = (bank.version, bank.version, iso(START), iso(START + 9 * DAY))
-    found = lab.compare(*span, use_case=handbook.fraud, store=bank.store, by="terminal_id").metrics
-    assert np.isnan(found.loc["auc", "a"]) and found.loc["auc", "why"] == "no positive"
-    assert found.loc["brier", "a"] > 0 and found.loc["brier", "why"] == f"only {FEW_ENTITIES - 1} entities"
-    assert np.isnan(found.loc["brier", "low"])
+    metrics = lab.compare(*span, use_case=handbook.fraud, store=bank.store, by="terminal_id").metrics
+    assert np.isnan(metrics.loc["auc", "a"]) and metrics.loc["auc", "why"] == "no positive"
+    assert metrics.loc["brier", "a"] > 0 and metrics.loc["brier", "why"] == f"only {FEW_ENTITIES - 1} entities"
+    assert np.isnan(metrics.loc["brier", "low"])
     early = lab.compare(*span, use_case=handbook.fraud, store=bank.store, as_of=iso(START))
     assert set(early.metrics["why"].head(4)) == {"no row can be judged"}
     none = lab.compare(bank.version, "served", "2017-01-01", "2017-02-01", use_case=handbook.fraud, store=bank.store)
@@ -298,15 +298,20 @@ def test_the_policy_sees_events_as_they_were_sent(tmp_path: Path) -> None:
         version = put_live(shop, store)
         decider = decisions.Decider(shop, store)
         for i in range(30):
-            at = START + i * DAY // 4
+            moment = START + i * DAY // 4
             more = {"coupon": "ten", "items": 2} if i % 3 == 0 else {}
-            body = {"id": f"o{i}", "time": iso(at), "customer": f"c{i % 12}", "channel": ("web", "shop")[i % 2]}
-            decider.decide(body | more, arrived=at)
+            body = {"id": f"o{i}", "time": iso(moment), "customer": f"c{i % 12}", "channel": ("web", "shop")[i % 2]}
+            decider.decide(body | more, arrived=moment)
         span: Any = ("served", version, START, START + 30 * DAY)
-        found = lab.compare(*span, use_case=shop, store=store, by=["channel", "coupon", "items"])
-    assert not len(found.changed) and set(found.rows["action_b"]) == {"web ten", "shop ten", "web plain", "shop plain"}
-    assert found.rows["channel"].tolist()[:2] == ["web", "shop"]
-    rows = found.segments.drop_duplicates(["by", "segment"]).set_index(["by", "segment"])
+        comparison = lab.compare(*span, use_case=shop, store=store, by=["channel", "coupon", "items"])
+    assert not len(comparison.changed) and set(comparison.rows["action_b"]) == {
+        "web ten",
+        "shop ten",
+        "web plain",
+        "shop plain",
+    }
+    assert comparison.rows["channel"].tolist()[:2] == ["web", "shop"]
+    rows = comparison.segments.drop_duplicates(["by", "segment"]).set_index(["by", "segment"])
     assert set(rows.index) == {
         ("channel", "web"),
         ("channel", "shop"),
@@ -315,7 +320,7 @@ def test_the_policy_sees_events_as_they_were_sent(tmp_path: Path) -> None:
         ("items", "2"),
         ("items", "missing"),
     }
-    assert found.left_out["not known"] == 30 and found.entity == "customer"
+    assert comparison.left_out["not known"] == 30 and comparison.entity == "customer"
 
 
 # -- one decision ----------------------------------------------------------------------------------------------------
@@ -324,38 +329,41 @@ def test_the_policy_sees_events_as_they_were_sent(tmp_path: Path) -> None:
 def test_a_decision_is_shown_with_the_numbers_of_its_record(fortnight: Fortnight) -> None:
     served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
     row = served.loc[served["score"].idxmax()]
-    found = lab.decision(row["id"], use_case=handbook.fraud, store=fortnight.store)
-    values = found.features["value"]
-    assert values.to_dict() == found.record.features and type(values["customer_n_tx_1d"]) is int
+    decision = lab.decision(row["id"], use_case=handbook.fraud, store=fortnight.store)
+    values = decision.features["value"]
+    assert values.to_dict() == decision.record.features and type(values["customer_n_tx_1d"]) is int
     assert [v if v is not None else np.nan for v in values] == pytest.approx([row[n] for n in FEATURES], nan_ok=True)
-    assert found.model and (found.record.score, found.record.action, found.model.version) == (
+    assert decision.model and (decision.record.score, decision.record.action, decision.model.version) == (
         row["score"],
         row["action"],
         fortnight.live,
     )
-    assert found.event["amount"] == row["amount"] and found.features.loc["amount", "meaning"] == "amount of the event"
-    for text in (repr(found), found._repr_html_()):
+    assert (
+        decision.event["amount"] == row["amount"]
+        and decision.features.loc["amount", "meaning"] == "amount of the event"
+    )
+    for text in (repr(decision), decision._repr_html_()):
         assert row["id"] in text and row["action"] in text and fortnight.live in text
 
 
 def test_the_reasons_add_up_to_the_score(fortnight: Fortnight) -> None:
     served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
     for id in served["id"].iloc[::200]:
-        found = lab.decision(id, use_case=handbook.fraud, store=fortnight.store)
-        raw = found.reasons["contribution"].sum()
-        assert 1 / (1 + np.exp(-raw)) == pytest.approx(found.record.score, rel=1e-9)
-        assert set(found.reasons.index) == {*FEATURES, "(base)"}
-        sizes = found.reasons["contribution"].abs().iloc[:-1]
+        decision = lab.decision(id, use_case=handbook.fraud, store=fortnight.store)
+        raw = decision.reasons["contribution"].sum()
+        assert 1 / (1 + np.exp(-raw)) == pytest.approx(decision.record.score, rel=1e-9)
+        assert set(decision.reasons.index) == {*FEATURES, "(base)"}
+        sizes = decision.reasons["contribution"].abs().iloc[:-1]
         assert sizes.is_monotonic_decreasing
 
 
 def test_other_models_are_asked_about_the_same_moment(fortnight: Fortnight) -> None:
     compared = fortnight.compare("served", fortnight.terse).rows
     for row in compared.iloc[::300].itertuples():
-        told: Any = lab.decision(row.id, use_case=handbook.fraud, store=fortnight.store).by()
-        assert set(told.index) == {fortnight.live, fortnight.terse, fortnight.blind}
-        assert told.loc[fortnight.live].tolist() == [row.score_a, row.action_a, True]
-        assert told.loc[fortnight.terse].tolist() == [row.score_b, row.action_b, False]
+        rescored: Any = lab.decision(row.id, use_case=handbook.fraud, store=fortnight.store).by()
+        assert set(rescored.index) == {fortnight.live, fortnight.terse, fortnight.blind}
+        assert rescored.loc[fortnight.live].tolist() == [row.score_a, row.action_a, True]
+        assert rescored.loc[fortnight.terse].tolist() == [row.score_b, row.action_b, False]
 
 
 def test_what_a_decision_could_see_is_what_was_recorded(bank: Bank) -> None:
@@ -365,10 +373,10 @@ def test_what_a_decision_could_see_is_what_was_recorded(bank: Bank) -> None:
     record = bank.pays("early", 2)
     assert record.features["customer_n_tx_7d"] == 2
     how: Any = {"use_case": handbook.fraud, "store": bank.store}
-    found = lab.decision("early", **how)
-    explained: Any = found.explain("customer_n_tx_7d")
+    decision = lab.decision("early", **how)
+    explained: Any = decision.explain("customer_n_tx_7d")
     assert explained.value == 2 and set(explained.rows["id"]) == {"early", "late"}
-    assert found.by()["score"].tolist() == [record.score]
+    assert decision.by()["score"].tolist() == [record.score]
     compared = lab.compare("served", bank.version, START, START + 3 * DAY, **how)
     features: Any = compared.features[1]
     assert features["customer_n_tx_7d"].tolist() == [2] and compared.rows["score_b"].tolist() == [record.score]
@@ -380,10 +388,10 @@ def test_the_outcome_is_shown_with_when_it_was_reported(bank: Bank) -> None:
     bank.hears("t0", False, 4)
     report = {"id": "t0", "fraud": True, "corrects": True}
     bank.store.report(handbook.frauds, report, arrived=START + 6 * DAY)
-    found: Any = lab.decision("t0", use_case=handbook.fraud, store=bank.store).outcomes
-    assert found["value"].tolist() == [False, True]
-    assert [t.isoformat()[:10] for t in found["reported"]] == ["2018-04-05", "2018-04-07"]
-    assert found["note"].tolist() == ["reported, corrected later,", "reported"]
+    outcomes: Any = lab.decision("t0", use_case=handbook.fraud, store=bank.store).outcomes
+    assert outcomes["value"].tolist() == [False, True]
+    assert [t.isoformat()[:10] for t in outcomes["reported"]] == ["2018-04-05", "2018-04-07"]
+    assert outcomes["note"].tolist() == ["reported, corrected later,", "reported"]
     silent = lab.decision("t1", use_case=handbook.fraud, store=bank.store)
     assert "fraud = False (presumed, as nothing was reported)" in repr(silent)
 

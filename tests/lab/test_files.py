@@ -76,13 +76,13 @@ IDS = [
 ]
 
 
-@pytest.mark.parametrize(("ids", "said"), IDS, ids=lambda v: str(getattr(v, "type", "")) or None)
-def test_the_id_that_was_read_is_stored_or_the_row_refused(store: Any, tmp_path: Path, ids: pa.Array, said: str):
+@pytest.mark.parametrize(("ids", "expected"), IDS, ids=lambda v: str(getattr(v, "type", "")) or None)
+def test_the_id_that_was_read_is_stored_or_the_row_refused(store: Any, tmp_path: Path, ids: pa.Array, expected: str):
     done = load(store, tmp_path, table(id=ids))
     if done.refused:
-        assert done.refused[0][1].startswith(said) and store.last_position() == 0
+        assert done.refused[0][1].startswith(expected) and store.last_position() == 0
     else:
-        assert [e.id for e in store.read()] == [said]
+        assert [e.id for e in store.read()] == [expected]
 
 
 def test_ids_of_objects_in_a_frame_are_stored_as_their_text(store: Any):
@@ -122,7 +122,7 @@ def test_an_outcome_that_nobody_can_read_is_refused_by_its_row(store: Any, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("encoding", "said"),
+    ("encoding", "message"),
     [
         ("cp1252", "byte 0xe9 at position 57"),
         ("latin-1", "byte 0xe9 at position 57"),
@@ -131,12 +131,12 @@ def test_an_outcome_that_nobody_can_read_is_refused_by_its_row(store: Any, tmp_p
     ],
 )
 def test_a_file_in_another_encoding_is_refused_before_a_row_is_taken(
-    store: Any, tmp_path: Path, encoding: str, said: str
+    store: Any, tmp_path: Path, encoding: str, message: str
 ):
     path = text(tmp_path, f"id,time,buyer,amount\na,{NOON},ann,1.5\nb{'b' * 6},{NOON},é,1.5\n", encoding)
     if encoding in ("cp1252", "latin-1"):
-        said = f"byte 0xe9 at position {path.read_bytes().index(0xE9)}"
-    with pytest.raises(MlpkgError, match=said):
+        message = f"byte 0xe9 at position {path.read_bytes().index(0xE9)}"
+    with pytest.raises(MlpkgError, match=message):
         lab.ingest_file(case, path, store)
     assert store.last_position() == 0
 
@@ -175,7 +175,7 @@ def test_what_to_csv_writes_is_taken_with_every_digit(store: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ("", "has no columns: it is empty"),
         ("\n\n", "has no columns: it is empty"),
@@ -186,8 +186,8 @@ def test_what_to_csv_writes_is_taken_with_every_digit(store: Any, tmp_path: Path
         ("id,time,buyer,amount,amuont\n", "has no column 'amuont'"),
     ],
 )
-def test_a_header_that_names_no_columns_is_refused_in_words(store: Any, tmp_path: Path, lines: str, said: str):
-    with pytest.raises(MlpkgError, match=said):
+def test_a_header_that_names_no_columns_is_refused_in_words(store: Any, tmp_path: Path, lines: str, message: str):
+    with pytest.raises(MlpkgError, match=message):
         lab.ingest_file(case, text(tmp_path, lines), store)
 
 
@@ -221,13 +221,13 @@ UNITS = [
 ]
 
 
-@pytest.mark.parametrize(("units", "said"), UNITS, ids=lambda v: str(getattr(v, "type", "")) or None)
-def test_whole_numbers_of_any_type_are_taken_where_they_fit(store: Any, tmp_path: Path, units: pa.Array, said: Any):
+@pytest.mark.parametrize(("units", "expected"), UNITS, ids=lambda v: str(getattr(v, "type", "")) or None)
+def test_whole_numbers_of_any_type_are_taken_where_they_fit(store: Any, tmp_path: Path, units: pa.Array, expected: Any):
     done = load(store, tmp_path, table(units=units))
-    if isinstance(said, str):
-        assert said in done.refused[0][1]
+    if isinstance(expected, str):
+        assert expected in done.refused[0][1]
     else:
-        assert f'"units":{said}}}' in next(store.read()).body
+        assert f'"units":{expected}}}' in next(store.read()).body
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -311,8 +311,8 @@ ODD: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "said"), ODD, ids=lambda v: v[:30] if isinstance(v, str) else "")
-def test_objects_of_a_frame_that_no_field_holds_are_refused(store: Any, name: str, value: Any, said: str):
+@pytest.mark.parametrize(("name", "value", "message"), ODD, ids=lambda v: v[:30] if isinstance(v, str) else "")
+def test_objects_of_a_frame_that_no_field_holds_are_refused(store: Any, name: str, value: Any, message: str):
     rows: dict[str, list[Any]] = {
         "id": ["a", "b"],
         "time": [NOON] * 2,
@@ -324,7 +324,7 @@ def test_objects_of_a_frame_that_no_field_holds_are_refused(store: Any, name: st
     frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in rows.items()})
     done = lab.ingest(case, frame, store)
     assert done.new == {"sales": 1}
-    assert [why.startswith(said) for _, why in done.refused] == [True]
+    assert [why.startswith(message) for _, why in done.refused] == [True]
 
 
 def test_each_row_that_no_json_says_keeps_its_own_reason(store: Any, tmp_path: Path):
@@ -370,8 +370,8 @@ FRAMES = [
 ]
 
 
-@pytest.mark.parametrize(("columns", "said"), FRAMES, ids=["unknown", "no-number", "null", "none-known"])
-def test_a_frame_has_the_columns_that_a_file_would_have(store: Any, columns: dict[str, Any] | None, said: str):
+@pytest.mark.parametrize(("columns", "message"), FRAMES, ids=["unknown", "no-number", "null", "none-known"])
+def test_a_frame_has_the_columns_that_a_file_would_have(store: Any, columns: dict[str, Any] | None, message: str):
     made = table(**columns) if columns else pa.table({"foo": [1]})
-    with pytest.raises(MlpkgError, match=said):
+    with pytest.raises(MlpkgError, match=message):
         lab.ingest(case, made.to_pandas(), store)

@@ -39,14 +39,14 @@ case = ml.UseCase("orders", features, policy=lambda score, event: "send")
 
 def frame() -> pd.DataFrame:
     """Orders with gaps, and a table that deletes a row; gaps are NaN, as pandas has them."""
-    at = pd.Timestamp("2020-01-01", tz="UTC") + pd.to_timedelta(np.arange(6), unit="h")
+    moments = pd.Timestamp("2020-01-01", tz="UTC") + pd.to_timedelta(np.arange(6), unit="h")
     return pd.DataFrame(
         {
             "source": ["profiles", "orders", "orders", "profiles", "orders", "orders"],
             "row": range(6),
             "id": list("abcdef"),
-            "time": at,
-            "arrived": at,
+            "time": moments,
+            "arrived": moments,
             "customer": ["an"] * 6,
             "limit": [500, np.nan, np.nan, np.nan, np.nan, np.nan],
             "segment": ["new", *[None] * 5],
@@ -75,8 +75,8 @@ def test_gaps_and_tables_are_loaded_as_they_would_have_been_sent(tmp_path: Path)
             k: v for k, v in row.items() if k in {"id", "deleted", *source.contract.model_fields} and not pd.isna(v)
         }
         whole = {k: int(v) for k, v in known.items() if k in ("limit", "items")}
-        at = row["time"].value // 1000
-        sent.accept(source, known | whole | {"time": iso(at)}, arrived=at)
+        moment = row["time"].value // 1000
+        sent.accept(source, known | whole | {"time": iso(moment)}, arrived=moment)
     assert entries(loaded) == entries(sent)
 
     rows = lab.training_set(features, "2020-01-01", "2020-01-02", store=loaded)
@@ -97,16 +97,16 @@ of_payments = ml.FeatureSet("payments", on=payments, n=payments.by("customer").a
 refunds = ml.UseCase("payments", of_payments, policy=lambda score, event: "send")
 
 
-def rows(*told: tuple[str, str, float | None, bool | None, str]) -> pd.DataFrame:
+def rows(*entries: tuple[str, str, float | None, bool | None, str]) -> pd.DataFrame:
     """Rows of a file: an event, and what a row says of its outcome in a row of the frame of its own."""
     made = [
-        {"source": source, "row": row, "id": id, "arrived": pd.Timestamp(at, tz="UTC"), "customer": "an"}
+        {"source": source, "row": row, "id": id, "arrived": pd.Timestamp(arrival, tz="UTC"), "customer": "an"}
         | (
             {"time": pd.Timestamp("2020-01-01", tz="UTC"), "amount": amount}
             if source == "payments"
             else {"refunded": fraud}
         )
-        for row, (source, id, amount, fraud, at) in enumerate(told)
+        for row, (source, id, amount, fraud, arrival) in enumerate(entries)
     ]
     return pd.DataFrame(made)
 
@@ -153,8 +153,8 @@ def test_a_file_is_read_by_the_contract_of_the_source_that_is_named(tmp_path: Pa
     done = lab.ingest_file(case, tmp_path / "orders.csv", store)
     assert (done.new, [row for row, _ in done.refused]) == ({"orders": 2}, [1, 2])
     assert "has no time zone" in done.refused[0][1] and "Order.arrived: soon is not a time" in done.refused[1][1]
-    found = [(e.id, iso(e.arrived), e.body) for e in store.read(streams=["orders"])]
-    assert found == [
+    stored = [(e.id, iso(e.arrived), e.body) for e in store.read(streams=["orders"])]
+    assert stored == [
         ("a", "2020-01-02T00:00:00Z", '{"customer":"an","amount":12.5,"items":null}'),
         ("d", "2020-01-01T13:00:00Z", '{"customer":"an","amount":null,"items":null}'),
     ]
@@ -176,10 +176,10 @@ def test_the_store_takes_no_id_or_body_that_is_not_a_text(tmp_path: Path, wrong:
     store.register(refunds.name, refunds.features)
     body = payments.parse({"id": "a", "time": "2020-01-01T00:00:00Z", "customer": "an", "amount": 1.0})
     zeros, codes = np.zeros(2, np.int64), {payments.stream: np.array([body.codes] * 2)}
-    told: dict[str, Any] = {"ids": ["a", "b"], "bodies": [body.body] * 2}
+    good: dict[str, Any] = {"ids": ["a", "b"], "bodies": [body.body] * 2}
     with pytest.raises(TypeError, match="is a text"):
-        store.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **(told | wrong)))
+        store.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **(good | wrong)))
     assert store.last_position() == 0
-    assert store.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **told)).new
+    assert store.load(Batch([payments], zeros, time=zeros, arrived=zeros, codes=codes, rows=zeros, **good)).new
     assert len(list(store.read())) == 2
     store.close()

@@ -60,11 +60,11 @@ def test_a_streamed_training_set_is_the_one_in_memory(
         for source in ("log", "archive"):
             rows = same_in_both(handbook.features, tmp_path / source, source=source, **options)
             assert len(rows) > 7_000 and bool(rows["label"].any()) and any(rows["terminal_risk_30d"] > 0)
-        some = ("2018-05-20", "2018-05-24")
-        early = same_in_both(handbook.early_features, tmp_path / "early", *some, as_of="2018-05-29", **options)
+        span = ("2018-05-20", "2018-05-24")
+        early = same_in_both(handbook.early_features, tmp_path / "early", *span, as_of="2018-05-29", **options)
         assert set(early["label"].isna()) == {True, False}
-        same_in_both(handbook.features, tmp_path / "one", *some, buckets=1, **options)
-        same_in_both(handbook.features, tmp_path / "many", *some, buckets=3_000, **options)
+        same_in_both(handbook.features, tmp_path / "one", *span, buckets=1, **options)
+        same_in_both(handbook.features, tmp_path / "many", *span, buckets=3_000, **options)
 
 
 @pytest.mark.parametrize("source", ["log", "archive"])
@@ -105,13 +105,13 @@ def test_features_over_another_source_and_with_texts_are_streamed_too(bank: Bank
     bank.store.register("visited", features)
     draw = random.Random(1)
     for k in range(300):
-        at = {"customer_id": draw.randrange(9), "time": iso(START + k * 2 * HOUR)}
+        fields = {"customer_id": draw.randrange(9), "time": iso(START + k * 2 * HOUR)}
         bank.store.accept(
-            visits, at | {"id": f"v{k}", "page": draw.choice(["help", "home", None])}, arrived=START + k * 2 * HOUR
+            visits, fields | {"id": f"v{k}", "page": draw.choice(["help", "home", None])}, arrived=START + k * 2 * HOUR
         )
         bank.store.accept(
             handbook.transactions,
-            bank.payment(f"p{k}", k / 12, **at),
+            bank.payment(f"p{k}", k / 12, **fields),
             arrived=START + k * 2 * HOUR + draw.randrange(3) * DAY,
         )
     archive = lab.Archive(bank.store.settings.state)
@@ -128,9 +128,9 @@ def test_features_over_another_source_and_with_texts_are_streamed_too(bank: Bank
 Said = tuple[str, dict[str, Any], int]
 
 
-def say(store: Any, said: list[Said]) -> None:
+def say(store: Any, sent: list[Said]) -> None:
     """Put events and reports into a log in the given order, with the arrivals that they declare."""
-    for stream, body, arrived in said:
+    for stream, body, arrived in sent:
         if stream == "fraud":
             store.report(handbook.frauds, body, arrived=arrived)
         else:
@@ -140,25 +140,25 @@ def say(store: Any, said: list[Said]) -> None:
 def payments(seed: int, count: int = 250) -> list[Said]:
     """Payments in order of their time, up to three days late, and reports of some; the grid is so coarse that times tie."""
     draw = random.Random(seed)
-    said: list[Said] = []
+    sent: list[Said] = []
     for k in range(count):
         time = START + draw.randrange(30 * 8) * 3 * HOUR
         body = {"id": f"e{k}", "time": iso(time), "customer_id": draw.randrange(4), "terminal_id": draw.randrange(3)}
         late = draw.choice([0, 0, 3, 9, 24, 72]) * HOUR
-        said.append(("payment", body | {"amount": draw.randrange(1, 9999) / 100}, time + late))
+        sent.append(("payment", body | {"amount": draw.randrange(1, 9999) / 100}, time + late))
         if draw.random() < 0.3:
-            said.append(("fraud", {"id": f"e{k}", "fraud": draw.random() < 0.6}, time + draw.randrange(60) * 3 * HOUR))
-    return sorted(said, key=lambda s: (s[0] == "fraud", s[1].get("time", "")))
+            sent.append(("fraud", {"id": f"e{k}", "fraud": draw.random() < 0.6}, time + draw.randrange(60) * 3 * HOUR))
+    return sorted(sent, key=lambda s: (s[0] == "fraud", s[1].get("time", "")))
 
 
 @pytest.fixture
 def stores(tmp_path: Path) -> Iterator[Any]:
     made: list[Any] = []
 
-    def make(said: list[Said]) -> Any:
+    def make(sent: list[Said]) -> Any:
         made.append(ml.open_store(Settings(state=tmp_path / f"store{len(made)}")))
         made[-1].register("fraud", handbook.features)
-        say(made[-1], said)
+        say(made[-1], sent)
         return made[-1]
 
     yield make
@@ -172,8 +172,8 @@ def test_a_backfill_is_seen_as_if_it_had_been_sent_live(
     stores: Any, tmp_path: Path, features: ml.FeatureSet, seed: int
 ):
     """Sent in order of arrival, the log says what was known; loaded in order of time, only arrivals can say it."""
-    said = payments(seed)
-    backfilled, live = stores(said), stores(sorted(said, key=lambda s: s[2]))
+    sent = payments(seed)
+    backfilled, live = stores(sent), stores(sorted(sent, key=lambda s: s[2]))
     options: dict[str, Any] = {"as_of": "2018-04-20"}
     as_arrived = same_in_both(features, tmp_path / "a", store=backfilled, **options)
     as_logged = lab.training_set(features, *SPAN, store=backfilled, history="as_logged", **options)
@@ -205,8 +205,8 @@ def test_the_command_writes_a_folder_or_a_file(stocked: Project, cli: Command):
     assert cli("training-set", "fraud", *span, "-o", "rows.parquet").status == 0
     made = cli("training-set", "fraud", *span, "--into", "rows")
     assert made.status == 0 and "15 features written to rows" in made.out, made.err
-    one, other = (pd.read_parquet(stocked.folder / name) for name in ("rows.parquet", "rows"))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    from_file, other = (pd.read_parquet(stocked.folder / name) for name in ("rows.parquet", "rows"))
+    pd.testing.assert_frame_equal(from_file, other, check_exact=True)
     assert cli("training-set", "fraud", *span).status == 2
     cli("training-set", "fraud", "--from", "2001-01-01", "--to", "2001-01-02", "--into", "none").said_one_line(
         "there is nothing"
@@ -245,8 +245,8 @@ def test_a_simulated_archive_is_streamed_with_bounded_buckets(tmp_path: Path):
         handbook.features, *SPAN, into=tmp_path / "rows", source=archive, buckets=9, progress=False
     )
     rows = written.to_table().to_pandas()
-    asked = [(t, len(i), i) for i, t in zip(events.ids, events.time.tolist(), strict=True) if t >= START]
-    assert rows["id"].tolist() == [i for _, _, i in sorted(asked)]
+    expected = [(t, len(i), i) for i, t in zip(events.ids, events.time.tolist(), strict=True) if t >= START]
+    assert rows["id"].tolist() == [i for _, _, i in sorted(expected)]
 
 
 def daily(time):

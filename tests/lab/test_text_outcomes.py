@@ -42,17 +42,17 @@ def play(store: Any) -> dict[str, Any]:
     """All that happens, in the order in which it arrives; what was decided, by the parcel."""
     decider = Decider(parcels.case, store)
     happens = [(instant(f"{day}T10:00Z"), "", id) for id, day in PARCELS.items()]
-    happens += [(instant(at), k, id) for k, (_, id, _, at, _) in enumerate(SAID)]  # type: ignore[misc]
-    found = {}
-    for at, k, id in sorted(happens, key=lambda h: h[0]):
+    happens += [(instant(moment), k, id) for k, (_, id, _, moment, _) in enumerate(SAID)]  # type: ignore[misc]
+    decisions = {}
+    for moment, k, id in sorted(happens, key=lambda h: h[0]):
         if k == "":
             body = {"id": id, "time": f"{PARCELS[id]}T10:00:00Z", "customer": 1, "weight": float(id[1])}
-            found[id] = decider.decide(body, arrived=at)
+            decisions[id] = decider.decide(body, arrived=moment)
         else:
             outcome, _, text, _, corrects = SAID[int(k)]
-            told = {"id": id, outcome.name: text} | ({"corrects": True} if corrects else {})
-            store.report(outcome, told, arrived=at)
-    return found
+            outcome_body = {"id": id, outcome.name: text} | ({"corrects": True} if corrects else {})
+            store.report(outcome, outcome_body, arrived=moment)
+    return decisions
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def test_a_label_is_the_text_from_the_log(store: Any, tmp_path: Path, outcome: s
     """From the log and from the archive, in memory and streamed, the same frame to the bit."""
     archive = Archive(store.settings.state)
     archive.export(store, [parcels.parcels], [parcels.why, parcels.state], ["parcels"])
-    asked: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "store": store}
-    frame: Any = lab.training_set(parcels.features, *SPAN, **asked)
+    options: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "store": store}
+    frame: Any = lab.training_set(parcels.features, *SPAN, **options)
     assert str(frame["label"].dtype) == "str"
     assert [None if pd.isna(v) else v for v in frame["label"]] == LABELS[outcome, as_of]
-    pd.testing.assert_frame_equal(lab.training_set(parcels.features, *SPAN, source="archive", **asked), frame)
+    pd.testing.assert_frame_equal(lab.training_set(parcels.features, *SPAN, source="archive", **options), frame)
     for k, source in enumerate(("log", "archive", archive)):
-        lab.stream_training_set(parcels.features, *SPAN, into=tmp_path / str(k), source=source, buckets=2, **asked)
+        lab.stream_training_set(parcels.features, *SPAN, into=tmp_path / str(k), source=source, buckets=2, **options)
         streamed = pd.read_parquet(tmp_path / str(k))
         pd.testing.assert_frame_equal(streamed, frame)
         assert lab.training.fingerprint(streamed) == lab.training.fingerprint(frame)
@@ -149,8 +149,8 @@ def test_frames_show_the_text(store: Any):
 
 
 def test_one_decision_shows_its_texts(store: Any):
-    told: Any = lab.decision("p1", use_case=parcels.case, store=store)
-    assert told.outcomes[["outcome", "value", "note"]].to_numpy().tolist() == [
+    decision: Any = lab.decision("p1", use_case=parcels.case, store=store)
+    assert decision.outcomes[["outcome", "value", "note"]].to_numpy().tolist() == [
         ["why", "broken", "reported, corrected later,"],
         ["why", "late", "reported"],
         ["state", "dented", "reported"],
@@ -160,27 +160,27 @@ def test_one_decision_shows_its_texts(store: Any):
 
 
 def test_a_report_counts_the_texts_by_action(store: Any):
-    found = report(parcels.case, store)
-    assert found["outcomes"]["why"]["known"] == 3 and {*found["outcomes"]["why"]["texts"]} == {"late"}
-    states = {text: sum(actions.values()) for text, actions in found["outcomes"]["state"]["texts"].items()}
+    summary = report(parcels.case, store)
+    assert summary["outcomes"]["why"]["known"] == 3 and {*summary["outcomes"]["why"]["texts"]} == {"late"}
+    states = {text: sum(actions.values()) for text, actions in summary["outcomes"]["state"]["texts"].items()}
     assert states == {"fine": 4, "dented": 1} and [*states] == ["fine", "dented"]
-    assert "fine              4: " in report_text(found)
-    json.dumps(found, allow_nan=False)
+    assert "fine              4: " in report_text(summary)
+    json.dumps(summary, allow_nan=False)
 
 
 def test_a_comparison_is_told_which_texts_are_a_yes(store: Any):
     version = store.active_version("parcels")
     span: Any = ("2026-03-01", "2026-03-21")
-    asked: Any = {"use_case": parcels.case, "outcome": "state", "store": store}
-    plain = lab.compare("served", version, *span, **asked)
+    options: Any = {"use_case": parcels.case, "outcome": "state", "store": store}
+    plain = lab.compare("served", version, *span, **options)
     assert not plain.rows["judged"].any() and plain.rows["state"].tolist()[1] == "dented"
     assert plain.left_out["have a text as their outcome: say with positive= which counts"] == 5
-    judged = lab.compare("served", version, *span, positive=["dented", "lost"], by="state", **asked)
+    judged = lab.compare("served", version, *span, positive=["dented", "lost"], by="state", **options)
     assert judged.rows["judged"].sum() == 5
     assert not math.isnan(judged.metrics.loc["auc", "a"])
     assert {*judged.segments["segment"]} == {"fine", "dented"}
     with pytest.raises(ml.MlpkgError, match="no 'state' was ever 'dentde'; did you mean 'dented'"):
-        lab.compare("served", version, *span, positive="dentde", **asked)
+        lab.compare("served", version, *span, positive="dentde", **options)
 
 
 def test_a_model_learns_one_question_about_a_text(store: Any):
@@ -193,8 +193,8 @@ def test_a_model_learns_one_question_about_a_text(store: Any):
 def test_a_stored_definition_keeps_the_presumed_text():
     again = from_json(to_json(parcels.features))
     assert to_json(again) == to_json(parcels.features)
-    told = again.on.outcomes["state"]
-    assert (told.default, told.default_code) == ("fine", text_code("fine"))
+    state = again.on.outcomes["state"]
+    assert (state.default, state.default_code) == ("fine", text_code("fine"))
 
 
 @pytest.fixture
@@ -237,8 +237,8 @@ def test_the_command_says_what_a_truth_may_be(shop: Project, cli: Command):
     assert cli("outcome", "parcels", "p1", "dented", "--name", "state", "--corrects").out == "p1: noted\n"
     assert cli("outcome", "parcels", "p1", "fine").status == 2
     cli("outcome", "parcels", "p1", "fine", "--name", "stat").said_one_line("no outcome 'stat'", "state")
-    said = cli("report", "parcels")
-    assert said.status == 0 and "dented            1: " in said.out
+    answer = cli("report", "parcels")
+    assert answer.status == 0 and "dented            1: " in answer.out
     assert (
         cli(
             "training-set",
@@ -267,8 +267,8 @@ def test_a_text_outcome_comes_in_by_a_file(shop: Project, cli: Command):
     frame.to_parquet(shop.folder / "more.parquet")
     done = cli("ingest", "parcels", "more.parquet", "--json")
     assert done.status == 0 and done.json["refused"] == [], done.err
-    told = pd.DataFrame({"id": list("abc"), "arrived": times + pd.Timedelta(days=5), "why": ["late", "5", "a; b"]})
-    told.to_csv(shop.folder / "why.csv", index=False)
+    reports = pd.DataFrame({"id": list("abc"), "arrived": times + pd.Timedelta(days=5), "why": ["late", "5", "a; b"]})
+    reports.to_csv(shop.folder / "why.csv", index=False)
     done = cli("ingest", "parcels", "why.csv", "--source", "why", "--json")
     assert done.status == 0 and done.json["refused"] == [], done.err
     with closing(ml.open_store(shop.settings)) as store:

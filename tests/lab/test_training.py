@@ -106,12 +106,12 @@ def test_an_unknown_or_ill_typed_parameter_is_refused_before_anything_runs(
 )
 def test_a_parameter_takes_what_its_declaration_allows(tmp_path: Path, declared: str, typed: str, value: object):
     write(tmp_path / "open.ipynb", declared)
-    found = check_parameters(tmp_path / "open.ipynb", {"x": typed})["x"]
-    assert (found, type(found)) == (value, type(value))
+    parsed = check_parameters(tmp_path / "open.ipynb", {"x": typed})["x"]
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
-    ("declared", "typed", "said"),
+    ("declared", "typed", "message"),
     [
         ("x: int | None = None", "many", "x = 'many' is not of type int | None"),
         ("x: int = None", "1.5", "x = 1.5 is not of type int | None"),
@@ -120,11 +120,11 @@ def test_a_parameter_takes_what_its_declaration_allows(tmp_path: Path, declared:
         ("x = 5", "null", "x = None is not of type int"),
     ],
 )
-def test_a_parameter_that_its_annotation_forbids_is_refused(tmp_path: Path, declared: str, typed: str, said: str):
+def test_a_parameter_that_its_annotation_forbids_is_refused(tmp_path: Path, declared: str, typed: str, message: str):
     write(tmp_path / "open.ipynb", declared)
     with pytest.raises(ml.MlpkgError) as refused:
         check_parameters(tmp_path / "open.ipynb", {"x": typed})
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_what_is_no_notebook_is_named_in_one_line(tmp_path: Path):
@@ -195,19 +195,19 @@ def test_a_model_saved_by_a_script_can_be_promoted(stocked: Project, cli: Comman
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "words"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", ["killed by SIGKILL", "probably the memory ran out"]),
         ("os.kill(os.getpid(), signal.SIGSEGV)", ["killed by SIGSEGV"]),
         ("os._exit(3)", ["by itself, with status 3"]),
     ],
 )
-def test_a_kernel_that_dies_is_said_in_one_line(stocked: Project, cli: Command, end: str, said: list[str]):
+def test_a_kernel_that_dies_is_said_in_one_line(stocked: Project, cli: Command, end: str, words: list[str]):
     """The notebook that is named has what ran before."""
     path = stocked.folder / "dies.ipynb"
     write(path, PARAMETERS, "print('so far')", f"import os, signal\n{end}", "print('not any more')")
     answer = cli("train", "fraud", "--notebook", path)
-    answer.said_one_line("dies.ipynb: its kernel ended in cell 3", *said, "executed.ipynb")
+    answer.said_one_line("dies.ipynb: its kernel ended in cell 3", *words, "executed.ipynb")
     executed = nbformat.read(answer.err.strip().rpartition("see ")[2], 4)
     assert [[o.text for o in cell.outputs] for cell in executed.cells] == [[], ["so far\n"], [], []]
 
@@ -224,14 +224,14 @@ def test_rows_that_are_no_training_set_make_no_model(stocked: Project, monkeypat
     monkeypatch.chdir(stocked.folder)
     rows = lab.training_set(handbook.features, "2018-05-08", "2018-05-10")
     before = set(stocked.state.rglob("*"))
-    for wrong, said in (
+    for wrong, message in (
         (rows.drop(columns="time"), "have no column 'time'; give what lab.training_set gave"),
         (rows[handbook.features.names], "have no column 'time'"),
         (rows.assign(time=rows["time"].astype(str)), "'time' holds str, not times"),
         (rows.to_numpy(), "are a ndarray, not a DataFrame"),
         (None, "are a NoneType"),
     ):
-        with pytest.raises(ml.MlpkgError, match=said):
+        with pytest.raises(ml.MlpkgError, match=message):
             lab.save_model(handbook.fraud, booster(handbook.features), wrong, metrics={})  # type: ignore[arg-type]
     assert set(stocked.state.rglob("*")) - before <= {stocked.state / f"mlpkg.db-{end}" for end in ("wal", "shm")}
 
@@ -254,7 +254,7 @@ def squared(prediction: Any, data: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "message"),
     [
         (lambda: trained({"objective": "multiclass", "num_class": 3}), "gives 3 for each row (objective multiclass)"),
         (lambda: trained({"objective": "multiclass", "num_class": 2}), "gives 2 for each row"),
@@ -270,14 +270,14 @@ def squared(prediction: Any, data: Any) -> Any:
     ],
 )  # fmt: skip
 def test_a_model_that_could_not_be_served_is_refused_when_it_is_saved(
-    stocked: Project, monkeypatch: pytest.MonkeyPatch, made: Any, said: str
+    stocked: Project, monkeypatch: pytest.MonkeyPatch, made: Any, message: str
 ):
     monkeypatch.chdir(stocked.folder)
     rows = lab.training_set(handbook.features, "2018-05-08", "2018-05-10")
     before = models.versions(stocked.state, "fraud")
     with pytest.raises(ml.MlpkgError) as refused:
         lab.save_model(handbook.fraud, made(), rows, metrics={})
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert models.versions(stocked.state, "fraud") == before and not list((stocked.state / "runs").rglob("*"))
 
 
@@ -318,10 +318,12 @@ def test_whatever_gives_one_score_can_be_saved_promoted_and_served(
     with closing(ml.open_store(stocked.settings)) as store:
         promote(store, models.load(folder), by="a test", why="it gives one score")
     predictor = models.load(folder).predictor
-    given = rows[handbook.features.names].to_numpy(np.float64)
-    many = predictor.score_many({name: given[:, i] for i, name in enumerate(handbook.features.names)})
+    matrix = rows[handbook.features.names].to_numpy(np.float64)
+    many = predictor.score_many({name: matrix[:, i] for i, name in enumerate(handbook.features.names)})
     assert (
-        [predictor.score(row) for row in given.tolist()] == many.tolist() == made.predict(given, num_threads=1).tolist()
+        [predictor.score(row) for row in matrix.tolist()]
+        == many.tolist()
+        == made.predict(matrix, num_threads=1).tolist()
     )
 
 

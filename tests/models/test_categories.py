@@ -68,10 +68,10 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = rows.assign(arrived=time, buyer=rng.integers(0, 40, n), kind=kind, price=np.round(rng.gamma(2, 20, n), 2))
     with closing(ml.open_store(project.settings)) as store:
         ingest(shopping, [rows], store)
-        for id, what, at in zip(rows["id"], kind, time, strict=True):
+        for id, what, moment in zip(rows["id"], kind, time, strict=True):
             if what in RETURNED and rng.random() < 0.9:
-                said = at + pd.Timedelta(hours=5)
-                store.report(returned, {"id": id, "returned": True}, arrived=said.value // 1_000)
+                reported_at = moment + pd.Timedelta(hours=5)
+                store.report(returned, {"id": id, "returned": True}, arrived=reported_at.value // 1_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.folder)
         patch.setenv("PYTHONPATH", f"{SUPPORT}:{Path(ml.__file__).parent.parent}")
@@ -120,8 +120,8 @@ def test_a_decision_has_the_bits_of_the_booster_on_the_encoded_training_row(shop
         column = [None if value is pd.NA else value for value in rows[name].tolist()]
         assert [d.features[name] for d in decisions] == column
     assert len({d.score for d in decisions}) > 2
-    found = verify(shopping, shop)
-    assert (found.decisions, found.mismatches) == (len(bodies), 0)
+    result = verify(shopping, shop)
+    assert (result.decisions, result.mismatches) == (len(bodies), 0)
 
 
 def test_verify_compares_categories_to_the_bit(shop: Any, monkeypatch: pytest.MonkeyPatch):
@@ -137,8 +137,8 @@ def test_verify_compares_categories_to_the_bit(shop: Any, monkeypatch: pytest.Mo
         patch.setattr(path, "evaluate", off_by_one)
         (made,) = decided(shop, purchase("n1", "2024-03-16T12:00:00Z", kind="shirt"))
     assert float(made.features["kind"]) == float(text_code("shirt")) and made.features["kind"] != text_code("shirt")
-    found = verify(shopping, shop)
-    assert found.mismatches == 1 and {d.what for d in found.differences} >= {"kind"}
+    result = verify(shopping, shop)
+    assert result.mismatches == 1 and {d.what for d in result.differences} >= {"kind"}
 
 
 def test_an_unseen_text_is_the_unknown_category_and_null_is_missing(shop: Any):
@@ -164,9 +164,9 @@ def test_a_row_and_many_rows_are_encoded_alike():
     codes = rng.integers(-(2**63), 2**63, 300, dtype=np.int64)
     seen = np.concatenate([rng.choice(codes, 5_000), [NULL] * 9])
     frozen = Categories.of({"a": seen})
-    asked = np.concatenate([seen, rng.integers(-(2**63), 2**63, 300, dtype=np.int64), codes + 1])
-    many = frozen.matrix({"a": asked})[:, 0]
-    assert many.tobytes() == np.array([frozen.number("a", code) for code in asked.tolist()]).tobytes()
+    every_code = np.concatenate([seen, rng.integers(-(2**63), 2**63, 300, dtype=np.int64), codes + 1])
+    many = frozen.matrix({"a": every_code})[:, 0]
+    assert many.tobytes() == np.array([frozen.number("a", code) for code in every_code.tolist()]).tobytes()
     assert len(frozen.tables["a"]) == 254 and many[~np.isnan(many)].max() == 254
     assert Categories(json.loads(json.dumps(frozen.tables))).tables == frozen.tables
 
@@ -248,10 +248,10 @@ def test_training_sets_have_nullable_codes_and_people_read_texts(shop: Any, tmp_
     assert streamed.count_rows() == len(rows)
 
     events: Any = lab.events(purchases, *DAYS, store=shop)
-    said = events["kind"].fillna("?").tolist()
-    assert lab.readable(rows, features, store=shop)["kind"].fillna("?").tolist() == said
+    kinds = events["kind"].fillna("?").tolist()
+    assert lab.readable(rows, features, store=shop)["kind"].fillna("?").tolist() == kinds
     shown = lab.preview(features, events.drop(columns="kind"), store=shop)
-    assert shown["kind"].fillna("?").tolist() == said and set(shown["buyer_usual_7d"].dropna()) <= set(KINDS)
+    assert shown["kind"].fillna("?").tolist() == kinds and set(shown["buyer_usual_7d"].dropna()) <= set(KINDS)
     assert lab.decisions(use_case=shopping, store=shop)["kind"].fillna("?").tolist() == ["never seen", "?"]
     assert lab.explain(features, "kind", "n1", store=shop).value == "never seen"
     lab.plot_timeline(features, "buyer_usual_7d", buyer=1, store=shop)

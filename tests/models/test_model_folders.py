@@ -41,13 +41,13 @@ def under(folder: Path) -> set[Path]:
 @pytest.mark.parametrize("field", ["version", "use_case"])
 @pytest.mark.parametrize("name", UPWARDS, ids=repr)
 def test_a_name_in_a_manifest_leads_nowhere(bank: Bank, tmp_path: Path, field: str, name: Any):
-    given = Path(
+    folder = Path(
         shutil.copytree(models.find(tmp_path / "bank", "fraud", bank.version).folder, tmp_path / "given" / "v1")
     )
-    rewrite(given, **{field: name})
+    rewrite(folder, **{field: name})
     before = under(tmp_path)
     with pytest.raises(MlpkgError, match=f"the {field.replace('_', ' ')} .* cannot be the name of a file"):
-        models.adopt(tmp_path / "new" / "state", given)
+        models.adopt(tmp_path / "new" / "state", folder)
     assert under(tmp_path) == before
 
 
@@ -71,11 +71,11 @@ def test_a_file_that_the_manifest_leaves_out_is_not_used(bank: Bank, tmp_path: P
 
 @pytest.mark.parametrize("version", ["../../x", "..", "../bank/models/fraud/{}", "/{}", "./{}", "{}/", "{}/../{}"])
 def test_a_version_that_is_asked_for_is_no_path(bank: Bank, tmp_path: Path, version: str):
-    asked = version.format(bank.version, bank.version)
+    wanted = version.format(bank.version, bank.version)
     with pytest.raises(MlpkgError, match=r"the version .* cannot be the name of a file"):
-        models.find(tmp_path / "bank", "fraud", asked)
+        models.find(tmp_path / "bank", "fraud", wanted)
     with pytest.raises(MlpkgError, match="cannot be the name of a file"):
-        replay(handbook.fraud, bank.store, 0, DAY, tmp_path / "again", model=asked)
+        replay(handbook.fraud, bank.store, 0, DAY, tmp_path / "again", model=wanted)
     assert not (tmp_path / "again" / "models").exists()
 
 
@@ -97,12 +97,12 @@ def test_a_replay_into_a_folder_writes_in_that_folder_alone(cli: Command, stocke
         "--model",
         version,
     )
-    said = cli(*replay)
-    assert said.said_one_line("cannot be the name of a file")
+    answer = cli(*replay)
+    assert answer.said_one_line("cannot be the name of a file")
     assert under(tmp_path) - {tmp_path / "again"} == before
     rewrite(folder, version="another")
-    said = cli(*replay)
-    assert said.said_one_line("its manifest is that of fraud another")
+    answer = cli(*replay)
+    assert answer.said_one_line("its manifest is that of fraud another")
 
 
 def test_a_link_in_a_model_is_not_followed(bank: Bank, tmp_path: Path):
@@ -120,11 +120,11 @@ def test_a_link_in_a_model_is_not_followed(bank: Bank, tmp_path: Path):
 def test_only_what_the_manifest_names_is_copied(bank: Bank, tmp_path: Path):
     """Neither a link to something private nor anything else that lies in the folder."""
     (tmp_path / "private").write_text("secret")
-    given = Path(shutil.copytree(models.find(tmp_path / "bank", "fraud", bank.version).folder, tmp_path / "given"))
-    (given / "notes").symlink_to(tmp_path / "private")
-    (given / "more").mkdir()
-    (given / "more" / "x.py").write_text("")
-    made = models.adopt(tmp_path / "other", given)
+    source = Path(shutil.copytree(models.find(tmp_path / "bank", "fraud", bank.version).folder, tmp_path / "given"))
+    (source / "notes").symlink_to(tmp_path / "private")
+    (source / "more").mkdir()
+    (source / "more" / "x.py").write_text("")
+    made = models.adopt(tmp_path / "other", source)
     assert {p.name for p in made.folder.iterdir()} == {*made.manifest["files"], "manifest.json"}
 
 
@@ -146,8 +146,8 @@ def linked(folder: Path) -> None:
 def naming(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "backup.json"
-        said = json.loads(path.read_text())
-        path.write_text(json.dumps(said | {"files": said["files"] | {name: "0" * 64}}))
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"files": manifest["files"] | {name: "0" * 64}}))
 
     return change
 
@@ -219,6 +219,21 @@ def test_a_module_is_not_run_before_its_code_is_compared(rogue: str, tmp_path: P
     assert not ran(tmp_path) and rogue not in sys.modules
 
 
+RUN_ALL = """
+import json, sys
+from mlpkg.cli import main
+
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["mlpkg", *command]
+    try:
+        main()
+    except SystemExit as end:
+        print("ended:", end.code)
+    else:
+        print("ended: 0")
+"""
+
+
 def test_a_model_whose_definition_names_a_module_does_not_run_it(bank: Bank, rogue: str, tmp_path: Path):
     """Whoever loads it, promotes it, lists it or describes it."""
     folder = models.find(tmp_path / "bank", "fraud", bank.version).folder
@@ -229,17 +244,20 @@ def test_a_model_whose_definition_names_a_module_does_not_run_it(bank: Bank, rog
     )
     with pytest.raises(MlpkgError, match="with hash 0000"):
         models.preload(models.load(folder))
-    command = [sys.executable, "-m", "mlpkg.cli"]
-    for verb in (
+    settings = f"[local]\nstate = {tmp_path / 'bank'}\nuse_cases = fraud = handbook:fraud\n"
+    (tmp_path / "settings.ini").write_text(settings)
+    path = f"{Path(handbook.__file__).parent}:{tmp_path / 'importable'}"
+    commands = [
         ["promote", "fraud", bank.version],
         ["models", "fraud"],
         ["catalog", "fraud"],
         ["features", "diff", str(folder), "fraud"],
-    ):
-        settings = f"[local]\nstate = {tmp_path / 'bank'}\nuse_cases = fraud = handbook:fraud\n"
-        (tmp_path / "settings.ini").write_text(settings)
-        path = f"{Path(handbook.__file__).parent}:{tmp_path / 'importable'}"
-        subprocess.run([*command, *verb], cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, timeout=60)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, json.dumps(commands)],
+        cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.count("ended: ") == len(commands), done.stderr
     assert not ran(tmp_path)
 
 
@@ -258,8 +276,8 @@ def test_a_module_with_the_right_code_is_imported(rogue: str, tmp_path: Path):
     )
     for path in tmp_path.rglob("was_run"):
         path.unlink()
-    found = from_json(needing({"module": rogue, "name": "above", "hash": done.stdout.strip()}))
-    assert found.names == ["amount", "x"] and ran(tmp_path)
+    features = from_json(needing({"module": rogue, "name": "above", "hash": done.stdout.strip()}))
+    assert features.names == ["amount", "x"] and ran(tmp_path)
     assert code_hash(sys.modules[rogue].above) == done.stdout.strip()
 
 
@@ -295,34 +313,40 @@ WORKS = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_a_function_uses_belongs_to_its_code(tmp_path: Path, change: str):
-    """The same whether the module was run or is only read; comments, layout and what is not used make no difference."""
-
-    def hashes() -> tuple[str, str]:
-        said = "from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun; works = find_module_text('works')"
-        said += "; print(hash_unrun(works, 'above'))"
-        run = "; import works; print(code_hash(works.above))"
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", said + run],
-            env={"PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        read, after = done.stdout.split()
-        return read, after
-
-    for name, text in WORKS.items():
-        (tmp_path / name).write_text(text)
-    before = hashes()
-    assert before[0] == before[1]
-    (tmp_path / "works.py").write_text(
-        "# said at the top\n" + WORKS["works.py"].replace("\n\n\n", "\n\n\n\n") + "\nUNUSED = 1\n"
+def hashes_of(folder: Path, files: dict[str, str]) -> tuple[str, str]:
+    """The hash of the function `above` in these files before its module is run, and after."""
+    code = "from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun; works = find_module_text('works')"
+    code += "; print(hash_unrun(works, 'above')); import works; print(code_hash(works.above))"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        env={"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert hashes() == before
+    read, after = done.stdout.split()
+    return read, after
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the function as it stands, which is the same whether the module was run or is only read."""
+    read, after = hashes_of(tmp_path_factory.mktemp("unchanged") / "works", WORKS)
+    assert read == after
+    return read
+
+
+def test_comments_and_what_is_not_used_do_not_belong_to_the_code(unchanged: str, tmp_path: Path):
+    text = "# a comment at the top\n" + WORKS["works.py"].replace("\n\n\n", "\n\n\n\n") + "\nUNUSED = 1\n"
+    assert hashes_of(tmp_path / "works", WORKS | {"works.py": text}) == (unchanged, unchanged)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_function_uses_belongs_to_its_code(unchanged: str, tmp_path: Path, change: str):
+    """The same whether the module was run or is only read."""
     old, new = CHANGES[change]
-    for name, text in WORKS.items():
-        (tmp_path / name).write_text(text.replace(old, new))
-    read, after = hashes()
-    assert read == after != before[0]
+    read, after = hashes_of(tmp_path / "works", {name: text.replace(old, new) for name, text in WORKS.items()})
+    assert read == after != unchanged

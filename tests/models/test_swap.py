@@ -48,7 +48,7 @@ class Swapped:
     log: str
 
 
-def send(port: int, own: int, said: Said, number: Iterator[int], done: threading.Event) -> None:
+def send(port: int, own: int, traffic: Said, number: Iterator[int], done: threading.Event) -> None:
     chance = random.Random(own)
     with closing(Client(port)) as client:
         while not done.is_set() and (k := next(number)) < REQUESTS:
@@ -57,12 +57,12 @@ def send(port: int, own: int, said: Said, number: Iterator[int], done: threading
             try:
                 answer = client.ask("POST", "/v1/decide", body)
             except LOST as error:
-                said.lost.append(error)
+                traffic.lost.append(error)
                 return
-            said.answers.append((began, time.monotonic(), answer.status, answer.body))
+            traffic.answers.append((began, time.monotonic(), answer.status, answer.body))
 
 
-def take_turns(server: Server, made: dict[str, Model], said: Said, busy: list[threading.Thread]) -> None:
+def take_turns(server: Server, made: dict[str, Model], traffic: Said, busy: list[threading.Thread]) -> None:
     """Promote one, promote the next, roll it back, and so on, as long as clients are busy."""
     with closing(ml.open_store(Settings(state=server.state))) as store:
         for k in count():
@@ -74,13 +74,13 @@ def take_turns(server: Server, made: dict[str, Model], said: Said, busy: list[th
             else:
                 version = [*made][(k - k // 3) % len(made)]
                 registry.promote(store, made[version], by="a test", why="in turn")
-            said.changes.append((time.monotonic(), version))
+            traffic.changes.append((time.monotonic(), version))
 
 
 @pytest.fixture(scope="module")
 def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
     made, folder = made_once(tmp_path_factory), tmp_path_factory.mktemp("swapped")
-    state, said, trained = made.state(folder / "state"), Said(), {}
+    state, traffic, trained = made.state(folder / "state"), Said(), {}
     for members in SETS:
         features = ml.FeatureSet("fraud", on=transactions, **members)  # type: ignore[arg-type]
         version = models.save(state, "fraud", booster(features), features, metrics={}, lineage={}, policy={})
@@ -89,17 +89,19 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
         registry.promote(store, next(iter(trained.values())), by="a test", why="to begin with")
     with serving(made.bento, state, folder / "log") as server:
         number, done = count(), threading.Event()
-        clients = [threading.Thread(target=send, args=(server.port, own, said, number, done)) for own in range(CLIENTS)]
+        clients = [
+            threading.Thread(target=send, args=(server.port, own, traffic, number, done)) for own in range(CLIENTS)
+        ]
         try:
             for thread in clients:
                 thread.start()
-            take_turns(server, trained, said, clients)
+            take_turns(server, trained, traffic, clients)
         finally:
             done.set()
             for thread in clients:
                 thread.join()
-    found = {**trained, made.version: models.preload(models.find(state, "fraud", made.version))}
-    yield Swapped(said, found, state, (folder / "log").read_text("utf-8", "replace"))
+    loaded = {**trained, made.version: models.preload(models.find(state, "fraud", made.version))}
+    yield Swapped(traffic, loaded, state, (folder / "log").read_text("utf-8", "replace"))
 
 
 def test_no_request_fails_while_models_take_turns(swapped: Swapped):
@@ -127,12 +129,12 @@ def test_a_promoted_model_decides_within_a_second(swapped: Swapped):
     ends = sorted((ended, json.loads(body)["model"]["version"]) for _, ended, _, body in swapped.said.answers)
     changes = swapped.said.changes
     assert len(changes) >= 3
-    for (at, version), (until, _) in pairwise(changes):
-        first = next((ended for ended, by in ends if by == version and at - 0.5 < ended), None)
-        assert first is not None and first < min(at + 1, until + 1), (version, first and first - at)
+    for (since, version), (until, _) in pairwise(changes):
+        first = next((ended for ended, by in ends if by == version and since - 0.5 < ended), None)
+        assert first is not None and first < min(since + 1, until + 1), (version, first and first - since)
 
 
 def test_what_was_decided_meanwhile_verifies(swapped: Swapped):
-    found = mlpkg("verify", "fraud", state=swapped.state)
-    assert (found["decisions"], found["mismatches"]) == (REQUESTS, 0), found["differences"]
-    assert found["fallbacks"] == {}
+    result = mlpkg("verify", "fraud", state=swapped.state)
+    assert (result["decisions"], result["mismatches"]) == (REQUESTS, 0), result["differences"]
+    assert result["fallbacks"] == {}

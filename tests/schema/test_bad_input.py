@@ -266,7 +266,7 @@ def parquet_with_ten_bad_rows(path: Path) -> list[tuple[int, str]]:
     frame = frame_of_payments()
     frame["time"] = frame["time"].astype("datetime64[us, UTC]")
     frame = frame.astype({"customer_id": "Int64"})
-    at = iter(WHERE)
+    places = iter(WHERE)
     expected = []
     for column, value, field in [
         ("amount", np.nan, "amount"),
@@ -280,7 +280,7 @@ def parquet_with_ten_bad_rows(path: Path) -> list[tuple[int, str]]:
         ("id", "", "id"),
         ("id", "x" * 201, "id"),
     ]:
-        row = next(at)
+        row = next(places)
         frame.loc[frame.index[row], column] = value
         expected.append((row, f"Transaction.{field}"))
     frame.to_parquet(path, index=False)
@@ -357,10 +357,10 @@ def test_ten_bad_rows_of_a_file_are_listed_and_the_others_go_in(write, name: str
     assert all(d["reason"] and d["body"] and d["source"] == "transactions" for d in letters)
 
     with closing(ml.open_store(project.settings)) as store:
-        found = lab.events(handbook.transactions, store=store)
+        stored = lab.events(handbook.transactions, store=store)
     good = frame_of_payments().drop(index=WHERE)
-    assert found["id"].tolist() == good["id"].tolist()
-    assert found["amount"].tolist() == good["amount"].tolist()
+    assert stored["id"].tolist() == good["id"].tolist()
+    assert stored["amount"].tolist() == good["amount"].tolist()
 
     again = cli("ingest", "fraud", name)
     assert f"{N - 10} known already" in again.out

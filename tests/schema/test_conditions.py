@@ -26,19 +26,21 @@ def comparisons() -> st.SearchStrategy[Pair]:
     texts = st.sampled_from(["a", "b", "é", "c"])
     numbers = st.one_of(st.integers(-2, 3), st.sampled_from([0.5, -1.25, 2.5]))
     constants = {"shop": texts, "level": numbers, "tip": numbers}
-    found = [st.just(("night", "night"))]
+    pairs = [st.just(("night", "night"))]
     for name, constant in constants.items():
         signs = st.sampled_from(["==", "!="] if name == "shop" else [*SQL_OF])
-        found += [
+        pairs += [
             st.tuples(signs, constant).map(lambda p, n=name: (f"{n} {p[0]} {p[1]!r}", f"{n} {SQL_OF[p[0]]} {p[1]!r}")),
-            st.lists(constant, min_size=1, max_size=3).flatmap(lambda some, n=name: st.sampled_from(_lists(n, some))),
+            st.lists(constant, min_size=1, max_size=3).flatmap(
+                lambda constants, n=name: st.sampled_from(_lists(n, constants))
+            ),
             st.sampled_from([(f"{name} is None", f"{name} IS NULL"), (f"{name} is not None", f"{name} IS NOT NULL")]),
         ]
-    return st.one_of(found)
+    return st.one_of(pairs)
 
 
-def _lists(name: str, some: list[Any]) -> list[Pair]:
-    listed = ", ".join(map(repr, some))
+def _lists(name: str, constants: list[Any]) -> list[Pair]:
+    listed = ", ".join(map(repr, constants))
     return [
         (f"{name} in ({listed},)", f"{name} IN ({listed})"),
         (f"{name} not in [{listed}]", f"{name} NOT IN ({listed})"),
@@ -78,7 +80,7 @@ def table_of(rows: list[dict[str, Any]]) -> sqlite3.Connection:
     return db
 
 
-@settings(max_examples=20_000 if LONG else 400, deadline=None, derandomize=not LONG, database=None)
+@settings(max_examples=20_000 if LONG else 100, deadline=None, derandomize=not LONG, database=None)
 @given(CONDITIONS, ROWS)
 def test_a_condition_keeps_the_rows_that_sqlite_keeps(condition: Pair, rows: list[dict[str, Any]]):
     text, sql = condition
@@ -88,7 +90,7 @@ def test_a_condition_keeps_the_rows_that_sqlite_keeps(condition: Pair, rows: lis
         assert kept.tolist() == [k for (k,) in db.execute(f"SELECT k FROM rows WHERE {sql} ORDER BY k")], condition
 
 
-@settings(max_examples=2_000 if LONG else 100, deadline=None, derandomize=not LONG, database=None)
+@settings(max_examples=2_000 if LONG else 30, deadline=None, derandomize=not LONG, database=None)
 @given(CONDITIONS, ROWS, st.integers(0, 2**32))
 def test_both_paths_count_and_string_together_what_sqlite_does(condition: Pair, rows: list[dict[str, Any]], seed: int):
     """A streak is the number of rows of which the condition is true, after the last one of which it is false."""
@@ -100,7 +102,7 @@ def test_both_paths_count_and_string_together_what_sqlite_does(condition: Pair, 
     world = world_of([{"time": NOON + k * HOUR, **row} for k, row in enumerate(rows)])
     events = world.streams["payments"].events
     every = np.arange(len(events))
-    found = many(features, history_of(world), every, np.array([e.position for e in events]))
+    past = many(features, history_of(world), every, np.array([e.position for e in events]))
     with table_of(rows) as db:
         for k, e in enumerate(events):
             among = f"FROM rows WHERE k <= {k + 1} AND"
@@ -108,7 +110,7 @@ def test_both_paths_count_and_string_together_what_sqlite_does(condition: Pair, 
             after = f"k > coalesce((SELECT max(k) {among} NOT ({sql})), 0)"
             (streak,) = db.execute(f"SELECT count(*) {among} ({sql}) AND {after}").fetchone()
             live = one(features, world, Moment(e.time, e.position, e.position, e.values), random.Random(seed))
-            for got in ({name: column[k] for name, column in found.items()}, live):
+            for got in ({name: column[k] for name, column in past.items()}, live):
                 assert (got["x_n_all"], got["x_s_all"]) == (n, streak), (condition, k)
                 assert got["x_m_all"] == pytest.approx(np.nan if mean is None else mean, nan_ok=True, abs=1e-9)
 
@@ -121,7 +123,7 @@ def test_not_equal_and_not_equal_to_count_the_same_rows():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("shop == None", "nothing equals None; write shop is None"),
         ("shop != None", "nothing equals None"),
@@ -139,9 +141,9 @@ def test_not_equal_and_not_equal_to_count_the_same_rows():
         ("not " * 3_000 + "night", "cannot be read"),
     ],
 )
-def test_what_has_no_meaning_over_nulls_is_refused_with_a_hint(text: str, said: str):
+def test_what_has_no_meaning_over_nulls_is_refused_with_a_hint(text: str, message: str):
     assert {*FIELDS} == {*payments.seen}
     for aggregate in (ml.count(over="1d", where=text), ml.streak(text, over="1d")):
         with pytest.raises(ValueError, match=r"^payments\.mine: where=") as refused:
             payments.by("card").agg(mine=aggregate)
-        assert said in str(refused.value)
+        assert message in str(refused.value)

@@ -25,9 +25,9 @@ def page() -> dict[str, Any]:
             continue
         test = doctest.DocTestParser().get_doctest(text, {}, f"block {number}", "docs/contracts.md", 0)
         test.globs = names
-        said: list[str] = []
-        doctest.DocTestRunner().run(test, out=said.append, clear_globs=False)
-        assert not said, "".join(said)
+        output: list[str] = []
+        doctest.DocTestRunner().run(test, out=output.append, clear_globs=False)
+        assert not output, "".join(output)
     return names
 
 
@@ -47,12 +47,12 @@ def test_every_type_of_field_is_on_the_page(page: dict[str, Any]):
     }
 
 
-@pytest.mark.parametrize(("change", "said"), REFUSED, ids=[change for change, _ in REFUSED])
-def test_each_refusal_of_the_table_is_what_is_said(page: dict[str, Any], change: str, said: str):
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[change for change, _ in REFUSED])
+def test_each_refusal_of_the_table_is_what_is_said(page: dict[str, Any], change: str, message: str):
     order = {name: value for name, value in page["order"].items() if f'"{name}": ' not in change}
     with pytest.raises(ml.Rejected) as refused:
         page["orders"].parse(f"{json.dumps(order)[:-1]}, {change}}}")
-    assert str(refused.value).removeprefix("Order.").partition(" (event")[0].partition(" (source")[0] == said
+    assert str(refused.value).removeprefix("Order.").partition(" (event")[0].partition(" (source")[0] == message
 
 
 def test_the_table_of_refusals_is_read():

@@ -24,14 +24,14 @@ from mlpkg.times import read_time
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
 MANY = settings(
-    max_examples=10_000 if LONG else 100,
+    max_examples=10_000 if LONG else 40,
     deadline=None,
     derandomize=not LONG,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
 
-def said(body: Any) -> Refusal | dict[str, Any]:
+def verdict(body: Any) -> Refusal | dict[str, Any]:
     """What the door makes of an event."""
     try:
         row = EVERYTHING.parse(body)
@@ -41,12 +41,12 @@ def said(body: Any) -> Refusal | dict[str, Any]:
     return {"id": row.id, "time": row.time, **row.values}
 
 
-def same(found: Refusal | dict[str, Any], right: Refusal | dict[str, Any]) -> bool:
-    if isinstance(found, Refusal) and isinstance(right, Refusal):
-        return found.field == right.field and (
-            found.reason.startswith(right.reason) if right.reason.endswith("; ") else found.reason == right.reason
+def same(actual: Refusal | dict[str, Any], right: Refusal | dict[str, Any]) -> bool:
+    if isinstance(actual, Refusal) and isinstance(right, Refusal):
+        return actual.field == right.field and (
+            actual.reason.startswith(right.reason) if right.reason.endswith("; ") else actual.reason == right.reason
         )
-    return repr(found) == repr(right)  # bit for bit: -0.0 is not 0.0, and 1 is not True
+    return repr(actual) == repr(right)  # bit for bit: -0.0 is not 0.0, and 1 is not True
 
 
 @MANY
@@ -57,7 +57,7 @@ def same(found: Refusal | dict[str, Any], right: Refusal | dict[str, Any]) -> bo
 def test_any_event_is_judged_as_the_rules_say(body: dict[str, Any]):
     right = judge(body)
     for written in (body, json.dumps(body), json.dumps(body, ensure_ascii=False).encode()):
-        assert same(found := said(written), right), (found, right)
+        assert same(actual := verdict(written), right), (actual, right)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -66,7 +66,7 @@ def test_any_value_of_a_field_is_judged_as_the_rules_say(name: str):
     @given(values(KINDS[name]))
     def check(value: Any) -> None:
         body = GOOD | {name: value}
-        assert same(found := said(json.dumps(body)), right := judge(body)), (found, right)
+        assert same(actual := verdict(json.dumps(body)), right := judge(body)), (actual, right)
 
     check()
 
@@ -75,21 +75,21 @@ def test_any_value_of_a_field_is_judged_as_the_rules_say(name: str):
 @given(times() | st.text("0123456789-+:.,TZz UTCGM", max_size=28))
 def test_any_text_is_a_time_as_the_rules_say(text: str):
     try:
-        found: int | str = read_time(text)
+        actual: int | str = read_time(text)
     except ValueError as no:
-        found = str(no)
-    assert found == time_of(text)
+        actual = str(no)
+    assert actual == time_of(text)
 
 
 @MANY
 @given(st.sampled_from(list(KINDS)), values(KINDS["count"]), values(KINDS["count"]), st.booleans())
-def test_a_key_given_twice_is_refused_at_every_json_door(name: str, one: Any, two: Any, escaped: bool):
+def test_a_key_given_twice_is_refused_at_every_json_door(name: str, first: Any, second: Any, escaped: bool):
     """Whatever the values are, and where an escape hides that the keys are the same."""
     rest = json.dumps({k: v for k, v in GOOD.items() if k != name})[:-1]
     again = f"\\u{ord(name[0]):04x}{name[1:]}" if escaped else name
-    text = f'{rest}, "{name}": {json.dumps(one)}, "{again}": {json.dumps(two)}}}'
+    text = f'{rest}, "{name}": {json.dumps(first)}, "{again}": {json.dumps(second)}}}'
     for written in (text, text.encode()):
-        assert said(written) == Refusal(name, "is given twice")
+        assert verdict(written) == Refusal(name, "is given twice")
 
 
 OUTCOMES = [
@@ -201,9 +201,9 @@ def test_a_field_that_no_column_holds_is_one_line_with_a_hint(kind: Any, hint: s
     ):
         with pytest.raises(MlpkgError) as refused:
             define()
-        said = str(refused.value)
-        assert said.startswith(("source 'orders': field 'amount': ", "outcome 'amount': field 'amount': ")), said
-        assert hint in said and "\n" not in said and len(said) < 300
+        message = str(refused.value)
+        assert message.startswith(("source 'orders': field 'amount': ", "outcome 'amount': field 'amount': ")), message
+        assert hint in message and "\n" not in message and len(message) < 300
 
 
 def test_what_is_no_contract_is_refused_with_a_hint():

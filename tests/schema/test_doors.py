@@ -34,7 +34,7 @@ from mlpkg.lab.files import Chunk, read_file
 from mlpkg.lab.frame_chunks import chunk_of
 from mlpkg.times import now
 
-EXAMPLES = 2_000 if os.environ.get("MLPKG_LONG") else 40
+EXAMPLES = 2_000 if os.environ.get("MLPKG_LONG") else 20
 LONG = bool(os.environ.get("MLPKG_LONG"))
 few = settings(
     max_examples=EXAMPLES,
@@ -82,15 +82,15 @@ def _timeless(reason: str) -> str:
 
 def file_door(chunks: Iterable[Chunk]) -> list[Verdict]:
     """What the columnar door makes of the rows of a file, in their order."""
-    found: dict[int, Verdict] = {}
+    verdicts: dict[int, Verdict] = {}
     for chunk in chunks:
         refused: list[RejectedRow] = []
         taken, _ = CHECKS.take(chunk, ["arrived"], refused)
         for i, place in enumerate(taken.places.tolist()):
             row = int(chunk.rows[place])
-            found[row] = (taken.ids[i], int(taken.time[i]), taken.bodies[i], tuple(taken.codes[i].tolist()))
-        found |= {one.row: (one.why.field, _timeless(one.why.reason)) for one in refused}
-    return [found[row] for row in sorted(found)]
+            verdicts[row] = (taken.ids[i], int(taken.time[i]), taken.bodies[i], tuple(taken.codes[i].tolist()))
+        verdicts |= {rejected.row: (rejected.why.field, _timeless(rejected.why.reason)) for rejected in refused}
+    return [verdicts[row] for row in sorted(verdicts)]
 
 
 def event(name: str, value: Any) -> dict[str, Any]:
@@ -99,10 +99,10 @@ def event(name: str, value: Any) -> dict[str, Any]:
     return body if value is not None or KINDS[name].optional else {k: v for k, v in body.items() if k != name}
 
 
-def check(found: list[Verdict], name: str, said: list[Any], cells: list[Any], text: bool = False) -> None:
+def check(verdicts: list[Verdict], name: str, expected: list[Any], cells: list[Any], text: bool = False) -> None:
     """Compare with the JSON door, cell by cell."""
-    assert len(found) == len(said)
-    for verdict, value, cell in zip(found, said, cells, strict=True):
+    assert len(verdicts) == len(expected)
+    for verdict, value, cell in zip(verdicts, expected, cells, strict=True):
         if value is REFUSED:
             assert len(verdict) == 2, (cell, verdict)
             continue
@@ -124,17 +124,17 @@ def columns(name: str, column: Any) -> dict[str, Any]:
 
 @given(st.sampled_from(list(KINDS)).flatmap(lambda name: st.tuples(st.just(name), cells(KINDS[name]))))
 @few
-def test_a_typed_cell_is_judged_as_the_json_value_that_it_says(told: tuple[str, tuple[str, list[Any]]]):
+def test_a_typed_cell_is_judged_as_the_json_value_that_it_says(drawn: tuple[str, tuple[str, list[Any]]]):
     """In a Parquet file, and in the frame that pandas makes of it."""
-    name, (type_name, values) = told
+    name, (type_name, values) = drawn
     table = pa.table(columns(name, typed(type_name, values)))
-    said = [said_by_cell(KINDS[name], value) for value in table.column(name).to_pylist()]
+    expected = [said_by_cell(KINDS[name], value) for value in table.column(name).to_pylist()]
     path = FOLDER / "cells.parquet"
     pq.write_table(table, path)
-    check(file_door(read_file(path, EVERYTHING, size=3)), name, said, values)
+    check(file_door(read_file(path, EVERYTHING, size=3)), name, expected, values)
     frame = table.to_pandas()
     frame[name] = pd.Series(table.column(name).to_pylist(), dtype=object)
-    check(file_door([chunk_of(frame)]), name, said, values)
+    check(file_door([chunk_of(frame)]), name, expected, values)
 
 
 @given(
@@ -143,15 +143,15 @@ def test_a_typed_cell_is_judged_as_the_json_value_that_it_says(told: tuple[str, 
     )
 )
 @few
-def test_a_cell_of_a_csv_file_is_judged_as_the_json_value_that_it_says(told: tuple[str, list[str]]):
-    name, values = told
+def test_a_cell_of_a_csv_file_is_judged_as_the_json_value_that_it_says(drawn: tuple[str, list[str]]):
+    name, values = drawn
     path = FOLDER / "cells.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(GOOD)
         writer.writerows([("" if v is None else str(v)) for v in (GOOD | {name: value}).values()] for value in values)
-    found = file_door(read_file(path, EVERYTHING, size=4))
-    check(found, name, [said_by_text(KINDS[name], value) for value in values], values, text=True)
+    verdicts = file_door(read_file(path, EVERYTHING, size=4))
+    check(verdicts, name, [said_by_text(KINDS[name], value) for value in values], values, text=True)
 
 
 @given(st.lists(bodies(), min_size=1, max_size=6))
@@ -169,8 +169,8 @@ def test_a_frame_of_anything_is_judged_cell_by_cell(sent: list[dict[str, Any]]):
     frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in KINDS})
     expected = []
     for row in rows:
-        said = {name: said_by_cell(KINDS[name], value) for name, value in row.items()}
-        expected.append(json_door({k: v for k, v in said.items() if v is not None or KINDS[k].optional}))
+        json_values = {name: said_by_cell(KINDS[name], value) for name, value in row.items()}
+        expected.append(json_door({k: v for k, v in json_values.items() if v is not None or KINDS[k].optional}))
     assert file_door([chunk_of(frame)]) == expected
 
 

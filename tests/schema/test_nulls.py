@@ -84,8 +84,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
             body = {"id": f"p{k}", "time": f"2026-01-01T00:0{k}:00Z", "customer": 1, "city": city}
             store.accept(profiles, body, arrived=instant(body["time"]))
         for k, (time, amount, shop) in enumerate(rows_of("time")):
-            given = {"amount": None if amount == "null" else float(amount), "shop": None if shop == "null" else shop}
-            body = {"id": f"o{k}", "time": f"2026-01-01T{time}:00Z", "customer": 1, **given}
+            fields = {"amount": None if amount == "null" else float(amount), "shop": None if shop == "null" else shop}
+            body = {"id": f"o{k}", "time": f"2026-01-01T{time}:00Z", "customer": 1, **fields}
             decision = decider.decide(body, arrived=instant(body["time"]))
         assert verify(case, store).mismatches == 0
         trained = lab.training_set(features, "2026-01-01", "2026-01-02", store=store).iloc[-1]
@@ -97,8 +97,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_null_does_what_the_page_says(served: Any, k: int):
     online, trained, _ = served
     names = [name for name in online if re.match(rf"m{k}_", name)]
-    for found in (online, trained):
-        values = [None if pd.isna(found[name]) else found[name] for name in names]
+    for row in (online, trained):
+        values = [None if pd.isna(row[name]) else row[name] for name in names]
         assert ", ".join(map(shown, values)) == EXAMPLES[k][1], EXAMPLES[k][0]
 
 
@@ -113,11 +113,11 @@ def test_the_page_has_the_truth_table_of_conditions():
     heads = ["not a", "a and b", "a or b"]
     lines = rows_of("`a`")
     assert len(lines) == 9
-    for a, b, *said in lines:
+    for a, b, *truths in lines:
         codes = {"a": np.array([code[a]]), "b": np.array([code[b]])}
-        for text, value in zip(heads, said, strict=True):
-            found = [Filter(c, columns).mask(codes)[0] for c in (text, f"not ({text})")]
-            assert found == [value == "true", value == "false"], (a, b, text)
+        for text, value in zip(heads, truths, strict=True):
+            masks = [Filter(c, columns).mask(codes)[0] for c in (text, f"not ({text})")]
+            assert masks == [value == "true", value == "false"], (a, b, text)
 
 
 def test_an_explanation_says_which_rows_a_null_left_out(served: Any):

@@ -142,7 +142,7 @@ def test_every_part_and_unit_of_a_feature_is_said_in_words() -> None:
         "item_trend_7d": "trend of price per second over",
         "aisle_busy_1h": "count relative to that in 1d, less 1, over clicks of the same category in 1h",
     }
-    assert {name: words[name][: len(said)] for name, said in begin.items()} == begin
+    assert {name: words[name][: len(start)] for name, start in begin.items()} == begin
     assert words["session_price_last_5"].endswith("of the same session in the last 5 events")
 
 
@@ -188,13 +188,13 @@ def test_what_is_added_and_removed_is_said_in_words() -> None:
 
 
 def test_a_condition_a_delay_and_the_value_of_nothing_are_changes() -> None:
-    def one(delay: str = "0s", **more: Any) -> ml.FeatureSet:
+    def mean_of(delay: str = "0s", **more: Any) -> ml.FeatureSet:
         by = handbook.transactions.by("customer_id", delay=delay)
         return ml.FeatureSet("f", on=handbook.transactions, a=by.agg(n=ml.mean("amount", over="7d", **more)))
 
-    assert said(one(), one(where="amount > 5")) == ["changed: a_n_7d: mean where none → amount > 5"]
-    assert said(one(), one(delay="1d")) == ["changed: a_n_7d: mean delay 0d → 1d"]
-    assert said(one(), one(empty=0.0)) == ["changed: a_n_7d: mean empty none → 0.0"]
+    assert said(mean_of(), mean_of(where="amount > 5")) == ["changed: a_n_7d: mean where none → amount > 5"]
+    assert said(mean_of(), mean_of(delay="1d")) == ["changed: a_n_7d: mean delay 0d → 1d"]
+    assert said(mean_of(), mean_of(empty=0.0)) == ["changed: a_n_7d: mean empty none → 0.0"]
 
 
 def test_another_key_is_a_change() -> None:
@@ -249,13 +249,13 @@ def test_a_misspelt_version_gets_a_suggestion(project: Project, cli: Command) ->
 def test_a_timeline_shows_what_the_store_holds_of_an_entity(stocked: Project, cli: Command) -> None:
     rows: Any = lab.events(handbook.transactions, store=(store := ml.open_store(stocked.settings)))
     store.close()
-    mine = rows[rows["customer_id"] == 7].sort_values(["time", "position"]).tail(5)
-    (found,) = cli("timeline", "fraud", "customer_id=7", "-n", 5, "--json").json["timelines"]
-    assert (found["stream"], found["key"], len(found["latest"])) == ("transactions", "customer_id", 5)
-    assert [r["id"] for r in found["latest"]] == mine["id"].tolist()
-    assert [r["amount"] for r in found["latest"]] == mine["amount"].tolist()
+    latest = rows[rows["customer_id"] == 7].sort_values(["time", "position"]).tail(5)
+    (timeline,) = cli("timeline", "fraud", "customer_id=7", "-n", 5, "--json").json["timelines"]
+    assert (timeline["stream"], timeline["key"], len(timeline["latest"])) == ("transactions", "customer_id", 5)
+    assert [r["id"] for r in timeline["latest"]] == latest["id"].tolist()
+    assert [r["amount"] for r in timeline["latest"]] == latest["amount"].tolist()
     text = cli("timeline", "fraud", "customer_id=7", "-n", 5).out
-    assert text.startswith(f"transactions of customer_id=7: {found['rows']} rows, the latest 5\n")
+    assert text.startswith(f"transactions of customer_id=7: {timeline['rows']} rows, the latest 5\n")
     assert len(text.strip().splitlines()) == 7
 
 
@@ -265,10 +265,10 @@ def test_a_timeline_of_an_outcome_shows_the_truth(stocked: Project, cli: Command
     store.close()
     terminal = int(rows.loc[rows["fraud"].notna(), "terminal_id"].iloc[-1])
     answer = cli("timeline", "fraud", f"terminal_id={terminal}", "--stream", "transactions.fraud", "-n", 0, "--json")
-    (found,) = answer.json["timelines"]
+    (timeline,) = answer.json["timelines"]
     reported = rows[(rows["terminal_id"] == terminal) & rows["fraud"].notna()]
-    assert sorted(r["id"] for r in found["latest"]) == sorted(reported["id"])
-    assert all(True in r.values() for r in found["latest"])
+    assert sorted(r["id"] for r in timeline["latest"]) == sorted(reported["id"])
+    assert all(True in r.values() for r in timeline["latest"])
 
 
 @pytest.fixture
@@ -279,38 +279,42 @@ def shop_platform(project: Project) -> Iterator[Any]:
     store = ml.open_store(project.settings)
     store.register("shop", habits)
     rng = np.random.default_rng(7)
-    at = START
+    moment = START
     for i in range(120):
-        at += int(rng.integers(1, 6)) * HOUR
+        moment += int(rng.integers(1, 6)) * HOUR
         late = int(rng.integers(0, 4)) * DAY if rng.random() < 0.3 else 0
-        body: dict[str, Any] = {"id": f"o{i}", "time": iso(at - late), "customer": "an" if rng.random() < 0.6 else "bo"}
+        body: dict[str, Any] = {
+            "id": f"o{i}",
+            "time": iso(moment - late),
+            "customer": "an" if rng.random() < 0.6 else "bo",
+        }
         body |= {"amount": float(rng.integers(0, 4000)) / 100}
         body |= {"coupon": str(rng.choice(["ten", "free"]))} if rng.random() < 0.5 else {}
-        store.accept(orders, body, arrived=at)
+        store.accept(orders, body, arrived=moment)
         if rng.random() < 0.4:
             report = {"id": f"o{int(rng.integers(0, i + 1))}", "returned": True}
-            store.report(returned, report, arrived=at)
+            store.report(returned, report, arrived=moment)
     with contextlib.closing(store):
         yield store
 
 
 def test_the_log_lends_a_timeline_its_words(shop_platform: Any, cli: Command) -> None:
-    found = cli("timeline", "shop", "customer=an", "-n", 0, "--json").json["timelines"]
-    there: Any = lab.events(orders, store=shop_platform)
-    mine = there[there["customer"] == "an"].sort_values(["time", "position"])
-    latest = next(t["latest"] for t in found if t["stream"] == "orders")
-    assert [r["coupon"] for r in latest] == [c if isinstance(c, str) else None for c in mine["coupon"]]
-    assert {t["stream"] for t in found} == {"orders", "orders.returned"}
+    timelines = cli("timeline", "shop", "customer=an", "-n", 0, "--json").json["timelines"]
+    events: Any = lab.events(orders, store=shop_platform)
+    of_customer = events[events["customer"] == "an"].sort_values(["time", "position"])
+    latest = next(t["latest"] for t in timelines if t["stream"] == "orders")
+    assert [r["coupon"] for r in latest] == [c if isinstance(c, str) else None for c in of_customer["coupon"]]
+    assert {t["stream"] for t in timelines} == {"orders", "orders.returned"}
 
 
 def test_the_timeline_of_a_key_of_several_parts_is_named_by_all_of_them(shop_platform: Any, cli: Command) -> None:
     answer = cli("timeline", "pairs", "customer=an", "coupon=ten")
     assert answer.said_one_line("orders by customer,coupon are not built")
     shop_platform.register("pairs", pairs.features)
-    (found,) = cli("timeline", "pairs", "customer=an", "coupon=ten", "-n", 0, "--json").json["timelines"]
+    (timeline,) = cli("timeline", "pairs", "customer=an", "coupon=ten", "-n", 0, "--json").json["timelines"]
     rows: Any = lab.events(orders, store=shop_platform)
-    mine = rows[(rows["customer"] == "an") & (rows["coupon"] == "ten")]
-    assert sorted(r["id"] for r in found["latest"]) == sorted(mine["id"]) and len(mine) > 5
+    of_pair = rows[(rows["customer"] == "an") & (rows["coupon"] == "ten")]
+    assert sorted(r["id"] for r in timeline["latest"]) == sorted(of_pair["id"]) and len(of_pair) > 5
     assert cli("timeline", "pairs", "customer=an").said_one_line("keeps no timeline by customer")
 
 
@@ -380,8 +384,8 @@ def test_every_feature_of_every_event_is_explained_by_the_rows_that_count(shop_p
     for i in range(0, len(rows), 7):
         event = rows.iloc[i]
         for feature in habits.names:
-            found = lab.explain(habits, feature, event, store=shop_platform)
-            assert np.array_equal([found.value], [served[feature].iloc[i]], equal_nan=True)
+            explanation = lab.explain(habits, feature, event, store=shop_platform)
+            assert np.array_equal([explanation.value], [served[feature].iloc[i]], equal_nan=True)
             lab.explain(habits, feature, event["id"], seen=10**6, store=shop_platform)
 
 
@@ -390,16 +394,16 @@ def test_an_explanation_says_why_an_event_does_not_count(shop_platform: Any) -> 
     reasons = set()
     for event in rows["id"].iloc[60:90]:
         for feature in ("customer_spent_7d", "customer_coupons_7d", "customer_gap_7d", "returns_n_7d"):
-            found: Any = lab.explain(habits, feature, event, store=shop_platform).rows
-            reasons |= set(found["why"])
-            assert found["counts"].eq(found["why"].isin(["", "reported", "presumed"])).all()
+            shown: Any = lab.explain(habits, feature, event, store=shop_platform).rows
+            reasons |= set(shown["why"])
+            assert shown["counts"].eq(shown["why"].isin(["", "reported", "presumed"])).all()
     assert reasons >= {"", "came later", "not where amount > 10", "coupon is missing", "is the event itself"}
 
 
 def test_an_aggregate_of_aggregates_is_explained_by_its_parts(shop_platform: Any) -> None:
-    found = lab.explain(habits, "customer_lately_1d", "o80", store=shop_platform)
-    day, week = found.parts.values()
-    assert found.value == day.value / week.value - 1
+    explanation = lab.explain(habits, "customer_lately_1d", "o80", store=shop_platform)
+    day, week = explanation.parts.values()
+    assert explanation.value == day.value / week.value - 1
     assert day.rows["counts"].sum() < week.rows["counts"].sum()
     shares = lab.explain(habits, "customer_dear_7d", "o80", store=shop_platform)
     assert "not where amount > 20" in set(next(iter(shares.parts.values())).rows["why"])
@@ -413,8 +417,8 @@ def test_an_explanation_follows_a_key_of_several_parts(shop_platform: Any) -> No
     counted = 0
     for event in rows.loc[rows["coupon"].notna(), "id"][::5]:
         for feature in features.names:
-            found: Any = lab.explain(features, feature, event, store=shop_platform).rows
-            counted += int(found["counts"].sum()) if len(found) else 0
+            shown: Any = lab.explain(features, feature, event, store=shop_platform).rows
+            counted += int(shown["counts"].sum()) if len(shown) else 0
     assert counted > 50
 
 
@@ -423,21 +427,21 @@ def test_what_is_not_known_yet_and_what_is_presumed_is_told_apart(bank: Bank) ->
         bank.pays(f"t{day}", day)
     bank.hears("t2", True, 15.5)
     bank.pays("t16", 16)
-    found: Any = lab.explain(handbook.features, "terminal_risk_30d", "t16", store=bank.store).rows
-    why = dict(zip(found["id"], found["why"], strict=True))
+    rows: Any = lab.explain(handbook.features, "terminal_risk_30d", "t16", store=bank.store).rows
+    why = dict(zip(rows["id"], rows["why"], strict=True))
     assert (why["t2"], why["t1"], why["t12"]) == ("reported", "presumed", "not known yet")
-    assert found.loc[found["id"] == "t2", "fraud"].item() and found["counts"].sum() == 10
+    assert rows.loc[rows["id"] == "t2", "fraud"].item() and rows["counts"].sum() == 10
 
 
-def forgetful(found: Any) -> None:
+def forgetful(explanation: Any) -> None:
     """Leave out a row that counts."""
-    found.leave_out(np.arange(len(found.event)) == np.flatnonzero(found.counts)[0], "forgotten")
+    explanation.leave_out(np.arange(len(explanation.event)) == np.flatnonzero(explanation.counts)[0], "forgotten")
 
 
-def credulous(found: Any) -> None:
+def credulous(explanation: Any) -> None:
     """Count a row that came later."""
-    assert "came later" in found.why
-    found.why[found.why == "came later"] = ""
+    assert "came later" in explanation.why
+    explanation.why[explanation.why == "came later"] = ""
 
 
 @pytest.mark.parametrize("mistake", [forgetful, credulous])
@@ -448,12 +452,16 @@ def test_an_explanation_whose_rows_do_not_give_the_number_fails(
     explaining = import_module("mlpkg.lab.explain")  # `lab.explain` is the function
     rows: Any = lab.events(orders, store=shop_platform)
     explained: Any = {id: lab.explain(habits, feature, id, store=shop_platform).rows for id in rows["id"][60:]}
-    event = next(id for id, found in explained.items() if "came later" in set(found["why"]) and found["counts"].any())
+    event = next(
+        id
+        for id, explanation in explained.items()
+        if "came later" in set(explanation["why"]) and explanation["counts"].any()
+    )
     apply = explaining.apply_rules
 
-    def wrongly(aggregate: Any, stream: Any, window: str, found: Any, own: int) -> None:
-        apply(aggregate, stream, window, found, own)
-        mistake(found)
+    def wrongly(aggregate: Any, stream: Any, window: str, explanation: Any, own: int) -> None:
+        apply(aggregate, stream, window, explanation, own)
+        mistake(explanation)
 
     monkeypatch.setattr(explaining, "apply_rules", wrongly)
     with pytest.raises(AssertionError):
@@ -463,9 +471,9 @@ def test_an_explanation_whose_rows_do_not_give_the_number_fails(
 def test_the_numbers_are_put_into_the_formula(bank: Bank) -> None:
     for i, amount in enumerate((10.25, 3.5, 7.0)):
         bank.pays(f"t{i}", i / 10, amount=amount)
-    found = lab.explain(handbook.features, "customer_avg_amount_1d", "t2", store=bank.store)
-    assert found.words == f"(10.25 + 3.5 + 7) / 3 = {20.75 / 3!r}"
-    assert found.words in found._repr_html_() and "t1" in repr(found)
+    explanation = lab.explain(handbook.features, "customer_avg_amount_1d", "t2", store=bank.store)
+    assert explanation.words == f"(10.25 + 3.5 + 7) / 3 = {20.75 / 3!r}"
+    assert explanation.words in explanation._repr_html_() and "t1" in repr(explanation)
 
 
 def swing(amounts: Any) -> Any:
@@ -474,7 +482,7 @@ def swing(amounts: Any) -> Any:
 
 def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank) -> None:
     """A function of one's own is called by its name; of very many values, the first and the last are shown."""
-    given = ml.FeatureSet(
+    features = ml.FeatureSet(
         "given",
         on=handbook.transactions,
         customer=handbook.transactions.by("customer_id").agg(
@@ -486,7 +494,7 @@ def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank)
     )
     for i in range(12):
         bank.pays(f"t{i}", i / 2, amount=i + 0.25)
-    words = {name: lab.explain(given, name, "t11", store=bank.store).words for name in given.names}
+    words = {name: lab.explain(features, name, "t11", store=bank.store).words for name in features.names}
     assert words == {
         "customer_middle_1d": "median of amount, of 10.25, 11.25 = 10.75",
         "customer_middle_7d": "median of amount, of 0.25, 1.25, 2.25, …, 10.25, 11.25 = 5.75",
@@ -499,8 +507,8 @@ def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank)
 
 def test_fields_and_functions_of_the_event_are_explained_by_its_fields(bank: Bank) -> None:
     bank.pays("t0", 0.5, amount=12.0)
-    found = lab.explain(handbook.features, "amount", "t0", store=bank.store)
-    assert (found.value, found.words) == (12.0, "amount of the event = 12.0")
+    explanation = lab.explain(handbook.features, "amount", "t0", store=bank.store)
+    assert (explanation.value, explanation.words) == (12.0, "amount of the event = 12.0")
     night = lab.explain(handbook.features, "during_night", "t0", store=bank.store)
     assert night.words == "during_night(time=2018-04-01T12:00:00Z) = 0.0" and not night.parts
 
@@ -584,10 +592,10 @@ def test_an_explanation_by_arrival_gives_what_a_preview_by_arrival_does(loaded_l
     known = lab.preview(habits, rows, store=loaded_later).set_index("id")
     for event in ("o3", "o9", "o16"):
         for feature in habits.names:
-            found = lab.explain(habits, feature, event, store=loaded_later)
-            assert found.value == known.loc[event, feature] or found.value != found.value
-    found = lab.explain(habits, "returns_dear_7d", "o9", store=loaded_later)
-    assert set(found.rows.loc[found.rows["counts"], "id"]) == {"o6"}  # bo made o3 and o6 before
+            explanation = lab.explain(habits, feature, event, store=loaded_later)
+            assert explanation.value == known.loc[event, feature] or explanation.value != explanation.value
+    explanation = lab.explain(habits, "returns_dear_7d", "o9", store=loaded_later)
+    assert set(explanation.rows.loc[explanation.rows["counts"], "id"]) == {"o6"}  # bo made o3 and o6 before
 
 
 @pytest.mark.filterwarnings("error")
@@ -615,12 +623,12 @@ def test_an_entity_that_a_function_gives_is_named_by_it(shop_platform: Any, cli:
     shop_platform.register("mornings", mornings)
     ax = lab.plot_timeline(mornings, "morning_n_7d", of_morning=1, store=shop_platform)
     rows: Any = lab.events(orders, store=shop_platform)
-    mine = rows[rows["time"].dt.hour < 12]
+    early = rows[rows["time"].dt.hour < 12]
     (line,) = [each for a in ax.figure.axes for each in a.lines]
-    assert len(line.get_xdata()) == len(mine) and line.get_linestyle() == "-"
+    assert len(line.get_xdata()) == len(early) and line.get_linestyle() == "-"
     for named in ("of_morning=1", "of_morning(time)=1"):
-        (found,) = cli("timeline", "mornings", named, "-n", 0, "--json").json["timelines"]
-        assert [r["id"] for r in found["latest"]] == mine.sort_values(["time", "position"])["id"].tolist()
+        (timeline,) = cli("timeline", "mornings", named, "-n", 0, "--json").json["timelines"]
+        assert [r["id"] for r in timeline["latest"]] == early.sort_values(["time", "position"])["id"].tolist()
 
 
 def test_only_mature_outcomes_are_judged() -> None:

@@ -70,11 +70,11 @@ class Worker:
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[dict[str, Worker]]:
     with ExitStack() as stack:
-        found = {}
+        started = {}
         for name, contracts in (("old", (Order, Place)), ("new", (Wider, WiderPlace))):
-            found[name] = Worker(made(*contracts), tmp_path / "state")
-            stack.enter_context(closing(found[name].store))
-        yield found
+            started[name] = Worker(made(*contracts), tmp_path / "state")
+            stack.enter_context(closing(started[name].store))
+        yield started
 
 
 ways = pytest.mark.parametrize(("first", "second"), [("old", "new"), ("new", "old")])
@@ -87,8 +87,8 @@ def test_the_same_body_after_a_new_optional_field_is_the_recorded_answer(workers
     assert workers[second].decider.decide(BODY) == decided
     assert workers[first].decider.decide(BODY) == decided
     assert workers[second].dead() == 0
-    found = verify(workers["new"].case, workers["new"].store)
-    assert (found.decisions, found.mismatches) == (1, 0)
+    result = verify(workers["new"].case, workers["new"].store)
+    assert (result.decisions, result.mismatches) == (1, 0)
 
 
 @ways

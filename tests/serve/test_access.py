@@ -37,14 +37,17 @@ NEEDS = {  # every operation there is, but for the probes, and the permission th
     ("GET", "/v1/metrics"): "metrics",
     ("GET", "/v1/openapi.json"): None,
 }
+WEB = httpx.Client(timeout=20)
 PROBES = ("/v1/health", "/livez", "/healthz", "/v1/ready", "/readyz")
 BENTOML = ("/", "/schema.json", "/docs.json", "/static_content/x.css", "/v1", "/nothing")
 
 
 def own_address() -> str:
     """An address of this machine that others may reach; loopback if it has none."""
-    found = [a.address for some in psutil.net_if_addrs().values() for a in some if a.family == socket.AF_INET]
-    return next((address for address in found if not address.startswith("127.")), "127.0.0.1")
+    addresses = [
+        a.address for interface in psutil.net_if_addrs().values() for a in interface if a.family == socket.AF_INET
+    ]
+    return next((address for address in addresses if not address.startswith("127.")), "127.0.0.1")
 
 
 @dataclass
@@ -60,15 +63,15 @@ class Office:
         return auth.create(self.store, role, by="a test", **how)
 
     def ask(self, method: str, path: str, token: str | None = None, body: Any = None, **headers: str) -> httpx.Response:
-        given = headers | ({"authorization": f"Bearer {token}"} if token is not None else {})
-        return httpx.request(method, self.address + path, json=body, headers=given, timeout=20)
+        sent = headers | ({"authorization": f"Bearer {token}"} if token is not None else {})
+        return WEB.request(method, self.address + path, json=body, headers=sent)
 
-    def status(self, *asked: Any, **headers: str) -> int:
-        answer = self.ask(*asked, **headers)
+    def status(self, *request: Any, **headers: str) -> int:
+        answer = self.ask(*request, **headers)
         if answer.status_code >= 400:
-            told = answer.json()
+            problem = answer.json()
             assert answer.headers["content-type"] == "application/problem+json"
-            assert told["status"] == answer.status_code and {"field", "value", "reason"} <= told.keys()
+            assert problem["status"] == answer.status_code and {"field", "value", "reason"} <= problem.keys()
         return answer.status_code
 
     def log(self) -> list[dict[str, Any]]:
@@ -93,13 +96,13 @@ def office(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_the_matrix_is_about_all_that_the_service_describes(office: Office):
     document = office.ask("GET", "/v1/openapi.json", office.tokens["reporter"]).json()
-    described = {(m.upper(), path): o for path, some in document["paths"].items() for m, o in some.items()}
+    described = {(m.upper(), path): o for path, methods in document["paths"].items() for m, o in methods.items()}
     assert described.keys() - {("GET", "/v1/health"), ("GET", "/v1/ready")} == NEEDS.keys()
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
-    for asked, need in NEEDS.items():
-        assert {"401", "414", "431"} <= described[asked]["responses"].keys()
-        assert ("403" in described[asked]["responses"]) == (need is not None)
-        assert all((role in described[asked]["description"]) == (need in may) for role, may in ROLES.items() if need)
+    for call, need in NEEDS.items():
+        assert {"401", "414", "431"} <= described[call]["responses"].keys()
+        assert ("403" in described[call]["responses"]) == (need is not None)
+        assert all((role in described[call]["description"]) == (need in may) for role, may in ROLES.items() if need)
 
 
 def test_every_permission_belongs_to_some_role():
@@ -118,9 +121,9 @@ def test_a_role_can_do_what_it_needs_and_nothing_else(office: Office, role: str,
     assert status < 500
     recorded = office.log()[: len(office.log()) - before]
     if need is not None and (need in RECORDED or not allowed):
-        (one,) = recorded
-        asked = (one["name"], one["role"], one["method"], one["path"], one["allowed"])
-        assert asked == (f"the {role}", role, method, url, allowed)
+        (entry,) = recorded
+        logged = (entry["name"], entry["role"], entry["method"], entry["path"], entry["allowed"])
+        assert logged == (f"the {role}", role, method, url, allowed)
     else:
         assert recorded == []
 
@@ -144,8 +147,8 @@ def test_probes_are_answered_without_a_token_and_without_details(office: Office)
     for path in PROBES:
         assert office.ask("GET", path).json().keys() == {"status"}
     assert office.ask("GET", "/v1/ready", office.tokens["reporter"]).json() == {"status": "ready"}
-    told = office.ask("GET", "/v1/ready", office.tokens["operator"]).json()
-    assert told["model"] == office.store.active_version("fraud")
+    ready = office.ask("GET", "/v1/ready", office.tokens["operator"]).json()
+    assert ready["model"] == office.store.active_version("fraud")
 
 
 def test_a_wrong_token_is_nobodys(office: Office):
@@ -228,9 +231,9 @@ def test_a_decision_is_told_to_its_own_caller_alone(office: Office):
     lines = "\n".join(json.dumps(line) for line in (payment("tx-new"), {"id": "tx-own"}, body, {"id": "tx-new"}))
     headers = {"content-type": "application/x-ndjson", "authorization": f"Bearer {other}"}
     answers = httpx.post(f"{office.address}/v1/decide", content=lines, headers=headers).text.splitlines()
-    told = [json.loads(line) for line in answers]
-    assert [line.get("status", 200) for line in told] == [200, 403, 403, 200]
-    assert told[1]["line"] == 2 and not {"score", "features"} & told[1].keys()
+    decided = [json.loads(line) for line in answers]
+    assert [line.get("status", 200) for line in decided] == [200, 403, 403, 200]
+    assert decided[1]["line"] == 2 and not {"score", "features"} & decided[1].keys()
     assert [a["allowed"] for a in office.log()[:2]] == [False, False]
 
 
@@ -291,9 +294,9 @@ def test_who_looked_at_what_can_be_read_by_auditors_and_on_the_command_line(offi
     assert page["access"][0]["path"] == "/v1/access?limit=4", "to look at who looked is to look"
     following = office.ask("GET", f"/v1/access?limit=2&cursor={page['next']}", office.tokens["auditor"]).json()
     assert len(following["access"]) == 2 and following["access"][0]["at"] <= page["access"][-1]["at"]
-    told = mlpkg("access-log", "-n", 5, state=office.server.state)
-    assert [(a["name"], a["path"], a["allowed"]) for a in told[2::-1]] == expected
-    assert told[0]["id"] in mlpkg_text("token", "list", state=office.server.state)
+    entries = mlpkg("access-log", "-n", 5, state=office.server.state)
+    assert [(a["name"], a["path"], a["allowed"]) for a in entries[2::-1]] == expected
+    assert entries[0]["id"] in mlpkg_text("token", "list", state=office.server.state)
 
 
 def mlpkg_text(*arguments: str, state: Path) -> str:
@@ -309,18 +312,18 @@ def test_decisions_are_found_by_entity_and_by_time_page_by_page(office: Office):
         body = payment(f"tx-page-{k}", customer_id=41, terminal_id=k)
         office.ask("POST", "/v1/decide", office.tokens["application"], body)
         sent.insert(0, body)
-    found, further = [], ""
+    decisions, further = [], ""
     while further is not None:
         query = (
             f"/v1/decisions?entity=customer_id%3D41&limit=3&since={sent[-1]['time']}{further and f'&cursor={further}'}"
         )
         page = office.ask("GET", query, office.tokens["auditor"]).json()
-        found, further = found + page["decisions"], page["next"]
-    assert [d["event"] for d in found] == [b["id"] for b in sent]
-    some = office.ask(
+        decisions, further = decisions + page["decisions"], page["next"]
+    assert [d["event"] for d in decisions] == [b["id"] for b in sent]
+    between = office.ask(
         "GET", f"/v1/decisions?since={sent[4]['time']}&until={sent[1]['time']}", office.tokens["auditor"]
     ).json()
-    assert [d["event"] for d in some["decisions"]] == [b["id"] for b in sent[2:5]]
+    assert [d["event"] for d in between["decisions"]] == [b["id"] for b in sent[2:5]]
     for wrong in (
         "limit=0",
         "limit=1001",
@@ -334,12 +337,12 @@ def test_decisions_are_found_by_entity_and_by_time_page_by_page(office: Office):
 
 
 def test_present_features_are_those_of_the_next_decision_without_its_event(office: Office):
-    told = office.ask("GET", "/v1/features?customer_id=41&terminal_id=3", office.tokens["auditor"]).json()
+    present = office.ask("GET", "/v1/features?customer_id=41&terminal_id=3", office.tokens["auditor"]).json()
     body = payment("tx-present", customer_id=41, terminal_id=3)
     served = office.ask("POST", "/v1/decide", office.tokens["application"], body).json()
-    assert told["model"] == served["model"] and told["features"].keys() <= served["features"].keys()
+    assert present["model"] == served["model"] and present["features"].keys() <= served["features"].keys()
     name = "customer_n_tx_30d"
-    assert served["features"][name] == told["features"][name] + 1 > 7
+    assert served["features"][name] == present["features"][name] + 1 > 7
     assert not any(
         n.startswith("terminal")
         for n in office.ask("GET", "/v1/features?customer_id=41", office.tokens["auditor"]).json()["features"]
@@ -347,10 +350,10 @@ def test_present_features_are_those_of_the_next_decision_without_its_event(offic
 
 
 def test_the_catalog_and_the_models_are_those_of_the_command_line(office: Office):
-    told = office.ask("GET", "/v1/catalog", office.tokens["operator"]).json()
-    assert told == mlpkg("catalog", "fraud", state=office.server.state)
-    told = office.ask("GET", "/v1/models", office.tokens["operator"]).json()
-    assert told["models"] == mlpkg("models", "fraud", state=office.server.state)
+    answer = office.ask("GET", "/v1/catalog", office.tokens["operator"]).json()
+    assert answer == mlpkg("catalog", "fraud", state=office.server.state)
+    answer = office.ask("GET", "/v1/models", office.tokens["operator"]).json()
+    assert answer["models"] == mlpkg("models", "fraud", state=office.server.state)
 
 
 def test_every_answer_says_what_may_be_done_with_it(office: Office):
@@ -436,8 +439,8 @@ def test_serving_elsewhere_without_a_token_says_how_to_make_one(made: Packaged, 
         process = subprocess.Popen(command, env=environment(state), stdout=log, stderr=log)
     try:
         until = time.monotonic() + 60
-        while "mlpkg token create" not in (said := (tmp_path / "log").read_text()):
-            assert process.poll() is None and time.monotonic() < until, said
+        while "mlpkg token create" not in (output := (tmp_path / "log").read_text()):
+            assert process.poll() is None and time.monotonic() < until, output
             time.sleep(0.1)
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401, "the bento knows where it listens"
     finally:

@@ -12,16 +12,25 @@ from typing import Any
 
 import pytest
 from http_bank import EVENTS, Bank, problem
-from raw_http import BATCH, GROWTH, HEAD, connect, memory
+from raw_http import (
+    BATCH,
+    CLOSE,
+    GROWTH,
+    HEAD,
+    attacked_bank,
+    connect,
+    decide_singly,
+    memory,
+    not_slowed,
+    read_all,
+)
 from serving import Packaged, made_once, payment, serving
 
 from mlpkg.errors import MlpkgError
 from mlpkg.serve.metrics import Metrics
 from mlpkg.settings import Settings
 
-SLOWED = 1.0  # seconds within which others are answered meanwhile, on a machine that may be busy otherwise
 DECIDE = b"POST /v1/decide HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
-CLOSE = b"connection: close\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
 
 @pytest.fixture(scope="module")
 def bank(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
-    folder = tmp_path_factory.mktemp("batches")
-    with serving(made.bento, made.state(folder / "state"), folder / "log") as server, closing(Bank(server)) as bank:
-        bank.decide(payment("tx-1"))
+    with attacked_bank(made, tmp_path_factory.mktemp("batches")) as bank:
         yield bank
 
 
@@ -41,9 +48,9 @@ def lines_of(prefix: str, n: int) -> bytes:
     return b"".join(json.dumps(payment(f"{prefix}-{k}", customer_id=k % 40)).encode() + b"\n" for k in range(n))
 
 
-def answers_of(said: bytes) -> list[Any]:
+def answers_of(response: bytes) -> list[Any]:
     """The lines of a chunked answer."""
-    head, _, rest = said.partition(b"\r\n\r\n")
+    head, _, rest = response.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200"), head
     body = b""
     while rest:
@@ -52,47 +59,20 @@ def answers_of(said: bytes) -> list[Any]:
     return [json.loads(line) for line in body.splitlines()]
 
 
-def read_all(client: socket.socket) -> bytes:
-    said = []
-    with contextlib.suppress(ConnectionError):
-        while piece := client.recv(1 << 20):
-            said.append(piece)
-    return b"".join(said)
-
-
-def goes_on(bank: Bank, n: int = 100) -> float:
-    """Have single events decided, each by a new connection and by one that is kept; the slowest but one in fifty, in seconds."""
-    took = []
-    for k in range(n):
-        began = time.perf_counter()
-        body = json.dumps(payment(f"desk-{time.monotonic_ns()}")).encode()
-        if k % 2:
-            assert bank.decide(body).status_code == 200
-        else:
-            with connect(bank) as client:
-                client.sendall(HEAD + CLOSE + b"content-length: %d\r\n\r\n" % len(body))
-                client.sendall(body)
-                said = read_all(client)
-                assert said.startswith(b"HTTP/1.1 200"), said[:500]
-        took.append(time.perf_counter() - began)
-        time.sleep(0.005)
-    return sorted(took)[-1 - n // 50]
-
-
 # Memory
 
 
 @pytest.mark.parametrize("path", ["/v1/decide", EVENTS, "/v1/outcomes/fraud"])
 @pytest.mark.parametrize("line", [b"x", b"\xff\x00", b"[1, 2", b"nonsense, " * 20], ids=repr)
 def test_a_batch_of_nonsense_ends_soon_and_keeps_nothing(bank: Bank, path: str, line: bytes):
-    """Of four MiB a thousand lines are answered, one by one, and others are served meanwhile."""
+    """Of four MiB a thousand lines are answered, one by one, and the rest is not read."""
     body = (line + b"\n") * ((4 << 20) // (len(line) + 1))
-    began, before, size = time.monotonic(), memory(bank), bank.size
+    before, size = memory(bank), bank.size
     answers = bank.lines(path, body)
     assert len(answers) == 1_001 and {a["status"] for a in answers} == {400}
     assert [a["line"] for a in answers] == list(range(1, 1_002))
     problem(answers[-1], 400, "body", reason="1000 lines in a row are not JSON; nothing from here on was taken")
-    assert time.monotonic() - began < 10 and memory(bank) - before < GROWTH and bank.size == size
+    assert memory(bank) - before < GROWTH and bank.size == size
 
 
 def test_a_good_line_among_nonsense_is_taken(bank: Bank):
@@ -113,11 +93,11 @@ def test_refused_lines_cost_no_more_memory_than_good_ones(bank: Bank):
 
 
 def test_blank_lines_are_passed_over_and_counted(bank: Bank):
-    before, began = memory(bank), time.monotonic()
+    before = memory(bank)
     last = json.dumps(payment("tx-blank", amount=-1)).encode()
     (answer,) = bank.lines(EVENTS, b"\n" * (8 << 20) + b" \r\n" * 100 + last)
     assert answer["line"] == (8 << 20) + 101 and answer["status"] == 422
-    assert time.monotonic() - began < 20 and memory(bank) - before < GROWTH
+    assert memory(bank) - before < GROWTH
 
 
 # Who reads late, or never
@@ -128,12 +108,12 @@ def test_a_client_that_sends_all_before_it_reads_gets_all_answers(bank: Bank, he
     """Also where they are more than the connection holds."""
     n, before = 8_000, memory(bank)
     body = lines_of(f"all-{len(head)}", n)
-    with connect(bank, 60) as client:
+    with not_slowed(bank) as meanwhile, connect(bank, 60) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         client.sendall(head + CLOSE + b"content-length: %d\r\n\r\n" % len(body))
         client.sendall(body)
         time.sleep(2)
-        assert goes_on(bank, 20) < SLOWED
+        meanwhile.append(decide_singly(bank, 20))
         assert memory(bank) - before < GROWTH
         answers = answers_of(read_all(client))
     assert [a["event" if head == DECIDE else "id"] for a in answers] == [f"all-{len(head)}-{k}" for k in range(n)]
@@ -142,14 +122,14 @@ def test_a_client_that_sends_all_before_it_reads_gets_all_answers(bank: Bank, he
 def test_an_answer_comes_before_the_next_line_is_sent(bank: Bank):
     with connect(bank) as client:
         client.sendall(BATCH + CLOSE + b"transfer-encoding: chunked\r\n\r\n")
-        said = b""
+        response = b""
         for k in range(5):
             line = json.dumps(payment(f"tx-turns-{k}")).encode() + b"\n"
             client.sendall(b"%x\r\n%s\r\n" % (len(line), line))
-            while b'"id":"tx-turns-%d"' % k not in said:
-                said += client.recv(65_536)
+            while b'"id":"tx-turns-%d"' % k not in response:
+                response += client.recv(65_536)
         client.sendall(b"0\r\n\r\n")
-        assert [a["id"] for a in answers_of(said + read_all(client))] == [f"tx-turns-{k}" for k in range(5)]
+        assert [a["id"] for a in answers_of(response + read_all(client))] == [f"tx-turns-{k}" for k in range(5)]
 
 
 def test_a_batch_whose_answers_nobody_reads_is_ended(bank: Bank):
@@ -161,9 +141,10 @@ def test_a_batch_whose_answers_nobody_reads_is_ended(bank: Bank):
         began = time.monotonic()
         client.sendall(DECIDE + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert memory(bank) - before < GROWTH + len(body)
-        while established(bank, client) and time.monotonic() < began + 60:
+        while established(bank, client):
+            assert time.monotonic() < began + 120, "the service never ends it"
             time.sleep(0.2)
-        assert 5 < time.monotonic() - began < 40
+        assert time.monotonic() - began > 5, "the client had no time to read"
         assert not read_all(client).endswith(b"0\r\n\r\n")
     assert bank.store.entry("transactions", "tx-unread-0")
     assert bank.store.entry("transactions", f"tx-unread-{n - 1}") is None
@@ -171,19 +152,19 @@ def test_a_batch_whose_answers_nobody_reads_is_ended(bank: Bank):
 
 def established(bank: Bank, client: socket.socket) -> bool:
     """Whether the server still has the connection of a client."""
-    some = [c for p in bank.server.family() for c in p.net_connections("tcp") if c.raddr]
-    return any(c.laddr.port == bank.server.port and c.raddr.port == client.getsockname()[1] for c in some)
+    connections = [c for p in bank.server.family() for c in p.net_connections("tcp") if c.raddr]
+    return any(c.laddr.port == bank.server.port and c.raddr.port == client.getsockname()[1] for c in connections)
 
 
 # Single decisions meanwhile
 
 
-def opened(stack: ExitStack, bank: Bank, n: int, *said: bytes) -> None:
+def opened(stack: ExitStack, bank: Bank, n: int, *pieces: bytes) -> None:
     for _ in range(n):
         client = stack.enter_context(connect(bank))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         client.setblocking(False)
-        for piece in said:
+        for piece in pieces:
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 client.sendall(piece)
 
@@ -193,7 +174,7 @@ def requests(path: bytes, n: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("n", "said"),
+    ("n", "pieces"),
     [
         (16, (BATCH + b"content-length: 1000000\r\n\r\n\n",)),
         (40, (DECIDE + b'content-length: 1000000\r\n\r\n{"id": ',)),
@@ -216,34 +197,32 @@ def requests(path: bytes, n: int) -> bytes:
         *("batches that do not come", "readers", "readers of much", "readers of what takes a thread"),
     ],
 )
-def test_clients_that_wait_take_no_place_of_others(bank: Bank, n: int, said: Iterable[bytes]):
-    with ExitStack() as stack:
+def test_clients_that_wait_take_no_place_of_others(bank: Bank, n: int, pieces: Iterable[bytes]):
+    with not_slowed(bank) as meanwhile, ExitStack() as stack:
         before = memory(bank)
-        opened(stack, bank, n, *said)
-        slowest = goes_on(bank)
-        grown = memory(bank) - before
-        print(f"slowest {slowest * 1e3:.0f} ms, {grown >> 20} MB")
-        assert grown < 4 * GROWTH and slowest < SLOWED
+        opened(stack, bank, n, *pieces)
+        meanwhile.append(decide_singly(bank))
+        assert memory(bank) - before < 4 * GROWTH
 
 
 def test_single_decisions_go_on_while_batches_are_worked_on(bank: Bank):
-    with ExitStack() as stack:
+    with not_slowed(bank) as meanwhile, ExitStack() as stack:
         for k in range(16):
             body = lines_of(f"tx-busy-{k}", 1_000)
             client = stack.enter_context(connect(bank, 60))
             client.sendall(DECIDE + b"content-length: %d\r\n\r\n" % len(body) + body)
-        assert goes_on(bank, 40) < SLOWED
+        meanwhile.append(decide_singly(bank, 40))
 
 
 def test_one_batch_too_many_is_told_when_to_come_again(made: Packaged, tmp_path: Path):
     with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log", MLPKG_MAX_IN_FLIGHT="32") as server:
-        with closing(Bank(server)) as bank, ExitStack() as stack:
+        with closing(Bank(server)) as bank, not_slowed(bank) as meanwhile, ExitStack() as stack:
             opened(stack, bank, 2, BATCH + b"content-length: 1000\r\n\r\n\n")
             time.sleep(0.2)
-            told = bank.http.post(EVENTS, content=b"{}\n", headers={"content-type": "application/x-ndjson"})
-            assert (told.status_code, told.headers["retry-after"]) == (503, "1")
-            assert "at most 2 batches" in told.json()["reason"]
-            assert goes_on(bank, 10) < SLOWED
+            answer = bank.http.post(EVENTS, content=b"{}\n", headers={"content-type": "application/x-ndjson"})
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert "at most 2 batches" in answer.json()["reason"]
+            meanwhile.append(decide_singly(bank, 10))
 
 
 # Metrics
@@ -283,8 +262,8 @@ def test_a_request_that_offers_another_protocol_is_answered(bank: Bank, offer: b
         client.sendall(whole[:cut])
         time.sleep(0.02)
         client.sendall(whole[cut:] + b"GET /v1/health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        said = read_all(client)
-    assert said.count(b"HTTP/1.1 200") == 2 and json.dumps(id).encode() in said and b"alive" in said
+        response = read_all(client)
+    assert response.count(b"HTTP/1.1 200") == 2 and json.dumps(id).encode() in response and b"alive" in response
 
 
 def test_nothing_unexpected_happened_inside(bank: Bank):

@@ -50,8 +50,8 @@ def python(unpacked: Bento, tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv, env = [sys.executable, "-m", "uv"], environment(folder) | {"UV_HTTP_TIMEOUT": "120"} | index()
     run(*uv, "venv", "--quiet", "--python", sys.executable, folder / "venv", env=env, cwd=folder)
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    asked = unpacked.folder / "env" / "python" / "requirements.txt"
-    run(*uv, "pip", "install", "--quiet", "--python", python, "-r", asked, env=env, cwd=asked.parent)
+    requirements = unpacked.folder / "env" / "python" / "requirements.txt"
+    run(*uv, "pip", "install", "--quiet", "--python", python, "-r", requirements, env=env, cwd=requirements.parent)
     return python
 
 
@@ -97,15 +97,15 @@ def test_a_bento_decides_in_a_fresh_environment(unpacked: Bento, made: Packaged,
         assert again.body == answers[0].body == client.ask("GET", "/v1/decisions/tx-0").body
     last = answers[-1].json
     assert (last["model"]["version"], last["features"]["customer_n_tx_1d"]) == (made.version, 5)
-    found = mlpkg("verify", "fraud", state=state)
-    assert (found["decisions"], found["mismatches"]) == (5, 0)
+    result = mlpkg("verify", "fraud", state=state)
+    assert (result["decisions"], result["mismatches"]) == (5, 0)
 
 
 def test_the_environment_of_a_bento_has_nothing_of_research(python: Path, tmp_path: Path):
     code = "import importlib.metadata as m, json; print(json.dumps([d.metadata['Name'].lower() for d in m.distributions()]))"
-    found = json.loads(run(python, "-c", code, env=environment(tmp_path), cwd=tmp_path))
-    assert {"mlpkg", "bentoml", "lightgbm"} <= set(found)
-    assert [name for name in found if name.startswith(RESEARCH)] == []
+    distributions = json.loads(run(python, "-c", code, env=environment(tmp_path), cwd=tmp_path))
+    assert {"mlpkg", "bentoml", "lightgbm"} <= set(distributions)
+    assert [name for name in distributions if name.startswith(RESEARCH)] == []
     code = "import mlpkg; print(mlpkg.__file__)"
     where = Path(run(python, "-c", code, env=environment(tmp_path), cwd=tmp_path).strip())
     assert where.is_relative_to(python.parent.parent), "the mlpkg that the bento brought, not the checkout"
@@ -136,7 +136,9 @@ def test_a_bento_brings_the_package_as_it_is_here(unpacked: Bento):
 def test_what_runs_elsewhere_puts_its_state_where_it_is_told(unpacked: Bento, python: Path, tmp_path: Path):
     """And in the user's state folder where it is told nothing, never inside the bento."""
     code = "from pathlib import Path; from mlpkg.serve.bento.worker import settings; print(settings(Path('src').resolve()).state)"
-    told = environment(tmp_path / "told", XDG_STATE_HOME=str(tmp_path / "user"))
-    untold = {name: value for name, value in told.items() if name != "MLPKG_STATE"}
-    found = [Path(run(python, "-c", code, env=env, cwd=unpacked.folder).strip()) for env in (told, untold)]
-    assert found == [tmp_path / "told", tmp_path / "user" / "mlpkg"]
+    with_state = environment(tmp_path / "told", XDG_STATE_HOME=str(tmp_path / "user"))
+    without_state = {name: value for name, value in with_state.items() if name != "MLPKG_STATE"}
+    folders = [
+        Path(run(python, "-c", code, env=env, cwd=unpacked.folder).strip()) for env in (with_state, without_state)
+    ]
+    assert folders == [tmp_path / "told", tmp_path / "user" / "mlpkg"]

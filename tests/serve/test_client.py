@@ -53,9 +53,9 @@ def test_every_verb_is_answered_with_its_type(server: Server, made: Packaged):
 
 def test_what_is_refused_says_field_value_and_reason(server: Server):
     with Client(server.address) as client:
-        with pytest.raises(Refused, match=r"amount") as told:
+        with pytest.raises(Refused, match=r"amount") as refused:
             client.decide(payment("c-5", amount=-3.2))
-        assert (told.value.status, told.value.value) == (422, "-3.2") and "amount" in str(told.value.field)
+        assert (refused.value.status, refused.value.value) == (422, "-3.2") and "amount" in str(refused.value.field)
         good, bad = client.decide_many([payment("c-6"), payment("c-7", terminal_id="x")])
         assert isinstance(good, ml.Decision) and isinstance(bad, Refused) and bad.status == 422
 
@@ -108,9 +108,9 @@ def test_what_is_missing_is_sent_as_null(server: Server, value: Any):
     """So that a field that may be null is null, and of any other the service says that it is missing."""
     with Client(server.address) as client:
         for field in ("amount", "customer_id", "time"):
-            with pytest.raises(Refused, match=f"{field}: is null, but required") as told:
+            with pytest.raises(Refused, match=f"{field}: is null, but required") as refused:
                 client.decide(payment("c-null") | {field: value})
-            assert told.value.status == 422
+            assert refused.value.status == 422
 
 
 @pytest.mark.parametrize(

@@ -189,11 +189,11 @@ def test_with_a_token_a_proxy_is_no_obstacle(closed: Server, way: str):
         for role in ("application", "monitor")
     }
     with WAYS[way](closed.port) as port:
-        given = {"authorization": f"Bearer {tokens['application']}"}
-        decided = ask(port, "POST", "/v1/decide", given, payment(f"tx-{way}"))
+        headers = {"authorization": f"Bearer {tokens['application']}"}
+        decided = ask(port, "POST", "/v1/decide", headers, payment(f"tx-{way}"))
         assert decided.status_code == 200 and decided.json()["caller"] == f"application {way}"
         for path in ("/metrics", "/v1/metrics"):
-            assert ask(port, "GET", path, given).status_code == 403
+            assert ask(port, "GET", path, headers).status_code == 403
             assert ask(port, "GET", path, {"authorization": f"Bearer {tokens['monitor']}"}).status_code == 200
         monitors = {"authorization": f"Bearer {tokens['monitor']}"}
         assert ask(port, "GET", "/v1/ready", monitors).json()["status"] == "ready"
@@ -269,8 +269,8 @@ def test_a_page_of_another_origin_gets_nothing_and_leaves_no_trace(trusting: Ser
     assert trusting.port
     before = looked(trusting)
     token = mlpkg("token", "create", "--role", "auditor", state=trusting.state)["token"]
-    for given in ({}, {"authorization": f"Bearer {token}"}):
-        headers = given | {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    for credentials in ({}, {"authorization": f"Bearer {token}"}):
+        headers = credentials | {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
         for method, path in ASKED:
             assert ask(trusting.port, method, path, headers).status_code == 403, (method, path)
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/json"):
@@ -304,10 +304,10 @@ def test_what_says_who_asks_may_be_said_once(trusting: Server, name: str):
     ]
     with socket.create_connection(("127.0.0.1", trusting.port), timeout=10) as client:
         client.sendall("\r\n".join([*head, "Connection: close", "", ""]).encode())
-        said = b""
+        received = b""
         while piece := client.recv(65_536):
-            said += piece
-    assert said.startswith(b"HTTP/1.1 400 ") and b"more than once" in said
+            received += piece
+    assert received.startswith(b"HTTP/1.1 400 ") and b"more than once" in received
 
 
 def serve_until(made: Packaged, state: Path, log: Path, words: str, cwd: Path, *more: str) -> tuple[str, int]:
@@ -318,10 +318,10 @@ def serve_until(made: Packaged, state: Path, log: Path, words: str, cwd: Path, *
         process = subprocess.Popen(command, env=environment(state), cwd=cwd, stdout=out, stderr=out)
     try:
         until = time.monotonic() + 60
-        while words not in (said := log.read_text()):
-            assert process.poll() is None and time.monotonic() < until, said
+        while words not in (output := log.read_text()):
+            assert process.poll() is None and time.monotonic() < until, output
             time.sleep(0.1)
-        return said, ask(port, "GET", "/v1/models").status_code
+        return output, ask(port, "GET", "/v1/models").status_code
     finally:
         process.terminate()
         process.wait()
@@ -331,20 +331,20 @@ def test_serve_says_who_needs_a_token(made: Packaged, tmp_path: Path):
     """In one line, which holds also where the settings in the bento say otherwise."""
     state = made.state(tmp_path / "state")
     (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
-    said, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path)
-    assert status == 401 and "there is none yet; make one: mlpkg token create --role application" in said
+    output, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path)
+    assert status == 401 and "there is none yet; make one: mlpkg token create --role application" in output
     mlpkg("token", "create", "--role", "application", state=state)
     (tmp_path / "settings.ini").write_text("[local]\ntrust_loopback = true\n")
-    said, status = serve_until(made, state, tmp_path / "log", "trust_loopback", tmp_path)
-    assert status == 200 and len(re.findall("token", said)) == 1
-    said, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path, "--host", "0.0.0.0")
-    assert status == 401 and "every caller needs a token; 1 hold" in said, "who listens to others trusts nobody"
+    output, status = serve_until(made, state, tmp_path / "log", "trust_loopback", tmp_path)
+    assert status == 200 and len(re.findall("token", output)) == 1
+    output, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path, "--host", "0.0.0.0")
+    assert status == 401 and "every caller needs a token; 1 hold" in output, "who listens to others trusts nobody"
 
 
 def test_a_setting_that_is_neither_true_nor_false_is_refused(made: Packaged, tmp_path: Path):
     state = made.state(tmp_path / "state")
-    for said in ("maybe", "loopback", "2", ""):
-        (tmp_path / "settings.ini").write_text(f"[local]\ntrust_loopback = {said}\n")
+    for value in ("maybe", "loopback", "2", ""):
+        (tmp_path / "settings.ini").write_text(f"[local]\ntrust_loopback = {value}\n")
         command = [SCRIPTS / "mlpkg", "serve", "fraud", "--bento", str(made.bento.folder)]
         done = subprocess.run(command, env=environment(state), cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and "trust_loopback" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -110,8 +110,8 @@ def test_an_id_that_was_used_for_other_content_is_a_conflict(bank: Bank, path: s
     id = f"used {path.rpartition('/')[2]}"
     first = bank.decide(payment(id))
     position, dead, _ = bank.size
-    told = refused(bank.post(path, payment(id, amount=1.0)), 409, "id", id, "other content")
-    assert told["event"] == id
+    problem = refused(bank.post(path, payment(id, amount=1.0)), 409, "id", id, "other content")
+    assert problem["event"] == id
     assert bank.size[:2] == (position, dead + 1)
     assert bank.http.get(f"/v1/decisions/{id}").content == first.content
 
@@ -120,10 +120,10 @@ def test_an_id_that_was_used_for_other_content_is_a_conflict(bank: Bank, path: s
 def test_an_id_may_be_any_text(bank: Bank, id: str):
     answer = bank.decide(payment(id))
     assert answer.status_code == 200, answer.text
-    there = bank.http.get(f"{EVENTS}/{quote(id, safe='').replace('.', '%2E')}")
-    assert there.json()["id"] == id
-    found = bank.http.get(f"/v1/decisions/{quote('fraud/transactions/' + id, safe='').replace('.', '%2E')}")
-    assert found.content == answer.content
+    stored = bank.http.get(f"{EVENTS}/{quote(id, safe='').replace('.', '%2E')}")
+    assert stored.json()["id"] == id
+    recorded = bank.http.get(f"/v1/decisions/{quote('fraud/transactions/' + id, safe='').replace('.', '%2E')}")
+    assert recorded.content == answer.content
 
 
 # Bad input
@@ -208,8 +208,8 @@ def test_an_event_ahead_of_the_clock_is_refused(bank: Bank):
         position, dead, _ = bank.size
         soon, later = iso(now() + 4 * MINUTE), iso(now() + 6 * MINUTE)
         id = f"tx-later {path}"
-        told = refused(bank.post(path, payment(id, time=later)), 503, "Transaction.time", reason="ahead of the")
-        assert told["event"] == id and told["value"][:16] == later[:16]
+        problem = refused(bank.post(path, payment(id, time=later)), 503, "Transaction.time", reason="ahead of the")
+        assert problem["event"] == id and problem["value"][:16] == later[:16]
         assert bank.size[:2] == (position, dead + 1)
         assert bank.post(path, payment(f"tx-soon {path}", time=soon)).status_code == 200
 
@@ -255,8 +255,8 @@ def test_another_method_or_content_type_is_refused(bank: Bank):
     refused(bank.http.delete("/v1/decisions/tx-1"), 405, "method", "DELETE")
     refused(bank.http.post("/v1/ready"), 405, "method", "POST")
     refused(bank.post("/v1/decide", payment("tx-text"), **{"content-type": "text/plain"}), 415, "content-type", "text/")
-    told = bank.post("/v1/decide", payment("tx-zip"), **{"content-encoding": "gzip"})
-    refused(told, 415, "content-encoding", "gzip")
+    answer = bank.post("/v1/decide", payment("tx-zip"), **{"content-encoding": "gzip"})
+    refused(answer, 415, "content-encoding", "gzip")
     assert bank.size == size
 
 
@@ -269,8 +269,8 @@ def test_a_body_that_stalls_or_breaks_off_leaves_nothing_behind(bank: Bank):
     )
     with socket.create_connection(("127.0.0.1", bank.server.port), timeout=10) as stalled:
         stalled.sendall(head + data[:20])
-        said = b"".join(iter(lambda: stalled.recv(65_536), b""))
-    assert b" 408 " in said.split(b"\r\n")[0] and b'"field":"body"' in said
+        received = b"".join(iter(lambda: stalled.recv(65_536), b""))
+    assert b" 408 " in received.split(b"\r\n")[0] and b'"field":"body"' in received
     with socket.create_connection(("127.0.0.1", bank.server.port), timeout=10) as gone:
         gone.sendall(head + data[:20])
     assert bank.http.get("/v1/health").status_code == 200
@@ -300,25 +300,25 @@ def test_whatever_comes_is_answered_and_never_with_an_error_of_the_server(bank: 
     for _ in range(300):
         body = bytearray(chance.choice(good))
         for _ in range(chance.randrange(4)):
-            at = chance.randrange(len(body) + 1)
-            body[at : at + chance.choice([0, 0, 1, 5, 200])] = chance.choice(pieces)
+            place = chance.randrange(len(body) + 1)
+            body[place : place + chance.choice([0, 0, 1, 5, 200])] = chance.choice(pieces)
         kind = chance.choice(["application/json", "application/x-ndjson"])
         answer = bank.post(chance.choice(paths), bytes(body), **{"content-type": kind})
         assert answer.status_code < 500, (bytes(body), answer.text)
         for line in answer.text.splitlines():
-            told = json.loads(line)
-            assert told.get("status", 200) < 500 and "Traceback" not in line, (bytes(body), line)
+            parsed = json.loads(line)
+            assert parsed.get("status", 200) < 500 and "Traceback" not in line, (bytes(body), line)
 
 
 def test_what_is_not_http_is_refused(bank: Bank):
     for nonsense in (b"nonsense\r\n\r\n", b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n", b"\x16\x03\x01\x02\x00"):
-        said = b""
+        received = b""
         with socket.create_connection(("127.0.0.1", bank.server.port), timeout=10) as client:
             with contextlib.suppress(OSError):  # it may have hung up
                 client.sendall(nonsense)
                 client.shutdown(socket.SHUT_WR)
-                said = client.recv(65_536)
-        assert said == b"" or said.startswith(b"HTTP/1.1 4"), said
+                received = client.recv(65_536)
+        assert received == b"" or received.startswith(b"HTTP/1.1 4"), received
     assert bank.http.get("/v1/health").status_code == 200
 
 
@@ -371,8 +371,8 @@ def test_an_outcome_is_noted_once_and_another_truth_is_a_conflict(bank: Bank):
     for path in ("fraud", "transactions", "transactions.fraud"):
         again = bank.post(f"/v1/outcomes/{path}", {"id": "tx-fraud", "fraud": True}).json()
         assert again == first | {"new": False}
-    told = refused(bank.post("/v1/outcomes/fraud", {"id": "tx-fraud", "fraud": False}), 409, "id", "tx-fraud")
-    assert (told["event"], told["source"]) == ("tx-fraud", "transactions.fraud")
+    problem = refused(bank.post("/v1/outcomes/fraud", {"id": "tx-fraud", "fraud": False}), 409, "id", "tx-fraud")
+    assert (problem["event"], problem["source"]) == ("tx-fraud", "transactions.fraud")
     assert bank.size == (position + 1, dead + 1, waiting)
 
 
@@ -500,8 +500,8 @@ def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: P
     with serving(Bento(ROOT / "services" / "fraud"), state, tmp_path / "log") as server, closing(Bank(server)) as bank:
         assert bank.http.get("/v1/health").status_code == 200
         assert bank.http.get("/readyz").status_code == 503
-        told = bank.http.get("/v1/ready").json()
-        assert "no model is active" in told["reason"] and "mlpkg train fraud" in told["reason"]
+        readiness = bank.http.get("/v1/ready").json()
+        assert "no model is active" in readiness["reason"] and "mlpkg train fraud" in readiness["reason"]
         made = bank.decide(payment("tx-0", time=iso(now() - HOUR))).json()
         assert (made["action"], made["score"], made["model"]) == ("review", None, {})
         assert made["fallback"]["why"] == "model" and "no model is active" in made["fallback"]["detail"]
@@ -524,7 +524,7 @@ def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
                 return await http.request(method, path, json=body)
 
         for answer in (asyncio.run(ask("GET", "/v1/ready")), asyncio.run(ask("POST", "/v1/decide", payment("tx-1")))):
-            told = answer.json()
-            assert (answer.status_code, told["status"], answer.headers["retry-after"]) == (503, 503, "1")
-            assert "no model is active" in told["reason"] and "mlpkg train fraud" in told["reason"]
+            problem = answer.json()
+            assert (answer.status_code, problem["status"], answer.headers["retry-after"]) == (503, 503, "1")
+            assert "no model is active" in problem["reason"] and "mlpkg train fraud" in problem["reason"]
         assert app.store.last_position() == 0

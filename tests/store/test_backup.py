@@ -41,14 +41,14 @@ def test_a_backup_of_a_store_in_use_is_the_log_up_to_one_moment(bank: Bank, cli:
             writer.wait()
     assert 0 < made[0]["position"] < made[1]["position"] < made[2]["position"] < after, "nobody waited for it"
     log = list(bank.store.read())
-    for number, told in enumerate(made):
+    for number, backup in enumerate(made):
         restored = tmp_path / f"restored-{number}"
         answer = cli("restore", tmp_path / f"copy-{number}", state=restored)
         assert answer.status == 0, answer.err
         with closing(ml.open_store(Settings(state=restored))) as store:
-            assert list(store.read()) == log[: told["position"]]
-            found = verify(handbook.fraud, store)
-            assert found.decisions > 200 and found.mismatches == 0
+            assert list(store.read()) == log[: backup["position"]]
+            result = verify(handbook.fraud, store)
+            assert result.decisions > 200 and result.mismatches == 0
 
 
 def test_a_restored_store_decides_as_the_one_it_was_made_from(stocked: Project, cli: Command, tmp_path: Path):
@@ -56,8 +56,8 @@ def test_a_restored_store_decides_as_the_one_it_was_made_from(stocked: Project, 
     assert cli("backup", "-o", "copy").status == 0
     assert cli("restore", "copy", state=tmp_path / "other").status == 0
     assert (tmp_path / "other" / "pseudonyms.key").read_bytes() == b"k" * 32
-    here, there = (cli(*DECIDE, "--json", state=s).json for s in (stocked.state, tmp_path / "other"))
-    assert here | {"latency_us": 0} == there | {"latency_us": 0}
+    here, restored = (cli(*DECIDE, "--json", state=s).json for s in (stocked.state, tmp_path / "other"))
+    assert here | {"latency_us": 0} == restored | {"latency_us": 0}
     modes = {oct(p.stat().st_mode & 0o077) for p in (stocked.folder / "copy").rglob("*")}
     assert modes == {"0o0"}, "nobody else may read it"
 

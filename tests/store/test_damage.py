@@ -166,9 +166,9 @@ def test_an_altered_model_is_refused_and_ends_no_process(bank: Bank, alter: Call
     first = bank.version
     version = altered(bank.store.settings.state, first, alter)
     model = models.find(bank.store.settings.state, "fraud", version)
-    with pytest.raises(ml.MlpkgError, match=r"cannot be loaded|not a LightGBM model|one score") as told:
+    with pytest.raises(ml.MlpkgError, match=r"cannot be loaded|not a LightGBM model|one score") as refused:
         models.promote(bank.store, model, by="a test", why="to see")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
     assert bank.pays("tx-altered", 1).model["version"] == first
 
 

@@ -46,8 +46,8 @@ def test_a_full_disk_is_said_and_nothing_is_acknowledged_that_is_not_stored(smal
         service.refuses(answer, "mlpkg.db is full", "make room")
         event = service.payment("tx-event")
         sent = asyncio.run(service.ask("POST", "/v1/events/transactions", event)).status_code
-        told = asyncio.run(service.ask("POST", "/v1/outcomes/fraud", {"id": "tx-1", "fraud": True})).status_code
-        assert {sent, told} <= {200, 503}, "what is smaller than a decision may still find room"
+        reported = asyncio.run(service.ask("POST", "/v1/outcomes/fraud", {"id": "tx-1", "fraud": True})).status_code
+        assert {sent, reported} <= {200, 503}, "what is smaller than a decision may still find room"
         service.undecided = {"tx-event"} if sent == 200 else set()
         ballast.unlink()
         service.works_again("tx-after")

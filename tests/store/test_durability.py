@@ -54,22 +54,22 @@ def run_and_kill(state: Path, number: int, patience: random.Random) -> list[str]
 def test_a_killed_process_loses_nothing_that_it_acknowledged(bank: Bank):
     """Two processes decide on one store, also the same payments, and are killed without warning, again and again."""
     store, state = bank.store, bank.store.settings.state
-    said: list[str] = []
+    acknowledged: list[str] = []
     for number in range(ROUNDS):
-        said += run_and_kill(state, number, random.Random(number))
+        acknowledged += run_and_kill(state, number, random.Random(number))
 
-    decided = {line for line in said if not line.startswith("fraud ")}
-    reported = {line.removeprefix("fraud ") for line in said if line.startswith("fraud ")}
+    decided = {line for line in acknowledged if not line.startswith("fraud ")}
+    reported = {line.removeprefix("fraud ") for line in acknowledged if line.startswith("fraud ")}
     assert len(decided) > 20 * ROUNDS and reported
     entries = list(store.read())
-    found: dict[str, list[str]] = {}
+    logged: dict[str, list[str]] = {}
     for entry in entries:
-        found.setdefault(entry.source, []).append(entry.id)
-    for source, ids in found.items():
+        logged.setdefault(entry.source, []).append(entry.id)
+    for source, ids in logged.items():
         assert len(ids) == len(set(ids)), f"none is in {source} twice"
-    assert decided <= set(found["transactions"]) and decided <= set(found["decisions.fraud"])
-    assert reported <= set(found["transactions.fraud"])
-    assert set(found["transactions"]) == set(found["decisions.fraud"]), "no event without its decision"
+    assert decided <= set(logged["transactions"]) and decided <= set(logged["decisions.fraud"])
+    assert reported <= set(logged["transactions.fraud"])
+    assert set(logged["transactions"]) == set(logged["decisions.fraud"]), "no event without its decision"
     assert {e.about for e in entries if e.source == "decisions.fraud"} == {
         e.position for e in entries if e.source == "transactions"
     }
@@ -96,8 +96,8 @@ def test_threads_share_a_platform(bank: Bank):
     for thread in threads:
         thread.join()
     assert failed == []
-    found = verify(handbook.fraud, bank.store)
-    assert (found.decisions, found.mismatches) == (4 * 100 + 100, 0)
+    result = verify(handbook.fraud, bank.store)
+    assert (result.decisions, result.mismatches) == (4 * 100 + 100, 0)
 
 
 def test_an_interrupted_file_goes_in_the_second_time(stocked: Project, cli: Command, simulated: Path):

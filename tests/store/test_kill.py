@@ -71,22 +71,22 @@ class NotNull:
             self.refused.append(body)
 
     def decide(self, client: Client, id: str) -> None:
-        said = client.ask("POST", "/v1/decide", self.payment(id))
-        self.take(self.decisions, id, said.status, said.body, said.body)
+        answer = client.ask("POST", "/v1/decide", self.payment(id))
+        self.take(self.decisions, id, answer.status, answer.body, answer.body)
 
     def batch(self, client: Client, id: str) -> None:
         """Events that are not decided, ten at once."""
         ids = [f"{id}-e-{i}" for i in range(10)]
         lines = b"\n".join(json.dumps(self.payment(id)).encode() for id in ids)
-        said = client.ask("POST", "/v1/events/transactions", lines, lines=True)
-        for id, receipt in zip(ids, map(json.loads, said.body.splitlines()), strict=True):
+        answer = client.ask("POST", "/v1/events/transactions", lines, lines=True)
+        for id, receipt in zip(ids, map(json.loads, answer.body.splitlines()), strict=True):
             self.take(self.events, id, receipt.get("status", 200), receipt.get("position"), receipt)
 
     def report(self, client: Client, id: str) -> None:
         """A fraud, of a payment that is decided at about this time, or of one that nobody knows yet."""
         id = id.replace("r-", "a-", 1)
-        said = client.ask("POST", "/v1/outcomes/fraud", {"id": id, "fraud": True})
-        self.take(self.frauds, id, said.status, said.json.get("position"), said.body)
+        answer = client.ask("POST", "/v1/outcomes/fraud", {"id": id, "fraud": True})
+        self.take(self.frauds, id, answer.status, answer.json.get("position"), answer.body)
         time.sleep(0.005)
 
     def check_over_http(self, port: int) -> None:
@@ -95,15 +95,15 @@ class NotNull:
             for id in list(self.decisions)[-ASKED:]:
                 assert client.ask("GET", f"/v1/decisions/{id}").body == self.decisions[id]
             for id in [*list(self.decisions)[-ASKED:], *list(self.events)[-ASKED:]]:
-                there = client.ask("GET", f"/v1/events/transactions/{id}").json
-                assert at_instant(there["event"]) == at_instant(self.sent[id])
-                assert there["position"] == self.events.get(id, there["position"])
+                stored = client.ask("GET", f"/v1/events/transactions/{id}").json
+                assert at_instant(stored["event"]) == at_instant(self.sent[id])
+                assert stored["position"] == self.events.get(id, stored["position"])
             for id in sorted(self.sent.keys() - self.decisions.keys()):
                 if to_be_decided(id):
-                    said = client.ask("POST", "/v1/decide", self.sent[id])
-                    assert said.status == 200
-                    assert client.ask("POST", "/v1/decide", self.sent[id]).body == said.body
-                    self.decisions[id] = said.body
+                    answer = client.ask("POST", "/v1/decide", self.sent[id])
+                    assert answer.status == 200
+                    assert client.ask("POST", "/v1/decide", self.sent[id]).body == answer.body
+                    self.decisions[id] = answer.body
 
 
 def at_instant(event: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,9 @@ class Load:
     def __init__(self, known: NotNull, ports: list[int], name: str):
         self.known, self.ports, self._done = known, ports, threading.Event()
         work = {"a": known.decide, "b": known.decide, "c": known.batch, "r": known.report}
-        self._threads = [threading.Thread(target=self._send, args=(f"{own}-{name}", one)) for own, one in work.items()]
+        self._threads = [
+            threading.Thread(target=self._send, args=(f"{own}-{name}", call)) for own, call in work.items()
+        ]
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -133,7 +135,7 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def _send(self, own: str, one: Callable[[Client, str], None]) -> None:
+    def _send(self, own: str, call: Callable[[Client, str], None]) -> None:
         chance, client = random.Random(own), None
         for k in count():
             cut_off = True
@@ -142,7 +144,7 @@ class Load:
                 if client is None or self._done.is_set():
                     return client and client.close()
                 try:
-                    one(client, f"{own}-{k}")
+                    call(client, f"{own}-{k}")
                     cut_off = False
                 except LOST:
                     client = client.close()
@@ -270,11 +272,11 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         known = kill_bento(Server(made.bento, state, log), kills)
     else:
         known = kill_workers(state, log, kills, 1 if request.param == "one worker" else 2)
-    found = Killed(state, known, log.read_text("utf-8", "replace"))
+    run = Killed(state, known, log.read_text("utf-8", "replace"))
     with closing(ml.open_store(Settings(state=state))) as store:
         for entry in store.read():
-            found.log.setdefault(entry.source, []).append(entry)
-    yield found
+            run.log.setdefault(entry.source, []).append(entry)
+    yield run
     shutil.rmtree(folder)
 
 
@@ -327,14 +329,14 @@ def test_timelines_are_those_that_a_rebuild_from_the_log_gives(killed: Killed, t
         entities = live.db.execute(held).fetchall()
         assert len(entities) > 200 and entities == rebuilt.db.execute(held).fetchall()
         for stream, key, value in entities:
-            one, other = live.timeline(stream, key, value), rebuilt.timeline(stream, key, value)
-            assert one.time.tolist() == other.time.tolist() and one.position.tolist() == other.position.tolist()
-            assert {n: c.tolist() for n, c in one.columns.items()} == {n: c.tolist() for n, c in other.columns.items()}
+            kept, other = live.timeline(stream, key, value), rebuilt.timeline(stream, key, value)
+            assert kept.time.tolist() == other.time.tolist() and kept.position.tolist() == other.position.tolist()
+            assert {n: c.tolist() for n, c in kept.columns.items()} == {n: c.tolist() for n, c in other.columns.items()}
 
 
 def test_what_killed_workers_decided_verifies(killed: Killed):
-    found = mlpkg("verify", "fraud", state=killed.state)
-    assert (found["decisions"], found["mismatches"]) == (len(killed.log["decisions.fraud"]), 0), found
+    result = mlpkg("verify", "fraud", state=killed.state)
+    assert (result["decisions"], result["mismatches"]) == (len(killed.log["decisions.fraud"]), 0), result
 
 
 def test_killed_workers_said_nothing_unexpected(killed: Killed):

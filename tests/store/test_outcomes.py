@@ -58,8 +58,8 @@ def test_a_report_counts_before_silence_would(early_bank: Bank):
 def test_an_honest_report_counts_before_silence_would(early_bank: Bank):
     early_bank.pays("old", 0)
     early_bank.hears("old", False, 2)
-    found = early_bank.pays("a", 3).features
-    assert (found["known_n_30d"], found["known_risk_30d"]) == (1, 0.0)
+    features = early_bank.pays("a", 3).features
+    assert (features["known_n_30d"], features["known_risk_30d"]) == (1, 0.0)
     served_is_trained(early_bank)
 
 

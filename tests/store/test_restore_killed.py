@@ -48,9 +48,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
 
 def what_is_there(state: Path) -> tuple[list[str], str]:
     with closing(ml.open_store(Settings(state=state))) as store:
-        found = verify(handbook.fraud, store)
+        result = verify(handbook.fraud, store)
         decided = [e.id for e in store.read(streams=["decisions.fraud"])]
-        assert (found.decisions, found.mismatches) == (len(decided), 0), "with the models that it was decided by"
+        assert (result.decisions, result.mismatches) == (len(decided), 0), "with the models that it was decided by"
         assert store.active_version("fraud") in {p.name for p in (state / "models" / "fraud").iterdir()}
     return decided, (state / "pseudonyms.key").read_text()[:3]
 
@@ -60,14 +60,14 @@ BEFORE, RESTORED = (["tx-1", "tx-2"], "new"), (["tx-1"], "old")
 
 def test_whoever_starts_next_finds_one_store_or_the_other(killed: tuple[Path, Path, int], tmp_path: Path):
     folder, _, steps = killed
-    found = []
+    states = []
     for step in range(steps + 1):
         state = Path(shutil.copytree(folder / str(step), tmp_path / str(step)))
-        found.append(what_is_there(state))
-        assert not (state / "mlpkg.restoring").exists() or found[-1] == BEFORE
-    assert set(map(repr, found)) == {repr(BEFORE), repr(RESTORED)} and found[-1] == RESTORED
-    turned = found.index(RESTORED)
-    assert found == [BEFORE] * turned + [RESTORED] * (steps + 1 - turned), "from one step on"
+        states.append(what_is_there(state))
+        assert not (state / "mlpkg.restoring").exists() or states[-1] == BEFORE
+    assert set(map(repr, states)) == {repr(BEFORE), repr(RESTORED)} and states[-1] == RESTORED
+    turned = states.index(RESTORED)
+    assert states == [BEFORE] * turned + [RESTORED] * (steps + 1 - turned), "from one step on"
     unfinished = [step for step in range(steps) if (folder / str(step) / "mlpkg.restoring").exists()]
     assert len(unfinished) > 5 and any(not (folder / str(s) / "mlpkg.db").exists() for s in unfinished)
 
@@ -103,7 +103,7 @@ def test_a_restore_right_after_another_keeps_what_both_replaced(tmp_path: Path):
 def test_while_it_is_under_way_nobody_opens_or_makes_a_store(bank: Bank, tmp_path: Path, monkeypatch: Any):
     from mlpkg.store.sqlite import backup as module
 
-    state, told = bank.store.settings.state, []
+    state, refusals = bank.store.settings.state, []
     bank.store.close()
     module.backup(bank.store.settings, tmp_path / "backup")
 
@@ -111,9 +111,9 @@ def test_while_it_is_under_way_nobody_opens_or_makes_a_store(bank: Bank, tmp_pat
         for create in (True, False):
             with pytest.raises(MlpkgError, match="under way") as why:
                 ml.open_store(Settings(state=state), create=create)
-            told.append(why.value)
+            refusals.append(why.value)
 
     monkeypatch.setattr(module, "_check_unused", look)
     module.restore(bank.store.settings, tmp_path / "backup", replace=True)
-    assert len(told) == 2
+    assert len(refusals) == 2
     ml.open_store(Settings(state=state), create=False).close()

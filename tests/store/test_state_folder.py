@@ -132,20 +132,20 @@ def test_a_store_in_the_place_of_another_is_opened_afresh(service: Service, chan
 
 
 def test_several_workers_find_it_again(tmp_path: Path):
-    with closing(stocked(tmp_path / "state")) as one, closing(Service(tmp_path / "state")) as other:
+    with closing(stocked(tmp_path / "state")) as first, closing(Service(tmp_path / "state")) as other:
         other.app.start()
-        other.time = one.time
-        one.works_again("tx-1")
+        other.time = first.time
+        first.works_again("tx-1")
         other.works_again("tx-2")
-        deleted(one.settings.state)
-        assert {w.decides("tx-3")[0].status_code for w in (one, other)} == {503}
-        with closing(ml.open_store(one.settings)) as store:
+        deleted(first.settings.state)
+        assert {w.decides("tx-3")[0].status_code for w in (first, other)} == {503}
+        with closing(ml.open_store(first.settings)) as store:
             put_live(handbook.fraud, store)
-        for worker in (one, other):
+        for worker in (first, other):
             worker.acknowledged.clear()
             worker.works_again("tx-4")
-        assert one.acknowledged == other.acknowledged, "one of them decided it, and the other knows that"
-        one.kept_all()
+        assert first.acknowledged == other.acknowledged, "one of them decided it, and the other knows that"
+        first.kept_all()
 
 
 def test_waiting_for_the_disk_is_no_time_to_lose_the_store(tmp_path: Path):
@@ -219,8 +219,8 @@ def test_in_process_another_store_is_opened_afresh(case: Any, change: Change, tm
     change(tmp_path / "state")
     case.decide(payment("tx-2"))
     with closing(ml.open_store(Settings(state=tmp_path / "state"))) as store:
-        there = [e.id for e in store.read(streams=["decisions.fraud"])]
-        assert there == (["tx-1", "tx-2"] if change is replaced_by_a_copy else ["tx-2"]), first
+        stored = [e.id for e in store.read(streams=["decisions.fraud"])]
+        assert stored == (["tx-1", "tx-2"] if change is replaced_by_a_copy else ["tx-2"]), first
         assert verify(case, store).mismatches == 0
 
 
@@ -280,13 +280,13 @@ def test_a_state_is_for_its_owner_alone(tmp_path: Path):
         made = Bank(handbook.fraud, tmp_path / "deep" / "state")
         with closing(made.store):
             made.pays("tx-1", 1)
-            found = modes(tmp_path / "deep" / "state")
+            rights = modes(tmp_path / "deep" / "state")
     finally:
         os.umask(before)
-    assert {found[name] for name in ("mlpkg.db", "mlpkg.db-wal", "mlpkg.db-shm", "model.txt", "manifest.json")} == {
+    assert {rights[name] for name in ("mlpkg.db", "mlpkg.db-wal", "mlpkg.db-shm", "model.txt", "manifest.json")} == {
         "0o600"
     }
-    assert {found[name] for name in ("state", "models", "fraud", made.version)} == {"0o700"}
+    assert {rights[name] for name in ("state", "models", "fraud", made.version)} == {"0o700"}
 
 
 def test_a_state_that_is_more_open_is_tightened_when_it_is_opened(bank: Bank):
@@ -297,6 +297,6 @@ def test_a_state_that_is_more_open_is_tightened_when_it_is_opened(bank: Bank):
         path.chmod(0o755 if path.is_dir() else 0o644)
     with closing(ml.open_store(Settings(state=state))) as store:
         assert store.last_position() >= 0
-        found = modes(state)
-    assert found[state.name] == found["models"] == "0o700"
-    assert found["mlpkg.db"] == found["mlpkg.db-wal"] == found["mlpkg.db-shm"] == "0o600"
+        rights = modes(state)
+    assert rights[state.name] == rights["models"] == "0o700"
+    assert rights["mlpkg.db"] == rights["mlpkg.db-wal"] == rights["mlpkg.db-shm"] == "0o600"

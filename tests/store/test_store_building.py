@@ -44,9 +44,9 @@ def asks(*wanted: tuple[Any, Any, tuple[str, ...]]) -> Any:
     return SimpleNamespace(sources=[payments], streams=streams)
 
 
-def payment(k: int, at: int | None = None, **changes: Any) -> dict[str, Any]:
-    at = START + k * 60_000_000 if at is None else at
-    return {"id": f"p{k}", "time": iso(at), "card": k % 7, "shop": f"s{k % 3}", "amount": k % 100 + 0.5} | changes
+def payment(k: int, moment: int | None = None, **changes: Any) -> dict[str, Any]:
+    moment = START + k * 60_000_000 if moment is None else moment
+    return {"id": f"p{k}", "time": iso(moment), "card": k % 7, "shop": f"s{k % 3}", "amount": k % 100 + 0.5} | changes
 
 
 def load(store: Any, ks: range) -> None:
@@ -83,22 +83,22 @@ def same_as_the_log(store: Any, stream: Any, keys: tuple[Any, ...], columns: tup
             if len(reports.about)
             else slice(0, 0)
         )
-        at = events.position.searchsorted(reports.about[last])
-        time, position = events.time[at], reports.known[last]
-        table = {n: c[at] for n, c in events.columns.items()} | {n: c[last] for n, c in reports.columns.items()}
+        row = events.position.searchsorted(reports.about[last])
+        time, position = events.time[row], reports.known[last]
+        table = {n: c[row] for n, c in events.columns.items()} | {n: c[last] for n, c in reports.columns.items()}
         table["about"] = reports.about[last]
     key = stream.by(*keys).key
     of = key.of_many(table, time)
     rows = 0
     for value in np.unique(of[of != -(2**63)]).tolist():
-        mine = np.flatnonzero(of == value)
-        mine = mine[np.lexsort((position[mine], time[mine]))]
+        of_key = np.flatnonzero(of == value)
+        of_key = of_key[np.lexsort((position[of_key], time[of_key]))]
         held = store.timeline(stream.stream, key.name, value)
-        assert held.time.tolist() == time[mine].tolist()
-        assert held.position.tolist() == position[mine].tolist()
+        assert held.time.tolist() == time[of_key].tolist()
+        assert held.position.tolist() == position[of_key].tolist()
         for name in columns:
-            assert held.columns[name].tolist() == table[name][mine].tolist()
-        rows += len(mine)
+            assert held.columns[name].tolist() == table[name][of_key].tolist()
+        rows += len(of_key)
     stored = store.db.execute(
         "select sum(length(head)) from timeline t join stream s on s.id=t.stream where s.name=? and s.key=? and s.state='live'",
         (stream.stream, key.name),
@@ -245,13 +245,13 @@ def test_a_correction_may_wait_too(store: SqliteStore):
 def test_a_batch_may_hold_corrections(store: SqliteStore):
     store.register("guard", asks((frauds, ("card",), ("fraud",))))
     load(store, range(10))
-    said = [("p1", True, ""), ("p2", True, ""), ("p1", False, ',"corrects":true'), ("p3", True, "")]
-    bodies = [f'{{"fraud":{json.dumps(truth)}{more}}}' for _, truth, more in said]
+    reports = [("p1", True, ""), ("p2", True, ""), ("p1", False, ',"corrects":true'), ("p3", True, "")]
+    bodies = [f'{{"fraud":{json.dumps(truth)}{more}}}' for _, truth, more in reports]
     n = np.arange(4)
     batch = Batch(
         [frauds],
         n * 0,
-        [i for i, *_ in said],
+        [i for i, *_ in reports],
         n * 0 + START,
         n * 0 + START,
         bodies,

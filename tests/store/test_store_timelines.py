@@ -63,9 +63,9 @@ class Store:
         self.truth[key].append((time, position, about, x + 1))
 
     def rows(self, key: int, since: int = -FOREVER) -> list[tuple[int, ...]]:
-        found = as_timeline(self.timelines.read(self.timelines.head(key), since))
-        assert not isinstance(found, Tiles)
-        columns = [found.time, found.position, *found.columns.values()]
+        held = as_timeline(self.timelines.read(self.timelines.head(key), since))
+        assert not isinstance(held, Tiles)
+        columns = [held.time, held.position, *held.columns.values()]
         return [r for r in zip(*(c.tolist() for c in columns), strict=True) if r[0] > since]
 
     def expected(self, key: int, since: int = -FOREVER) -> list[tuple[int, ...]]:
@@ -141,24 +141,24 @@ def test_cells_between_edges_say_what_the_rows_say(store: Store, sizes: str, see
     for _ in range(30):
         times = [r[0] for r in rng.choices(rows, k=rng.choice([1, 2, 7]))] + [rng.randrange(-5, rows[-1][0] + 5)]
         edges = np.unique(times)
-        found = store.timelines.read(store.timelines.head(1), int(edges[0]), edges - edges[0])
-        if not isinstance(found, Tiles):
-            assert found.time[0] <= edges[0] or len(found) < 5000
+        read = store.timelines.read(store.timelines.head(1), int(edges[0]), edges - edges[0])
+        if not isinstance(read, Tiles):
+            assert read.time[0] <= edges[0] or len(read) < 5000
             continue
-        gap = edges.searchsorted(found.time)
-        assert ((np.diff(found.time) >= 0).all() and sizes != "as it is") or len(found) < 400
+        gap = edges.searchsorted(read.time)
+        assert ((np.diff(read.time) >= 0).all() and sizes != "as it is") or len(read) < 400
         for g in range(1, len(edges) + 1):
             inside = [r for r in rows if edges[g - 1] < r[0] and (g == len(edges) or r[0] <= edges[g])]
-            mine = gap == g
-            assert found.rows[mine].sum() == len(inside)
+            selected = gap == g
+            assert read.rows[selected].sum() == len(inside)
             for c, name in enumerate(store.columns):
-                tiles = found.columns[name][mine]
+                tiles = read.columns[name][selected]
                 low = sum(int(v) & 2**64 - 1 for v in tiles[:, SQUARES].tolist())
                 squares = (low + (sum(tiles[:, SQUARES_HIGH].tolist()) << 64)) % 2**128
-                said = [sum(tiles[:, KNOWN].tolist()), sum(tiles[:, SUM].tolist()) % 2**64, squares]
-                if said[0]:
-                    said += [tiles[:, MIN].min(), tiles[:, MAX].max()]
-                assert said == brute(inside, c)
+                total = [sum(tiles[:, KNOWN].tolist()), sum(tiles[:, SUM].tolist()) % 2**64, squares]
+                if total[0]:
+                    total += [tiles[:, MIN].min(), tiles[:, MAX].max()]
+                assert total == brute(inside, c)
 
 
 def test_an_append_never_deletes_a_row_whatever_its_time(store: Store, sizes: str):
@@ -167,8 +167,8 @@ def test_an_append_never_deletes_a_row_whatever_its_time(store: Store, sizes: st
     while position < 6000:
         if rng.random() < 0.02:
             offset = rng.choice([0, 0, 1, -1]) * rng.choice([day, 200 * day, 30_000 * day])
-        some = [(position + k) * 60 + offset + rng.randrange(-600, 600) for k in range(rng.choice([1, 1, 1, 40, 300]))]
-        rows = [(time, position + k, position + k, k) for k, time in enumerate(some)]
+        times = [(position + k) * 60 + offset + rng.randrange(-600, 600) for k in range(rng.choice([1, 1, 1, 40, 300]))]
+        rows = [(time, position + k, position + k, k) for k, time in enumerate(times)]
         position += len(rows)
         if len(rows) == 1:
             store.append(1, rows[0])

@@ -141,7 +141,7 @@ EXAMPLES: dict[str, list[Ask]] = {
     "mean_gap": [Ask("")],
     "max_gap": [Ask("")],
     "rate": [Ask(""), Ask("", options={"per": "7m"}), Ask("", options={"per": "30d"})],
-    "streak": [Ask("", (said,)) for said in (NIGHT, BIG, MIXED, UNSURE, GIVEN)],
+    "streak": [Ask("", (condition,)) for condition in (NIGHT, BIG, MIXED, UNSURE, GIVEN)],
     "decayed_sum": [*_of("amount", "tip", half_life="90s"), *_of("level", half_life="1d"), *_of("tip", half_life="7h")],
     "decayed_mean": [*_of("amount", "tip", half_life="90s"), *_of("level", half_life="1d"), *_of("tip", half_life="7h")],
     "trend": _of(*NUMBERS),
@@ -168,17 +168,17 @@ def gives_text(ask: Ask) -> bool:
 
 def asked(verb: str) -> list[Ask]:
     """Each example of an aggregate in several forms: plain, with a condition, delayed, with a value for nothing."""
-    found = []
+    asks = []
     for n, example in enumerate(EXAMPLES[verb]):
         plain = replace(example, verb=verb, over=WINDOWS)
-        found += [
+        asks += [
             plain,
             replace(plain, where=(UNSURE, BIG, MIXED, GIVEN, NIGHT)[n % 5]),
             replace(plain, delay="6h", over=WINDOWS[1:]),
         ]
         if not gives_text(plain):
-            found.append(replace(plain, late="45m", delay="90s", where=(BIG, NIGHT)[n % 2], empty=(-1.5, 0.0)[n % 2]))
-    return found
+            asks.append(replace(plain, late="45m", delay="90s", where=(BIG, NIGHT)[n % 2], empty=(-1.5, 0.0)[n % 2]))
+    return asks
 
 
 def many(features: FeatureSet, history: History, rows: np.ndarray, seen: np.ndarray) -> dict[str, list[Any]]:
@@ -228,13 +228,13 @@ def sealed(values: Sequence[int]) -> np.ndarray:
 
 
 def history_of(world: World) -> History:
-    found = {}
+    sources = {}
     for name, stream in world.streams.items():
         events = stream.events
         columns = {c: sealed([code(e.values[c]) for e in events]) for c in FIELDS}
         position, time = (sealed([getattr(e, a) for e in events]) for a in ("position", "time"))
-        found[name] = Events(position, time, time, columns, [f"e{e.position}" for e in events])
-    return History(found, {})
+        sources[name] = Events(position, time, time, columns, [f"e{e.position}" for e in events])
+    return History(sources, {})
 
 
 @cache
@@ -268,8 +268,8 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
     grid = draw(st.sampled_from([1, 90 * UNITS["s"], 45 * UNITS["m"], 6 * HOUR, DAY]))
     spread = draw(st.sampled_from([3, 12, 40]))
     late = draw(st.sampled_from([0, 0, 5, 40]))
-    some = st.one_of(st.none(), st.integers(-3, 3))
-    wide = st.one_of(some, st.integers(-MOST, MOST), st.sampled_from([MOST, -MOST, 2_000_000, 300]))
+    small = st.one_of(st.none(), st.integers(-3, 3))
+    wide = st.one_of(small, st.integers(-MOST, MOST), st.sampled_from([MOST, -MOST, 2_000_000, 300]))
     row = st.fixed_dictionaries(
         {
             "card": st.integers(1, 2),
@@ -277,11 +277,11 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
             "shop": st.sampled_from(["a", "b", "é", None]),
             "amount": st.one_of(st.integers(2048, 2053), st.integers(0, 5000)),
             "tip": wide,
-            "level": st.one_of(some, st.integers(-1000, 1000)),
+            "level": st.one_of(small, st.integers(-1000, 1000)),
             "night": st.booleans(),
             "look": st.sampled_from([False, False, False, True]),
         }
     )
-    found = draw(st.lists(st.tuples(row, st.integers(0, late)), max_size=12))
+    drawn = draw(st.lists(st.tuples(row, st.integers(0, late)), max_size=12))
     arrived: Any = lambda pair: pair[0]["time"] + pair[1] * grid  # noqa: E731
-    return [r for r, lag in sorted(found, key=arrived)]
+    return [r for r, lag in sorted(drawn, key=arrived)]

@@ -1,5 +1,7 @@
 """A store with an active model, to which payments and reports come at times that a test chooses."""
 
+import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,19 @@ def put_live(case: UseCase, store: Any, made: lgb.Booster | None = None, **metri
     """Save a model of the use case and make it live."""
     state = store.settings.state
     known = Categories({name: [text_code(word) for word in WORDS] for name in case.features.categories})
-    told: Any = {"metrics": metrics, "lineage": {}, "policy": {}} | ({"categories": known} if known.tables else {})
-    version = models.save(state, case.name, made or booster(case.features), case.features, **told)
+    metadata: Any = {"metrics": metrics, "lineage": {}, "policy": {}} | ({"categories": known} if known.tables else {})
+    version = models.save(state, case.name, made or booster(case.features), case.features, **metadata)
     models.promote(store, models.find(state, case.name, version), by="a test", why="to decide")
     return version
+
+
+def copy_of_state(case: UseCase, templates: Path, state: Path) -> Path:
+    """Copy a state with an active model of the use case to `state`; the first call of a process makes the template."""
+    template = templates / f"state-of-{case.name}"
+    if not template.is_dir():
+        with closing(ml.open_store(Settings(state=template))) as store:
+            put_live(case, store)
+    return Path(shutil.copytree(template, state))
 
 
 class Bank:
@@ -52,8 +63,8 @@ class Bank:
         self.decider = Decider(case, self.store)
 
     def payment(self, id: str, day: float, **fields: Any) -> dict[str, Any]:
-        at = START + round(day * 24) * HOUR
-        return {"id": id, "time": iso(at), "customer_id": 1, "terminal_id": 7, "amount": 10.0} | fields
+        moment = START + round(day * 24) * HOUR
+        return {"id": id, "time": iso(moment), "customer_id": 1, "terminal_id": 7, "amount": 10.0} | fields
 
     def pays(self, id: str, day: float, **fields: Any) -> Decision:
         body = self.payment(id, day, **fields)

@@ -158,22 +158,22 @@ def read(path: Path, every: int = 1) -> list[Raw]:
     """The clicks of every so many sessions of the published file, in the order of time."""
     frame = pd.read_parquet(path)
     rows = zip(frame["SessionId"].tolist(), frame["ItemId"].tolist(), frame["Time"].tolist(), strict=True)
-    found = [(session, item, round(time * 1000) * 1000) for session, item, time in rows if session % every == 0]
-    return sorted(found, key=lambda raw: raw[2])
+    views = [(session, item, round(time * 1000) * 1000) for session, item, time in rows if session % every == 0]
+    return sorted(views, key=lambda raw: raw[2])
 
 
 def simulate(sessions: int = 320, days: int = 14, seed: int = 0) -> list[Raw]:
     """Clicks of the same shape on a clock of minutes, over more days than anything is kept."""
     rng = random.Random(seed)
-    start, found = 16_161 * DAY, []
+    start, views = 16_161 * DAY, []
     for session in range(1, sessions + 1):
         time = start + rng.randrange(days * DAY) // MINUTE * MINUTE
         item = 214_500_000 + int(rng.paretovariate(0.6)) % 200
         for _ in range(min(20, int(rng.paretovariate(0.7)))):
-            found.append((session, item, time))
+            views.append((session, item, time))
             time += rng.choice([0, 0, 1, 1, 2, 5, 10, 60]) * MINUTE
             item = item if rng.random() < 0.3 else 214_500_000 + int(rng.paretovariate(0.6)) % 200
-    return sorted(found, key=lambda raw: raw[2])
+    return sorted(views, key=lambda raw: raw[2])
 
 
 def stream(raw: list[Raw], seed: int = 0) -> list[Sent]:
@@ -181,16 +181,16 @@ def stream(raw: list[Raw], seed: int = 0) -> list[Sent]:
     rng = random.Random(seed)
     start, end = raw[0][2], raw[-1][2]
     of_item = {item: rng.choice(CATEGORIES) for item in sorted({item for _, item, _ in raw})}
-    found: list[Sent] = []
+    sent: list[Sent] = []
     for item in of_item:
-        found += _life(item, of_item[item], start, end, rng)
+        sent += _life(item, of_item[item], start, end, rng)
     for k, (session, item, time) in enumerate(raw):
         who = {"session": session, "user": f"user {session % 211}", "item": item}
         for j in range(rng.choice([0, 1, 1, 2])):
             other = item if j == 0 else rng.choice(raw[max(0, k - 50) : k + 1])[1]
             before = time - rng.randrange(2 * MINUTE) // SECOND * SECOND
             body = {"id": f"s{k}-{j}", "time": iso(before), **who, "item": other, "place": rng.randrange(1, 21)}
-            found.append(Sent(before, exposures, body))
+            sent.append(Sent(before, exposures, body))
         category = None if rng.random() < 0.05 else of_item[item]
         body = {
             "id": f"c{k}",
@@ -199,16 +199,16 @@ def stream(raw: list[Raw], seed: int = 0) -> list[Sent]:
             "category": category,
             "price": rng.randrange(100, 10_000) / 100,
         }
-        found.append(Sent(time, clicks, body, True))
-        found += _purchase(body, time, rng)
-    return _delivered(found, rng)
+        sent.append(Sent(time, clicks, body, True))
+        sent += _purchase(body, time, rng)
+    return _delivered(sent, rng)
 
 
 def _life(item: int, category: str, start: int, end: int, rng: random.Random) -> list[Sent]:
     """What becomes of an item: it is there from the start or later, its price changes, it is deleted and may come back."""
     times = [start if rng.random() < 0.7 else rng.randrange(start, end)]
     times += sorted(rng.randrange(times[0], end + 1) for _ in range(rng.randrange(4)))
-    found = []
+    sent = []
     for k, time in enumerate(times):
         time = time // SECOND * SECOND
         body: dict[str, Any] = {"id": f"i{item}-{k}", "time": iso(time), "item": item}
@@ -217,41 +217,41 @@ def _life(item: int, category: str, start: int, end: int, rng: random.Random) ->
         else:
             category = rng.choice(CATEGORIES) if rng.random() < 0.1 else category
             body |= {"category": category, "price": None if rng.random() < 0.1 else rng.randrange(100, 10_000) / 100}
-        found.append(Sent(time, items, body))
-    return found
+        sent.append(Sent(time, items, body))
+    return sent
 
 
 def _purchase(click: dict[str, Any], time: int, rng: random.Random) -> list[Sent]:
     """What is said later of a click: one in four is a purchase, and of these one in four is sent back."""
-    told = time + rng.randrange(2 * DAY)
+    known_at = time + rng.randrange(2 * DAY)
     if rng.random() < 0.05:
-        return [Sent(told, bought, {"id": click["id"], "bought": False})]
+        return [Sent(known_at, bought, {"id": click["id"], "bought": False})]
     if rng.random() > 0.25:
         return []
-    found = [Sent(told, bought, {"id": click["id"], "bought": True})]
-    found.append(Sent(told + HOUR, paid, {"id": click["id"], "paid": click["price"]}))
+    sent = [Sent(known_at, bought, {"id": click["id"], "bought": True})]
+    sent.append(Sent(known_at + HOUR, paid, {"id": click["id"], "paid": click["price"]}))
     if rng.random() < 0.25:
-        back = told + 2 * HOUR + rng.randrange(2 * DAY)
-        found.append(Sent(back, bought, {"id": click["id"], "bought": False, "corrects": True}))
-        found.append(Sent(back, paid, {"id": click["id"], "paid": 0.0, "corrects": True}))
-    return found
+        back = known_at + 2 * HOUR + rng.randrange(2 * DAY)
+        sent.append(Sent(back, bought, {"id": click["id"], "bought": False, "corrects": True}))
+        sent.append(Sent(back, paid, {"id": click["id"], "paid": 0.0, "corrects": True}))
+    return sent
 
 
 def _delivered(sent: list[Sent], rng: random.Random) -> list[Sent]:
     """A tenth arrives late, twice, or out of order; of what arrives twice, the first may have been heard without a decision."""
-    found = []
+    delivered = []
     for s in sent:
         how = rng.choice(["late", "twice", "out of order"]) if rng.random() < 0.1 else "at once"
-        told = s.stream in (bought, paid)
+        is_report = s.stream in (bought, paid)
         if how == "twice":
             heard = s.decides and rng.random() < 0.5
-            found += [Sent(s.arrived, s.stream, s.body, s.decides and not heard)]
-            found += [Sent(s.arrived + rng.randrange(3 * HOUR), s.stream, s.body, s.decides)]
+            delivered += [Sent(s.arrived, s.stream, s.body, s.decides and not heard)]
+            delivered += [Sent(s.arrived + rng.randrange(3 * HOUR), s.stream, s.body, s.decides)]
         else:
             delay = {"late": rng.randrange(HOUR, DAY), "out of order": rng.randrange(5 * MINUTE)}.get(how, 0)
-            found.append(Sent(s.arrived if told else s.arrived + delay, s.stream, s.body, s.decides))
-    rng.shuffle(found)  # what arrives in the same microsecond comes in any order
-    return sorted(found, key=lambda s: s.arrived)
+            delivered.append(Sent(s.arrived if is_report else s.arrived + delay, s.stream, s.body, s.decides))
+    rng.shuffle(delivered)  # what arrives in the same microsecond comes in any order
+    return sorted(delivered, key=lambda s: s.arrived)
 
 
 def disordered(sent: list[Sent]) -> float:

@@ -21,8 +21,8 @@ class Answer:
     def said_one_line(self, *words: str) -> bool:
         """Whether it failed with a single line that has these words."""
         # a kernel that is stopped while it fails may say so itself, or not
-        said = [text for text in self.err.strip().splitlines() if text.strip() and "caught in kernel" not in text]
-        line = "\n".join(said)
+        lines = [text for text in self.err.strip().splitlines() if text.strip() and "caught in kernel" not in text]
+        line = "\n".join(lines)
         assert self.status == 1, (self.status, self.out, self.err)
         assert len(line.splitlines()) == 1 and "Traceback" not in line, self.err
         assert all(word in line for word in words), line

@@ -218,9 +218,9 @@ def time_of(text: str) -> int | str:
         timezone(timedelta(minutes=shift))
     except ValueError:
         return "names a day, a time of day or a zone that does not exist"
-    at = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    at += int((fraction + "000000")[:6]) - shift * 60_000_000
-    return at if 0 <= at < 7_258_118_400_000_000 else "is outside 1970–2200"
+    micros = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    micros += int((fraction + "000000")[:6]) - shift * 60_000_000
+    return micros if 0 <= micros < 7_258_118_400_000_000 else "is outside 1970–2200"
 
 
 def _shape(text: str) -> str:

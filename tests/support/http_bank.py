@@ -48,16 +48,16 @@ class Bank:
 
 def refused(answer: httpx.Response, status: int, field: str, value: str = "", reason: str = "") -> dict[str, Any]:
     """A problem document that says what was wrong, where and why, and nothing of the inside."""
-    told = answer.json()
+    body = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.status_code == told["status"]
-    return problem(told, status, field, value, reason)
+    assert answer.status_code == body["status"]
+    return problem(body, status, field, value, reason)
 
 
-def problem(told: dict[str, Any], status: int, field: str, value: str = "", reason: str = "") -> dict[str, Any]:
-    assert {"type", "title", "status", "detail", "field", "value", "reason"} <= told.keys()
-    assert (told["status"], told["field"]) == (status, field), told
-    assert str(told["value"]).startswith(value) and reason in told["reason"], told
-    assert told["reason"] and told["detail"] and len(json.dumps(told)) < 3_000
-    assert "Traceback" not in str(told) and ".py" not in str(told)
-    return told
+def problem(body: dict[str, Any], status: int, field: str, value: str = "", reason: str = "") -> dict[str, Any]:
+    assert {"type", "title", "status", "detail", "field", "value", "reason"} <= body.keys()
+    assert (body["status"], body["field"]) == (status, field), body
+    assert str(body["value"]).startswith(value) and reason in body["reason"], body
+    assert body["reason"] and body["detail"] and len(json.dumps(body)) < 3_000
+    assert "Traceback" not in str(body) and ".py" not in str(body)
+    return body

@@ -56,11 +56,13 @@ class Service:
 
     def refuses(self, answer: httpx.Response, *words: str) -> None:
         """It is a 503 with the reason, says when to come again, and so does readiness."""
-        for said in (answer, self.ready()):
-            assert said.status_code == 503 and said.headers["content-type"] == "application/problem+json", said.text
-            assert int(said.headers["retry-after"]) >= 1
-            assert all(word in said.json()["reason"] for word in words), said.text
-            assert said.json()["detail"] == said.json()["reason"]
+        for response in (answer, self.ready()):
+            assert response.status_code == 503 and response.headers["content-type"] == "application/problem+json", (
+                response.text
+            )
+            assert int(response.headers["retry-after"]) >= 1
+            assert all(word in response.json()["reason"] for word in words), response.text
+            assert response.json()["detail"] == response.json()["reason"]
         health = asyncio.run(self.ask("GET", "/v1/health"))
         assert health.status_code == 200, "it is alive"
 
@@ -74,11 +76,11 @@ class Service:
     def kept_all(self) -> None:
         """Everything acknowledged is in the log, nothing is half there, and it verifies."""
         with closing(ml.open_store(self.settings)) as store:
-            there = {e.id: e for e in store.read() if e.source == "decisions.fraud"}
+            recorded = {e.id: e for e in store.read() if e.source == "decisions.fraud"}
             events = {e.id: e.position for e in store.read() if e.source == "transactions"}
-            assert self.acknowledged.keys() <= there.keys()
+            assert self.acknowledged.keys() <= recorded.keys()
             decided = {id: position for id, position in events.items() if id not in self.undecided}
-            assert self.undecided <= events.keys() and {id: e.about for id, e in there.items()} == decided
+            assert self.undecided <= events.keys() and {id: e.about for id, e in recorded.items()} == decided
             assert verify(handbook.fraud, store).mismatches == 0
 
     def close(self) -> None:

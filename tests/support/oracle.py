@@ -69,8 +69,8 @@ class Ask:
             return x.text if isinstance(x, Said) else x.many if isinstance(x, Twice) else x
 
         common = {"delay": self.delay, "where": self.where and self.where.text, "empty": self.empty}
-        given = {k: v for k, v in common.items() if v is not None} | ({"over": list(self.over)} if self.over else {})
-        return registry[self.verb](*map(plainly, self.args), **self.options, **given)
+        options = {k: v for k, v in common.items() if v is not None} | ({"over": list(self.over)} if self.over else {})
+        return registry[self.verb](*map(plainly, self.args), **self.options, **options)
 
 
 @dataclass(frozen=True)
@@ -155,38 +155,39 @@ class World:
     def visible(self, stream: Stream, events: list[Event], moment: Moment) -> list[ValidatedEvent]:
         """The rows of these events that a moment may see, oldest first."""
         if stream.base is None:
-            found = [
+            rows = [
                 ValidatedEvent(e.time, e.position, e.position, e.values)
                 for e in events
                 if e.position <= moment.position
             ]
         else:
-            found = []
+            rows = []
             for e in events:
                 if e.position == moment.own:
                     continue  # never the truth about itself
                 versions = [
-                    (max(at, e.position + 1), facts) for at, facts in sorted(stream.said.get(e.position, []), key=first)
+                    (max(position, e.position + 1), facts)
+                    for position, facts in sorted(stream.said.get(e.position, []), key=first)
                 ]
                 held = [(since, facts) for since, facts in versions if since <= moment.position]
                 if held:
                     since, facts = held[-1]
                     order = since if stream.presumed is None else e.position
-                    found.append(ValidatedEvent(e.time, order, e.position, {**e.values, **facts}))
+                    rows.append(ValidatedEvent(e.time, order, e.position, {**e.values, **facts}))
                 elif (
                     stream.presumed is not None
                     and e.position <= moment.position
                     and e.time <= moment.time - stream.after
                 ):
-                    found.append(ValidatedEvent(e.time, e.position, e.position, {**e.values, **stream.presumed}))
-        return sorted(found, key=lambda r: (r.time, r.order, r.event))
+                    rows.append(ValidatedEvent(e.time, e.position, e.position, {**e.values, **stream.presumed}))
+        return sorted(rows, key=lambda r: (r.time, r.order, r.event))
 
     def mine(self, ask: Ask, moment: Moment) -> list[ValidatedEvent]:
         """Those of a stream that have the key of the event."""
         if self._latest[0] is not moment:
             self._latest = (moment, {})
-        found, stream = self._latest[1], self.streams[ask.stream]
-        if (ask.stream, ask.by) not in found:
+        cached, stream = self._latest[1], self.streams[ask.stream]
+        if (ask.stream, ask.by) not in cached:
             base = stream.base or ask.stream
             if (base, ask.by) not in self._entities:
                 entities = self._entities.setdefault((base, ask.by), {})
@@ -194,8 +195,8 @@ class World:
                     entities.setdefault(key_of(ask.by, e.values, e.time), []).append(e)
             key = key_of(ask.by, moment.present, moment.time)
             events = [] if key is None else self._entities[base, ask.by].get(key, [])
-            found[ask.stream, ask.by] = self.visible(stream, events, moment)
-        return found[ask.stream, ask.by]
+            cached[ask.stream, ask.by] = self.visible(stream, events, moment)
+        return cached[ask.stream, ask.by]
 
     def answer(self, ask: Ask, moment: Moment) -> dict[str, Any]:
         """The results by the ends of their names: window and part."""
@@ -225,15 +226,15 @@ def first(pair: tuple[int, Any]) -> int:
 
 def key_of(parts: Sequence[str | Twice], values: Mapping[str, Any], time: int) -> tuple[Any, ...] | None:
     """The key of a row, None where a part is missing."""
-    found = []
+    key = []
     for part in parts:
         if isinstance(part, str):
-            found.append(values[part])
+            key.append(values[part])
         else:
             names = part.many.__code__.co_varnames[: part.many.__code__.co_argcount]
-            given = [time if n == "time" else values[n] for n in names]
-            found.append(None if None in given else part.plain(*given))
-    return None if None in found else tuple(found)
+            args = [time if n == "time" else values[n] for n in names]
+            key.append(None if None in args else part.plain(*args))
+    return None if None in key else tuple(key)
 
 
 class Window:
@@ -258,21 +259,21 @@ class Window:
     def rows(self, *columns: str) -> list[ValidatedEvent]:
         """The rows that count for an aggregate of these columns, oldest first."""
         start = self.t - self.stream.keep if self.width is None else self.end - self.width
-        found = [r for r in self.all if start < r.time <= self.end]
+        rows = [r for r in self.all if start < r.time <= self.end]
         for condition in self.conditions:
-            found = [r for r in found if condition.holds(r.values)]
+            rows = [r for r in rows if condition.holds(r.values)]
         for name in columns:
-            found = [r for r in found if r.values[name] is not None]
+            rows = [r for r in rows if r.values[name] is not None]
         if self.last is not None:
-            found = found[-self.last :]
-        self.nothing = not found
-        return found
+            rows = rows[-self.last :]
+        self.nothing = not rows
+        return rows
 
     def others(self, *columns: str) -> list[ValidatedEvent]:
         """The same without the event that is decided."""
-        found = [r for r in self.rows(*columns) if r.event != self.moment.own]
-        self.nothing = not found
-        return found
+        rows = [r for r in self.rows(*columns) if r.event != self.moment.own]
+        self.nothing = not rows
+        return rows
 
     def codes(self, column: str) -> list[Any]:
         return [r.values[column] for r in self.rows(column)]
@@ -308,16 +309,16 @@ def nunique(w: Window, column: str) -> int:
 
 
 def share(w: Window, column: str, value: Any) -> float | None:
-    found = w.codes(column)
+    codes = w.codes(column)
     if not isinstance(value, str):
         value = Fraction(str(value) if isinstance(value, float) else int(value)) * w.scale(column)
-    return sum(x == value for x in found) / len(found) if found else None
+    return sum(x == value for x in codes) / len(codes) if codes else None
 
 
 def _by_frequency(w: Window, column: str) -> list[Any]:
-    found = w.codes(column)
-    latest = {x: i for i, x in enumerate(found)}
-    often = Counter(found)
+    codes = w.codes(column)
+    latest = {x: i for i, x in enumerate(codes)}
+    often = Counter(codes)
     return sorted(often, key=lambda x: (-often[x], -latest[x]))
 
 
@@ -335,20 +336,20 @@ def top_k(w: Window, column: str, k: int) -> dict[str, Any]:
 
 
 def histogram(w: Window, column: str, edges: Sequence[float]) -> dict[str, int]:
-    found = [Fraction(x, w.scale(column)) for x in w.codes(column)]
+    values = [Fraction(x, w.scale(column)) for x in w.codes(column)]
     exact = [Fraction(str(e)) for e in edges]
     below = [None, *exact[:-1]]
     out = {
-        f"le_{e}": sum((low is None or low < x) and x <= high for x in found)
+        f"le_{e}": sum((low is None or low < x) and x <= high for x in values)
         for e, low, high in zip(edges, below, exact, strict=True)
     }
-    return {**out, f"gt_{edges[-1]}": sum(x > exact[-1] for x in found)}
+    return {**out, f"gt_{edges[-1]}": sum(x > exact[-1] for x in values)}
 
 
 def seen(w: Window, column: str) -> dict[str, Any]:
-    found = w.others(column)
+    rows = w.others(column)
     present = w.moment.present[column]
-    same = [r for r in found if present is not None and r.values[column] == present]
+    same = [r for r in rows if present is not None and r.values[column] == present]
     return {"before": float(bool(same)), "ago": float(w.t - same[-1].time) / 1e6 if same else None}
 
 
@@ -356,13 +357,13 @@ def seen(w: Window, column: str) -> dict[str, Any]:
 
 
 def total(w: Window, column: str) -> float | None:
-    found = w.codes(column)
-    return float(sum(found)) / float(w.scale(column)) if found else None
+    codes = w.codes(column)
+    return float(sum(codes)) / float(w.scale(column)) if codes else None
 
 
 def mean(w: Window, column: str) -> float | None:
-    found = w.codes(column)
-    return float(sum(found)) / float(len(found) * w.scale(column)) if found else None
+    codes = w.codes(column)
+    return float(sum(codes)) / float(len(codes) * w.scale(column)) if codes else None
 
 
 def minimum(w: Window, column: str) -> float | Code | None:
@@ -382,16 +383,16 @@ def _root(x: Fraction) -> Fraction:
     return Fraction(isqrt(x.numerator * x.denominator * shift * shift), x.denominator * shift)
 
 
-def _power_sum(found: list[int], k: int) -> Fraction:
-    middle = Fraction(sum(found), len(found))
-    return sum(((x - middle) ** k for x in found), Fraction(0))
+def _power_sum(codes: list[int], k: int) -> Fraction:
+    middle = Fraction(sum(codes), len(codes))
+    return sum(((x - middle) ** k for x in codes), Fraction(0))
 
 
 def _variance(w: Window, column: str, ddof: int) -> Fraction | None:
-    found = w.codes(column)
-    if len(found) <= ddof:
+    codes = w.codes(column)
+    if len(codes) <= ddof:
         return None
-    return _power_sum(found, 2) / (len(found) - ddof) / w.scale(column) ** 2
+    return _power_sum(codes, 2) / (len(codes) - ddof) / w.scale(column) ** 2
 
 
 def _near(value: Fraction, size: Fraction | int = 0) -> Near | float:
@@ -399,37 +400,37 @@ def _near(value: Fraction, size: Fraction | int = 0) -> Near | float:
 
 
 def var(w: Window, column: str, ddof: int = 1) -> Near | float | None:
-    found = _variance(w, column, ddof)
-    return None if found is None else _near(found)
+    variance = _variance(w, column, ddof)
+    return None if variance is None else _near(variance)
 
 
 def std(w: Window, column: str, ddof: int = 1) -> Near | float | None:
-    found = _variance(w, column, ddof)
-    return None if found is None else _near(_root(found))
+    variance = _variance(w, column, ddof)
+    return None if variance is None else _near(_root(variance))
 
 
 def skew(w: Window, column: str) -> Near | float | None:
     """n √(n−1) / (n−2) · Σd³ / (Σd²)^1.5."""
-    found = w.codes(column)
-    n = len(found)
+    codes = w.codes(column)
+    n = len(codes)
     if n < 3:
         return None
-    if len(set(found)) == 1:
+    if len(set(codes)) == 1:
         return 0.0
-    m2 = _power_sum(found, 2)
-    return _near(n * _root(Fraction(n - 1)) / (n - 2) * _power_sum(found, 3) / (m2 * _root(m2)), 1)
+    m2 = _power_sum(codes, 2)
+    return _near(n * _root(Fraction(n - 1)) / (n - 2) * _power_sum(codes, 3) / (m2 * _root(m2)), 1)
 
 
 def kurt(w: Window, column: str) -> Near | float | None:
     """n (n+1) (n−1) / ((n−2) (n−3)) · Σd⁴ / (Σd²)² − 3 (n−1)² / ((n−2) (n−3))."""
-    found = w.codes(column)
-    n = len(found)
+    codes = w.codes(column)
+    n = len(codes)
     if n < 4:
         return None
-    if len(set(found)) == 1:
+    if len(set(codes)) == 1:
         return 0.0
     less = Fraction(3 * (n - 1) ** 2, (n - 2) * (n - 3))
-    value = Fraction(n * (n + 1) * (n - 1), (n - 2) * (n - 3)) * _power_sum(found, 4) / _power_sum(found, 2) ** 2 - less
+    value = Fraction(n * (n + 1) * (n - 1), (n - 2) * (n - 3)) * _power_sum(codes, 4) / _power_sum(codes, 2) ** 2 - less
     return _near(value, 2 * less)
 
 
@@ -473,52 +474,52 @@ def max_by(w: Window, column: str, by: str) -> float | Code | None:
 
 
 def quantile(w: Window, column: str, q: float = 0.5) -> float | None:
-    found = sorted(w.codes(column))
-    if not found:
+    codes = sorted(w.codes(column))
+    if not codes:
         return None
-    h = (len(found) - 1) * Fraction(str(q))
+    h = (len(codes) - 1) * Fraction(str(q))
     i = h.numerator // h.denominator
     rest = h - i
     s = float(w.scale(column))
-    a, b = float(found[i]) / s, float(found[min(i + 1, len(found) - 1)]) / s
+    a, b = float(codes[i]) / s, float(codes[min(i + 1, len(codes) - 1)]) / s
     return a + (b - a) * (float(rest.numerator) / float(rest.denominator))
 
 
 def rank(w: Window, column: str) -> float | None:
-    found = [r.values[column] for r in w.others(column)]
+    values = [r.values[column] for r in w.others(column)]
     present = w.moment.present[column]
-    if not found or present is None:
+    if not values or present is None:
         return None
-    return float(2 * sum(x < present for x in found) + sum(x == present for x in found)) / float(2 * len(found))
+    return float(2 * sum(x < present for x in values) + sum(x == present for x in values)) / float(2 * len(values))
 
 
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
 def time_since_last(w: Window) -> float | None:
-    found = w.others()
-    return float(w.t - found[-1].time) / 1e6 if found else None
+    rows = w.others()
+    return float(w.t - rows[-1].time) / 1e6 if rows else None
 
 
 def time_since_first(w: Window) -> float | None:
-    found = w.rows()
-    return float(w.t - found[0].time) / 1e6 if found else None
+    rows = w.rows()
+    return float(w.t - rows[0].time) / 1e6 if rows else None
 
 
 def mean_gap(w: Window) -> float | None:
-    found = w.rows()
-    return float(found[-1].time - found[0].time) / float((len(found) - 1) * SECOND) if len(found) > 1 else None
+    rows = w.rows()
+    return float(rows[-1].time - rows[0].time) / float((len(rows) - 1) * SECOND) if len(rows) > 1 else None
 
 
 def max_gap(w: Window) -> float | None:
-    found = w.rows()
-    return float(max(b.time - a.time for a, b in pairwise(found))) / 1e6 if len(found) > 1 else None
+    rows = w.rows()
+    return float(max(b.time - a.time for a, b in pairwise(rows))) / 1e6 if len(rows) > 1 else None
 
 
 def rate(w: Window, per: str = "1h") -> float | None:
-    found = w.rows()
-    length = w.width or (w.t - found[0].time if found else 0)
-    return float(len(found) * micros(per)) / float(length) if length else None
+    rows = w.rows()
+    length = w.width or (w.t - rows[0].time if rows else 0)
+    return float(len(rows) * micros(per)) / float(length) if length else None
 
 
 def streak(w: Window, condition: Said) -> int:
@@ -548,21 +549,21 @@ def _weighted(w: Window, column: str, half_life: str) -> list[tuple[int, int]]:
 
 
 def decayed_sum(w: Window, column: str, half_life: str) -> float | None:
-    found = _weighted(w, column, half_life)
-    return float(sum(g * x for g, x in found)) / float(2**30 * w.scale(column)) if found else None
+    weighted = _weighted(w, column, half_life)
+    return float(sum(g * x for g, x in weighted)) / float(2**30 * w.scale(column)) if weighted else None
 
 
 def decayed_mean(w: Window, column: str, half_life: str) -> float | None:
-    found = _weighted(w, column, half_life)
-    weights = sum(g for g, _ in found)
-    return float(sum(g * x for g, x in found)) / float(w.scale(column) * weights) if weights else None
+    weighted = _weighted(w, column, half_life)
+    weights = sum(g for g, _ in weighted)
+    return float(sum(g * x for g, x in weighted)) / float(w.scale(column) * weights) if weights else None
 
 
 def trend(w: Window, column: str) -> float | None:
-    found = [(r.time - w.t, r.values[column]) for r in w.rows(column)]
-    n, u, x = len(found), sum(u for u, _ in found), sum(x for _, x in found)
-    over = n * sum(u * x for u, x in found) - u * x
-    under = n * sum(u * u for u, _ in found) - u * u
+    points = [(r.time - w.t, r.values[column]) for r in w.rows(column)]
+    n, u, x = len(points), sum(u for u, _ in points), sum(x for _, x in points)
+    over = n * sum(u * x for u, x in points) - u * x
+    under = n * sum(u * u for u, _ in points) - u * u
     return float(over) / float(under) * 1e6 / float(w.scale(column)) if under else None
 
 
@@ -574,8 +575,8 @@ def change(w: Window, a: Ask, against: str) -> float | None:
 
 def fold(w: Window, f: Twice, *columns: str) -> float | None:
     rows = w.rows(*columns)
-    given = [[w.shown(c, r.values[c]) for r in rows] for c in columns]
-    return f.plain(*given) if rows else None
+    args = [[w.shown(c, r.values[c]) for r in rows] for c in columns]
+    return f.plain(*args) if rows else None
 
 
 def latest(w: Window, column: str) -> float | Code | None:
@@ -606,8 +607,8 @@ def bits(value: Any) -> str:
     return f"float {value.hex()}" if isinstance(value, float) else f"int {int(value)}"
 
 
-def agrees(found: Any, expected: Any) -> bool:
+def agrees(actual: Any, expected: Any) -> bool:
     """Whether a result is the oracle's: to the bit, or as near as it says."""
     if isinstance(expected, Near):
-        return type(found) is float and found == found and abs(Fraction(found) - expected.value) <= expected.within
-    return bits(found) == bits(expected)
+        return type(actual) is float and actual == actual and abs(Fraction(actual) - expected.value) <= expected.within
+    return bits(actual) == bits(expected)

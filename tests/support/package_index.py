@@ -10,7 +10,7 @@ def index() -> dict[str, str]:
     """The index that pip is set up to use, for uv, which does not read pip's files."""
     if {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & os.environ.keys():
         return {}
-    asked = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    found = re.search(r"^(?:global|install)\.index-url='(.*)'$", asked, re.MULTILINE)
-    url = os.environ.get("PIP_INDEX_URL") or (found and found[1])
+    output = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    match = re.search(r"^(?:global|install)\.index-url='(.*)'$", output, re.MULTILINE)
+    url = os.environ.get("PIP_INDEX_URL") or (match and match[1])
     return {"UV_DEFAULT_INDEX": url} if url else {}

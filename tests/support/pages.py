@@ -52,6 +52,6 @@ def run_page(page: Path, folder: Path) -> str:
     return done.stdout
 
 
-def after(said: str, command: str) -> str:
+def after(transcript: str, command: str) -> str:
     """What the first command that begins so printed."""
-    return said.partition(f"$ {command}")[2].partition("\n")[2].partition("\n$ ")[0].strip()
+    return transcript.partition(f"$ {command}")[2].partition("\n")[2].partition("\n$ ")[0].strip()

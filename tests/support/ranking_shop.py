@@ -20,9 +20,9 @@ WORDS = ("books", "tea", "toys")
 
 
 def click(k: int, rng: random.Random) -> dict[str, Any]:
-    at = START - rng.randrange(9 * DAY)
+    moment = START - rng.randrange(9 * DAY)
     item = int(rng.paretovariate(0.8)) % 40
-    return {"id": f"c{k}", "time": iso(at), "user": f"u{rng.randrange(9)}", "item": item} | {
+    return {"id": f"c{k}", "time": iso(moment), "user": f"u{rng.randrange(9)}", "item": item} | {
         "category": rng.choice(WORDS),
         "price": rng.randrange(100, 9_000) / 100,
     }
@@ -36,11 +36,11 @@ class Shop:
         self.store: Any = ml.open_store(Settings(state=state, trust_loopback=True))
         self.store.register(offers.name, features)
         for body in sorted((click(k, self.rng) for k in range(500)), key=lambda body: body["time"]):
-            at = instant(body["time"]) + shift
-            self.store.accept(clicks, body | {"time": iso(at)}, arrived=at)
+            moment = instant(body["time"]) + shift
+            self.store.accept(clicks, body | {"time": iso(moment)}, arrived=moment)
         for k in range(200):
-            at = end - 2 * DAY + k * 5 * MINUTE
-            self.store.accept(visits, self.visit(f"h{k}", at) | self.candidates(1)[0], arrived=at)
+            moment = end - 2 * DAY + k * 5 * MINUTE
+            self.store.accept(visits, self.visit(f"h{k}", moment) | self.candidates(1)[0], arrived=moment)
         rows = lab.training_set(features, iso(end - 3 * DAY), iso(end), use_case=offers, store=self.store)
         self.version = put_live(offers, self.store, self.learn(rows[features.names], rows["item_n_7d"] > 5))
         self.decider = Decider(offers, self.store)
@@ -51,18 +51,18 @@ class Shop:
         data = lgb.Dataset(lab.matrix(rows, categories), np.asarray(labels, np.int64), **kinds)
         return lgb.train({"objective": "binary", "verbose": -1, "num_leaves": 7, "min_data_in_leaf": 5}, data, 20)
 
-    def visit(self, id: str, at: int | None = None) -> dict[str, Any]:
-        at = self.end if at is None else at
-        return {"id": id, "time": iso(at), "user": f"u{self.rng.randrange(9)}", "weekend": self.rng.random() < 0.3}
+    def visit(self, id: str, moment: int | None = None) -> dict[str, Any]:
+        moment = self.end if moment is None else moment
+        return {"id": id, "time": iso(moment), "user": f"u{self.rng.randrange(9)}", "weekend": self.rng.random() < 0.3}
 
     def candidates(self, many: int) -> list[dict[str, Any]]:
         items = self.rng.sample(range(60), many)
         return [{"item": item, "price": self.rng.randrange(100, 9_000) / 100} for item in items]
 
-    def ranks(self, id: str, many: int = 20, at: int | None = None) -> tuple[dict[str, Any], Decision]:
-        at = self.end if at is None else at
-        body = self.visit(id, at) | {"candidates": self.candidates(many)}
-        return body, self.decider.rank(body, arrived=at)
+    def ranks(self, id: str, many: int = 20, moment: int | None = None) -> tuple[dict[str, Any], Decision]:
+        moment = self.end if moment is None else moment
+        body = self.visit(id, moment) | {"candidates": self.candidates(many)}
+        return body, self.decider.rank(body, arrived=moment)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The service as it runs in production: a bento, BentoML in processes of its own, and clients that speak HTTP to it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -85,7 +86,18 @@ class Packaged:
 
 @cache
 def packaged(folder: Path) -> Packaged:
-    """Made once in a session, by what `mlpkg package` does; the model knows nothing and was there quickly."""
+    """Make the bento and the store in a folder, once for all processes that run tests, which wait for the first of them."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            package_into(folder)
+            (folder / "whole").touch()
+    return Packaged(Bento(folder / "bento"), folder / "history")
+
+
+def package_into(folder: Path) -> None:
+    """Make a bento of a model of noise by `mlpkg package`, and a store with the history of payments."""
     made, history, bento = folder / "made", folder / "history", folder / "bento"
     store = ml.open_store(Settings(state=made))
     put_live(fraud, store)
@@ -97,11 +109,16 @@ def packaged(folder: Path) -> Packaged:
     store = ml.open_store(Settings(state=history))
     ingest_file(fraud, folder / "payments.parquet", store)
     store.close()
-    return Packaged(Bento(bento), history)
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this run, which all of its processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return packaged(tmp_path_factory.getbasetemp() / "packaged")
+    return packaged(shared_folder(tmp_path_factory) / "packaged")
 
 
 def payment(id: str, **fields: Any) -> dict[str, Any]:
