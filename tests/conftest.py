@@ -4,11 +4,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import handbook
 import pytest
 from bank import Bank, copy_of_state, put_live
 from command import Answer, Command
+from made_once import made_once
 from paths import REAL, ROOT, SUPPORT
 from project import Project
 
@@ -17,6 +19,25 @@ from mlpkg import cli as command_line
 from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.settings import Settings
+
+if TYPE_CHECKING:
+    from serving import Packaged
+
+
+# The modules that take longest, the longest first: with them at the start, both workers end at about the same time.
+LONGEST = (
+    *("serve/test_batches", "cli/test_workflow", "decisions/test_clicks", "aggregates/test_conformance"),
+    *("features/test_streams", "store/test_kill", "serve/test_hostile", "serve/test_proxies", "schema/test_clocks"),
+    *("serve/test_openapi", "models/test_swap", "rollout/test_shadow", "serve/test_access", "serve/test_bento"),
+    *("features/test_live_feature", "decisions/test_use_case", "store/test_locks", "decisions/test_rank"),
+    *("aggregates/test_same_bits", "serve/test_service", "serve/test_client", "models/test_model_folders"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest; the order inside a module stays."""
+    order = {f"tests/{module}.py": place for place, module in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -80,24 +101,34 @@ def early_bank(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> "Packaged":
+    """A bento of the checkout, and a store with two months of payments up to now."""
+    from serving import make_package, package_in  # imports BentoML, which most tests do without
+
+    return package_in(made_once(tmp_path_factory, "packaged", make_package))
+
+
+@pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten weeks of simulated payments in a file."""
-    path = tmp_path_factory.mktemp("simulated") / "payments.parquet"
-    frame = simulate(
-        60, 40, 70, seed=3, compromised_terminals_per_day=0.3, compromised_customers_per_day=0.3, prefix="tx-"
-    )
-    frame.to_parquet(path, index=False)
-    return path
+
+    def make(folder: Path) -> None:
+        frame = simulate(
+            60, 40, 70, seed=3, compromised_terminals_per_day=0.3, compromised_customers_per_day=0.3, prefix="tx-"
+        )
+        frame.to_parquet(folder / "payments.parquet", index=False)
+
+    return made_once(tmp_path_factory, "simulated", make) / "payments.parquet"
 
 
 @pytest.fixture(scope="session")
 def _stocked(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    state = tmp_path_factory.mktemp("stocked") / "state"
-    store = ml.open_store(Settings(state=state))
-    ingest_file(handbook.fraud, simulated, store)
-    put_live(handbook.fraud, store)
-    store.close()
-    return state
+    def make(folder: Path) -> None:
+        with contextlib.closing(ml.open_store(Settings(state=folder / "state"))) as store:
+            ingest_file(handbook.fraud, simulated, store)
+            put_live(handbook.fraud, store)
+
+    return made_once(tmp_path_factory, "stocked", make) / "state"
 
 
 @pytest.fixture

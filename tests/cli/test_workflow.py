@@ -23,7 +23,6 @@ from serving import (
     Packaged,
     environment,
     free_port,
-    made_once,
     mlpkg,
     payment,
     places_named_in,
@@ -131,11 +130,6 @@ def mlpkg_serve(command: list[str], checkout: Path, env: dict[str, str], log: Pa
             server.wait()
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
-
-
 def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, tmp_path: Path):
     """The old service never stops, uses the new model as soon as the new service takes over, and all of it verifies."""
     state = made.state(tmp_path / "state")
@@ -168,7 +162,7 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
             while len(shop.answers) < took_over + 5 and time.monotonic() < until:
                 time.sleep(0.05)
 
-    assert shop.failed == [], old.said
+    assert shop.failed == [], old.output
     before, after = shop.models[:packaged_by_then], shop.models[took_over + 1 :]
     assert len(before) > 20 and set(before) == {made.version}, "the old one went on until the new one took over"
     assert len(after) >= 4 and set(after) == {trained["version"]}, "and then used the new one"

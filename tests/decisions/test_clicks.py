@@ -18,7 +18,7 @@ import pytest
 from bank import put_live
 from clicks import Sent
 from command import Command
-from oracle import UNITS, Ask, Event, Moment, Near, Said, Stream, Twice, World, agrees, bits, text_code
+from oracle import UNITS, Ask, Condition, Event, Moment, Near, Stream, Twice, World, agrees, bits, text_code
 from paths import ROOT
 from project import Project
 
@@ -53,7 +53,7 @@ def fall(prices: list[float]) -> float:
 
 
 PRICE, CATEGORY = ("price",), ("category",)
-COUPON = Said("", lambda r: r["action"] == "coupon")
+COUPON = Condition("", lambda r: r["action"] == "coupon")
 SESSION: dict[str, Any] = {"stream": "clicks", "by": ("session",)}
 PAIR: dict[str, Any] = {"stream": "clicks", "by": ("session", "category")}
 HOURLY: dict[str, Any] = {"stream": "clicks", "by": (Twice(shop.hour_of_day, hour), "category")}
@@ -86,7 +86,7 @@ ASKS = {
     "session_gap": Ask("max_gap", over=("all",), **SESSION),
     "session_rank": Ask("rank", PRICE, over=("last 10", "all"), **SESSION),
     "session_again": Ask("seen", ("item",), over=("all",), **SESSION),
-    "session_cheap": Ask("streak", (Said("", lambda r: r["price"] < 2000),), over=("all",), **SESSION),
+    "session_cheap": Ask("streak", (Condition("", lambda r: r["price"] < 2000),), over=("all",), **SESSION),
     "session_fall": Ask("fold", (Twice(shop.fall, fall), "price"), over=("last 5",), **SESSION),
     "pair_n": Ask("count", over=("1h", "last 5", "all"), **PAIR),
     "pair_spent": Ask("sum", PRICE, over=("1h", "last 5"), **PAIR),
@@ -102,7 +102,7 @@ ASKS = {
     "aisle_busy": Ask("change", (Ask("count"),), {"against": "1d"}, over=("1h",), **AISLE),
     "aisle_dear": Ask(
         "ratio",
-        (Ask("count", where=Said("", lambda r: r["price"] > 5000)), Ask("count")),
+        (Ask("count", where=Condition("", lambda r: r["price"] > 5000)), Ask("count")),
         over=("1d", "last 50"),
         **AISLE,
     ),
@@ -124,7 +124,7 @@ ASKS = {
     "sold_n": Ask("count", over=("7d",), **SOLD),
     "sold_rate": Ask("mean", ("bought",), over=("3d", "7d"), empty=0.0, **SOLD),
     "buys_rate": Ask("mean", ("bought",), over=("7d", "last 5"), **BUYS),
-    "buys_category": Ask("last", CATEGORY, where=Said("", lambda r: r["bought"]), over=("all",), **BUYS),
+    "buys_category": Ask("last", CATEGORY, where=Condition("", lambda r: r["bought"]), over=("all",), **BUYS),
     "paid_total": Ask("sum", ("paid",), over=("all",), **PAID),
     "paid_latest": Ask("last", ("paid",), over=("last 5",), **PAID),
     "paid_since": Ask("time_since_last", over=("7d",), **PAID),
@@ -175,7 +175,7 @@ class Played:
     sent: list[Sent]
     state: Path
     events: dict[str, dict[str, Event]] = field(default_factory=lambda: {"clicks": {}, "exposures": {}, "items": {}})
-    said: dict[str, dict[str, list[Any]]] = field(default_factory=lambda: {"bought": {}, "paid": {}, "actions": {}})
+    reports: dict[str, dict[str, list[Any]]] = field(default_factory=lambda: {"bought": {}, "paid": {}, "actions": {}})
     decisions: dict[str, Decision] = field(default_factory=dict)
 
     def play(self) -> None:
@@ -200,7 +200,7 @@ class Played:
             self.stands(name, s, position)
             return
         position = store.report(s.stream, s.body, arrived=s.arrived).position
-        versions = self.said[name].setdefault(id, [])
+        versions = self.reports[name].setdefault(id, [])
         if not versions or ("corrects" in s.body and all(p != position for p, _ in versions)):
             versions.append((position, values))
 
@@ -214,7 +214,7 @@ class Played:
         self.stands("clicks", s, position)
         assert decision.score is not None
         score = round(decision.score * 1_000_000)
-        self.said["actions"][s.body["id"]] = [(position + 1, {"score": score, "action": decision.action})]
+        self.reports["actions"][s.body["id"]] = [(position + 1, {"score": score, "action": decision.action})]
 
     def stands(self, name: str, s: Sent, position: int) -> None:
         """An event stands where it stood first."""
@@ -237,8 +237,8 @@ class Played:
         }
         for name, events in self.events.items():
             streams[name].events = sorted(events.values(), key=lambda e: e.position)
-        for name, outcomes in self.said.items():
-            streams[name].said = {position[id]: versions for id, versions in outcomes.items()}
+        for name, outcomes in self.reports.items():
+            streams[name].reports = {position[id]: versions for id, versions in outcomes.items()}
         return World(streams)
 
     @cached_property
@@ -274,7 +274,7 @@ class Played:
 
     def label(self, id: str) -> bool:
         """What is known of a click by now."""
-        return self.said["bought"].get(id, [(0, {"bought": False})])[-1][1]["bought"]
+        return self.reports["bought"].get(id, [(0, {"bought": False})])[-1][1]["bought"]
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_the_stream_of_the_shop_is_as_hard_as_it_is_meant_to_be(played: Played):
     assert len(played.sent) > len(played.events["clicks"]) + len(played.events["exposures"]) > 3_000
     late = [id for id, d in played.decisions.items() if d.as_of[1] > played.events["clicks"][id].position]
     assert len(late) > 10, "heard first, decided afterwards"
-    corrected = [id for id, versions in played.said["bought"].items() if len(versions) > 1]
+    corrected = [id for id, versions in played.reports["bought"].items() if len(versions) > 1]
     assert len(corrected) > 50
     frame = played.training_set
     for name in ("session_category_last_5", "offer_category", "offer_price", "action_last_all", "paid_total_all"):
@@ -370,6 +370,6 @@ def test_what_people_read_of_the_shop_is_in_words(played: Played, project: Proje
     cli("training-set", "coupons", *span, state=played.state).said_one_line("several outcomes", "bought, paid")
     assert cli("training-set", "coupons", *span, "--outcome", "paid", state=played.state).status == 0
     days = pd.read_parquet(project.folder / "days.parquet")
-    known = {id: versions[-1][1]["paid"] / 100 for id, versions in played.said["paid"].items()}
+    known = {id: versions[-1][1]["paid"] / 100 for id, versions in played.reports["paid"].items()}
     shown = {id: label for id, label in zip(days["id"].tolist(), days["label"].tolist(), strict=True) if label == label}
     assert shown == {id: known[id] for id in days["id"].tolist() if id in known} != {}

@@ -24,7 +24,7 @@ from mlpkg.times import DAY, HOUR, MINUTE, iso, now
 
 pytestmark = pytest.mark.slow
 
-Said = tuple[Any, dict[str, Any], int | None]  # stream, body, arrived (of a report that does not say when: None)
+Sent = tuple[Any, dict[str, Any], int | None]  # stream, body, arrived (of a report that does not say when: None)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def stores(tmp_path: Path) -> Iterator[Callable[[], Any]]:
         store.close()
 
 
-def batch_of(sent: list[Said]) -> Batch:
+def batch_of(sent: list[Sent]) -> Batch:
     """Events and reports as a batch, in the given order."""
     streams = list({s.stream: s for s, *_ in sent}.values())
     rows = [s.parse(body) for s, body, _ in sent]
@@ -60,14 +60,14 @@ def batch_of(sent: list[Said]) -> Batch:
     )
 
 
-def payment(id: str, day: float, **fields: Any) -> Said:
+def payment(id: str, day: float, **fields: Any) -> Sent:
     """A payment that arrived at its time."""
     time = START + round(day * DAY)
     body = {"id": id, "time": iso(time), "customer_id": 1, "terminal_id": 7, "amount": 10.0} | fields
     return handbook.transactions, body, time
 
 
-def fraud(id: str, truth: bool, day: float | None, corrects: bool = False) -> Said:
+def fraud(id: str, truth: bool, day: float | None, corrects: bool = False) -> Sent:
     """A report about a payment."""
     body = {"id": id, "fraud": truth} | ({"corrects": True} if corrects else {})
     return handbook.frauds, body, None if day is None else START + round(day * DAY)
@@ -223,7 +223,7 @@ case = ml.UseCase("any", any_order, policy=lambda score, event: "stop" if event.
 SPAN = ("2018-04-01", "2018-07-01")
 
 
-def story(seed: int, grid: int = 3 * HOUR, apart: bool = False) -> tuple[list[Said], list[Said]]:
+def story(seed: int, grid: int = 3 * HOUR, apart: bool = False) -> tuple[list[Sent], list[Sent]]:
     """What is decided, in its order, and what is loaded: late, tied, corrected, and reports that may not say when they arrived.
 
     With `apart`, everything arrives at another time.
@@ -261,7 +261,7 @@ def story(seed: int, grid: int = 3 * HOUR, apart: bool = False) -> tuple[list[Sa
     return decided, loaded
 
 
-def in_some_order(sent: list[Said], how: int, draw: random.Random) -> list[list[Said]]:
+def in_some_order(sent: list[Sent], how: int, draw: random.Random) -> list[list[Sent]]:
     """The same, in batches: shuffled, newest first, oldest first, one source after the other, reports first."""
     sent = list(sent)
     draw.shuffle(sent)
@@ -282,7 +282,7 @@ def in_some_order(sent: list[Said], how: int, draw: random.Random) -> list[list[
     return batches
 
 
-def put(store: Any, batch: list[Said]) -> None:
+def put(store: Any, batch: list[Sent]) -> None:
     """Load a batch; a single row comes as a call may bring it."""
     if len(batch) > 1 or batch[0][2] is None:
         done = store.load(batch_of(batch))
@@ -292,7 +292,7 @@ def put(store: Any, batch: list[Said]) -> None:
     (store.accept if isinstance(stream, ml.Source) else store.report)(stream, body, arrived=arrived)
 
 
-def store_of(path: Path, decided: list[Said], batches: list[list[Said]]) -> Any:
+def store_of(path: Path, decided: list[Sent], batches: list[list[Sent]]) -> Any:
     """A store in which some events are decided, and then the history before and after them is loaded."""
     store = ml.open_store(Settings(state=path))
     store.register("any", any_order)

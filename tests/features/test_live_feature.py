@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from bank import booster
-from serving import LOST, Client, Packaged, environment, made_once, payment, run, serving
+from serving import LOST, Client, Packaged, environment, payment, run, serving
 
 import mlpkg as ml
 from mlpkg import decisions, lab, models
@@ -68,11 +67,6 @@ class Load(threading.Thread):
         return bool(self.answers) and name in self.answers[-1]["features"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
-
-
 def test_a_new_feature_goes_live_under_load_and_is_right_from_the_first_decision_on(made: Packaged, tmp_path: Path):
     """Its column and its key were kept by no timeline: what is missing is built from the log while decisions go on."""
     state = made.state(tmp_path / "state")
@@ -92,7 +86,7 @@ def test_a_new_feature_goes_live_under_load_and_is_right_from_the_first_decision
             client.over.set()
         for client in clients:
             client.join()
-        assert "Traceback" not in server.said, server.said
+        assert "Traceback" not in server.output, server.output
 
     assert [client.failed for client in clients] == [[], []]
     answers = [answer for client in clients for answer in client.answers]

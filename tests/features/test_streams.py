@@ -21,9 +21,10 @@ import numpy as np
 import oracle
 import pytest
 from aggregate_cases import BIG, ELSEWHERE, EXAMPLES, NIGHT, gives_text
-from oracle import UNITS, Ask, Event, Moment, Said, Stream, Twice, World, agrees, bits
+from oracle import UNITS, Ask, Condition, Event, Moment, Stream, Twice, World, agrees, bits
 from pydantic import Field
 from short_chunks import short_chunks
+from user_functions import hour_of_day, wheel
 
 import mlpkg as ml
 from mlpkg.aggregates import REGISTRY
@@ -94,15 +95,7 @@ def nothing_yet() -> World:
 # -- what is asked -------------------------------------------------------------------------------------------------
 
 
-def hour_of_day(time):
-    return time // 3_600_000_000 % 24
-
-
-def wheel(card):
-    return card % 2
-
-
-FRAUD = Said("fraud", lambda r: r["fraud"])
+FRAUD = Condition("fraud", lambda r: r["fraud"])
 CLASSIC = {
     "n": Ask("count"),
     "n_tips": Ask("count", ("tip",)),
@@ -111,7 +104,10 @@ CLASSIC = {
     "tips": Ask("sum", ("tip",), empty=0.0),
     "mean": Ask("mean", ("amount",), by=("shop",), over=("6h", "3d")),
     "mean_tip": Ask(
-        "mean", ("tip",), by=("shop",), where=Said("night or amount < 15", lambda r: r["night"] or r["amount"] < 1500)
+        "mean",
+        ("tip",),
+        by=("shop",),
+        where=Condition("night or amount < 15", lambda r: r["night"] or r["amount"] < 1500),
     ),
     "least": Ask("min", ("amount",), by=("shop",), late="6h", empty=-1.0),
     "most": Ask("max", ("tip",), by=("shop",)),
@@ -120,7 +116,7 @@ CLASSIC = {
     "shops": Ask("nunique", ("shop",)),
     "tipped": Ask("nunique", ("tip",), by=("shop",)),
     "since": Ask("time_since_last"),
-    "since_a": Ask("time_since_last", where=Said("shop == 'a'", lambda r: r["shop"] == "a")),
+    "since_a": Ask("time_since_last", where=Condition("shop == 'a'", lambda r: r["shop"] == "a")),
     "pages": Ask("nunique", ("page",), stream="clicks"),
     "clicks": Ask("count", stream="clicks", late="6h", over=("6h", "1d")),
     "since_click": Ask("time_since_last", stream="clicks"),
@@ -139,16 +135,16 @@ CLASSIC = {name: replace(ask, over=ask.over or ("6d", "1d")) for name, ask in CL
 OF_CLICKS = {
     "count": (), "nunique": ("page",), "share": ("page", "pay"), "mode": ("page",), "first": ("page",), "last": ("page",),
     "time_since_last": (), "time_since_first": (), "mean_gap": (), "max_gap": (), "rate": (),
-    "streak": (Said("page == 'pay'", lambda r: r["page"] == "pay"),),
+    "streak": (Condition("page == 'pay'", lambda r: r["page"] == "pay"),),
 }  # fmt: skip
 OWN = {  # of each stream: columns that may stand for those of a payment, conditions, and keys
     "payments": ({}, [BIG, NIGHT], [("card",), ("shop",), ("user",)]),
     "fraud": ({"night": "fraud"}, [FRAUD, NIGHT], [("card",), ("shop",)]),
-    "refund": ({"tip": "refund"}, [Said("refund > 2", lambda r: r["refund"] > 2_000_000), BIG], [("card",), ("shop",)]),
+    "refund": ({"tip": "refund"}, [Condition("refund > 2", lambda r: r["refund"] > 2_000_000), BIG], [("card",), ("shop",)]),
     "decisions": (
-        {"tip": "score", "shop": "action"}, [Said("action == 'a'", lambda r: r["action"] == "a"), NIGHT], [("card",), ("user",)],
+        {"tip": "score", "shop": "action"}, [Condition("action == 'a'", lambda r: r["action"] == "a"), NIGHT], [("card",), ("user",)],
     ),
-    "clicks": ({}, [Said("page != 'home'", lambda r: r["page"] != "home")], [("card",), ("user",)]),
+    "clicks": ({}, [Condition("page != 'home'", lambda r: r["page"] != "home")], [("card",), ("user",)]),
 }  # fmt: skip
 COMPOSITE: list[tuple[str | Twice, ...]] = [
     ("user", "shop"), ("card", "shop"), ("card", "user"), (Twice(hour_of_day, hour_of_day),), ("user", Twice(wheel, wheel)),
@@ -226,7 +222,7 @@ def text(time: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time)).isoformat()
 
 
-def said(value: int | None, scale: int) -> float | None:
+def decimal(value: int | None, scale: int) -> float | None:
     return None if value is None else value / scale
 
 
@@ -254,7 +250,7 @@ def happenings(rng: random.Random) -> list[Happening]:
             gone, limit = rng.random() < 0.3, rng.choice([None, rng.randrange(10**9)])
             values = {"card": who["card"], "segment": None if gone else rng.choice(["x", "y", None]), "limit": limit}
             values |= {"limit": None} if gone else {}
-            rest = {"deleted": True} if gone else {"segment": values["segment"], "limit": said(limit, 1_000_000)}
+            rest = {"deleted": True} if gone else {"segment": values["segment"], "limit": decimal(limit, 1_000_000)}
             add(
                 "profiles",
                 id,
@@ -272,7 +268,12 @@ def happenings(rng: random.Random) -> list[Happening]:
             "level": rng.choice([None, rng.randrange(-3, 4), rng.randrange(-1000, 1001)]),
             "night": rng.random() < 0.3,
         }
-        body = {"time": text(time), **values, "amount": values["amount"] / 100, "tip": said(values["tip"], 1_000_000)}
+        body = {
+            "time": text(time),
+            **values,
+            "amount": values["amount"] / 100,
+            "tip": decimal(values["tip"], 1_000_000),
+        }
         add("payments", id, time, arrived, body, values)
         if rng.random() < 0.1:
             add("payments", id, time, min(arrived + rng.randrange(DAY), time + LATENESS), body, values)
@@ -469,7 +470,7 @@ class Run:
             world.streams[name].events = sorted(rows.values(), key=lambda e: e.position)
         for name, about in self.reports.items():
             known = {i: e.position for i, e in self.rows["payments"].items()}
-            world.streams[name].said = {known[i]: versions for i, versions in about.items() if i in known}
+            world.streams[name].reports = {known[i]: versions for i, versions in about.items() if i in known}
         return world
 
     def check(self) -> tuple[int, dict[str, dict[str, str]]]:

@@ -125,10 +125,10 @@ def test_features_over_another_source_and_with_texts_are_streamed_too(bank: Bank
     assert [i for e in read for i in e.ids] == of_log.ids and set(read[0].columns) == {"page"}
 
 
-Said = tuple[str, dict[str, Any], int]
+Sent = tuple[str, dict[str, Any], int]
 
 
-def say(store: Any, sent: list[Said]) -> None:
+def say(store: Any, sent: list[Sent]) -> None:
     """Put events and reports into a log in the given order, with the arrivals that they declare."""
     for stream, body, arrived in sent:
         if stream == "fraud":
@@ -137,10 +137,10 @@ def say(store: Any, sent: list[Said]) -> None:
             store.accept(handbook.transactions, body, arrived=arrived)
 
 
-def payments(seed: int, count: int = 250) -> list[Said]:
+def payments(seed: int, count: int = 250) -> list[Sent]:
     """Payments in order of their time, up to three days late, and reports of some; the grid is so coarse that times tie."""
     draw = random.Random(seed)
-    sent: list[Said] = []
+    sent: list[Sent] = []
     for k in range(count):
         time = START + draw.randrange(30 * 8) * 3 * HOUR
         body = {"id": f"e{k}", "time": iso(time), "customer_id": draw.randrange(4), "terminal_id": draw.randrange(3)}
@@ -155,7 +155,7 @@ def payments(seed: int, count: int = 250) -> list[Said]:
 def stores(tmp_path: Path) -> Iterator[Any]:
     made: list[Any] = []
 
-    def make(sent: list[Said]) -> Any:
+    def make(sent: list[Sent]) -> Any:
         made.append(ml.open_store(Settings(state=tmp_path / f"store{len(made)}")))
         made[-1].register("fraud", handbook.features)
         say(made[-1], sent)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from bank import booster
-from serving import CUSTOMERS, LOST, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
+from serving import CUSTOMERS, LOST, TERMINALS, Client, Packaged, Server, mlpkg, payment, serving
 from swap_sets import SETS
 
 import mlpkg as ml
@@ -27,13 +27,13 @@ from mlpkg.examples.fraud.features import transactions
 from mlpkg.models import Model, registry
 from mlpkg.settings import Settings
 
-REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 10_000
+REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 5_000
 CLIENTS = 4
 
 
 @dataclass
-class Said:
-    """What clients were answered, and when it began and ended; what was active from when on."""
+class Traffic:
+    """The answers to clients, each with its begin and end, and the version that was active from when on."""
 
     answers: list[tuple[float, float, int, bytes]] = field(default_factory=list)
     changes: list[tuple[float, str]] = field(default_factory=list)
@@ -42,13 +42,13 @@ class Said:
 
 @dataclass(frozen=True)
 class Swapped:
-    said: Said
+    traffic: Traffic
     models: dict[str, Model]
     state: Path
     log: str
 
 
-def send(port: int, own: int, traffic: Said, number: Iterator[int], done: threading.Event) -> None:
+def send(port: int, own: int, traffic: Traffic, number: Iterator[int], done: threading.Event) -> None:
     chance = random.Random(own)
     with closing(Client(port)) as client:
         while not done.is_set() and (k := next(number)) < REQUESTS:
@@ -62,7 +62,7 @@ def send(port: int, own: int, traffic: Said, number: Iterator[int], done: thread
             traffic.answers.append((began, time.monotonic(), answer.status, answer.body))
 
 
-def take_turns(server: Server, made: dict[str, Model], traffic: Said, busy: list[threading.Thread]) -> None:
+def take_turns(server: Server, made: dict[str, Model], traffic: Traffic, busy: list[threading.Thread]) -> None:
     """Promote one, promote the next, roll it back, and so on, as long as clients are busy."""
     with closing(ml.open_store(Settings(state=server.state))) as store:
         for k in count():
@@ -78,9 +78,9 @@ def take_turns(server: Server, made: dict[str, Model], traffic: Said, busy: list
 
 
 @pytest.fixture(scope="module")
-def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
-    made, folder = made_once(tmp_path_factory), tmp_path_factory.mktemp("swapped")
-    state, traffic, trained = made.state(folder / "state"), Said(), {}
+def swapped(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
+    folder = tmp_path_factory.mktemp("swapped")
+    state, traffic, trained = made.state(folder / "state"), Traffic(), {}
     for members in SETS:
         features = ml.FeatureSet("fraud", on=transactions, **members)  # type: ignore[arg-type]
         version = models.save(state, "fraud", booster(features), features, metrics={}, lineage={}, policy={})
@@ -105,15 +105,15 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapped]:
 
 
 def test_no_request_fails_while_models_take_turns(swapped: Swapped):
-    assert swapped.said.lost == []
-    assert Counter(status for _, _, status, _ in swapped.said.answers) == {200: REQUESTS}
+    assert swapped.traffic.lost == []
+    assert Counter(status for _, _, status, _ in swapped.traffic.answers) == {200: REQUESTS}
     assert "Traceback" not in swapped.log and "refused" not in swapped.log, swapped.log
 
 
 def test_each_answer_is_of_the_one_model_that_it_names(swapped: Swapped):
     """Its features are those of that model's definition, and its score is exactly what that model gives for them."""
     used = Counter()
-    for _, _, _, body in swapped.said.answers:
+    for _, _, _, body in swapped.traffic.answers:
         decision: dict[str, Any] = json.loads(body)
         model = swapped.models[decision["model"]["version"]]
         assert [*decision["features"]] == model.features.names
@@ -121,13 +121,13 @@ def test_each_answer_is_of_the_one_model_that_it_names(swapped: Swapped):
         row = [float("nan") if value is None else value for value in decision["features"].values()]
         assert decision["score"] == model.predictor.score(row)
         used[model.version] += 1
-    assert len(used) >= min(len(swapped.said.changes), len(SETS)) * 2 // 3, used
+    assert len(used) >= min(len(swapped.traffic.changes), len(SETS)) * 2 // 3, used
 
 
 def test_a_promoted_model_decides_within_a_second(swapped: Swapped):
     """And so does one that was rolled back to."""
-    ends = sorted((ended, json.loads(body)["model"]["version"]) for _, ended, _, body in swapped.said.answers)
-    changes = swapped.said.changes
+    ends = sorted((ended, json.loads(body)["model"]["version"]) for _, ended, _, body in swapped.traffic.answers)
+    changes = swapped.traffic.changes
     assert len(changes) >= 3
     for (since, version), (until, _) in pairwise(changes):
         first = next((ended for ended, by in ends if by == version and since - 0.5 < ended), None)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from bank import START, Bank, booster, put_live
 from command import Command
-from serving import CUSTOMERS, TERMINALS, Client, Server, made_once, mlpkg, payment, serving
+from serving import CUSTOMERS, TERMINALS, Client, Packaged, Server, mlpkg, payment, serving
 from swap_sets import SETS
 
 import mlpkg as ml
@@ -102,8 +102,8 @@ def pay(run: Shadowed, own: int, done: threading.Event) -> None:
 
 
 @pytest.fixture(scope="module")
-def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shadowed]:
-    made, folder = made_once(tmp_path_factory), tmp_path_factory.mktemp("shadowed")
+def shadowed(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shadowed]:
+    folder = tmp_path_factory.mktemp("shadowed")
     state = made.state(folder / "state")
     with serving(made.bento, state, folder / "log") as server, closing(ml.open_store(Settings(state=state))) as store:
         trained = [save(state, ml.FeatureSet("fraud", on=transactions, **SETS[k])) for k in (1, 3, 4)]  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shadowed]:
                 registry.shadow(store, model, by="a test", why="to see")
             for _ in range(3):
                 position = store.last_position()
-                assert soon(lambda: run.scores_since(position) > 100, 120), server.said  # noqa: B023
+                assert soon(lambda: run.scores_since(position) > 100, 120), server.output  # noqa: B023
                 for process in run.followers:
                     process.kill()
                     process.wait(5)
@@ -138,7 +138,7 @@ def test_every_decision_is_scored_once_by_each_shadow(shadowed: Shadowed):
     begun = max(c["position"] for c in store.promotions("fraud"))
     first = min(c["position"] for c in store.promotions("fraud") if c["change"] == "shadow")
     assert shadowed.idle and shadowed.killed >= 3
-    assert soon(lambda: shadow.follower_lag("fraud", store) == (3, 0.0), 120), shadowed.server.said
+    assert soon(lambda: shadow.follower_lag("fraud", store) == (3, 0.0), 120), shadowed.server.output
     decided = {e.position: e.id for e in store.read(first, streams=[decisions_of("fraud")])}
     scored = [(e.about, s.event, s.model) for e, s in shadow.scores("fraud", store)]
     assert max(Counter(scored).values()) == 1
@@ -197,7 +197,7 @@ def test_another_process_begins_where_one_was_killed_and_the_last_one_ends_with_
     assert worker
     worker.kill()
     assert soon(lambda: not follows(process))
-    assert "Traceback" not in shadowed.server.said, shadowed.server.said
+    assert "Traceback" not in shadowed.server.output, shadowed.server.output
 
 
 # In this process

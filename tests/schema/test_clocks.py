@@ -20,7 +20,7 @@ import pytest
 from bank import Bank
 from paths import SUPPORT
 from ranking_shop import Shop
-from serving import Packaged, Server, made_once, payment, serving
+from serving import Packaged, Server, payment, serving
 from short_chunks import short_chunks
 
 import mlpkg as ml
@@ -332,11 +332,6 @@ class Clocked:
     def metric(self, name: str) -> float:
         line = next(line for line in self.http.get("/metrics").text.splitlines() if line.startswith(f"mlpkg_{name} "))
         return float(line.split()[-1])
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

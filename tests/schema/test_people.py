@@ -71,7 +71,7 @@ def definition(features: ml.FeatureSet) -> dict[str, Any]:
     return json.loads(to_json(features))
 
 
-def said(old: ml.FeatureSet, new: ml.FeatureSet) -> list[str]:
+def change_words(old: ml.FeatureSet, new: ml.FeatureSet) -> list[str]:
     return [str(change) for change in changes(definition(old), definition(new))]
 
 
@@ -117,7 +117,7 @@ def test_the_catalog_says_which_models_use_a_feature(stocked: Project, cli: Comm
     assert {m["version"]: m["active"] for m in case["models"]} == {live: True, other: False}
     since = next(m["since_then"] for m in case["models"] if m["version"] == other)
     assert "added: customer_avg_amount_7d: mean of amount over transactions of the same customer_id in 7d" in since
-    assert f"`{live}`](#fraud-{live}) (live)" in cli("catalog", "fraud").out
+    assert f"`{live}`](#fraud-{live}) (active)" in cli("catalog", "fraud").out
 
 
 def test_a_catalog_without_a_store_tells_of_the_code_and_makes_none(project: Project, cli: Command) -> None:
@@ -150,16 +150,20 @@ def test_the_catalog_lists_all_functions_with_what_they_say_of_themselves() -> N
     """Folds and the functions of keys too."""
     described = describe(clicks.coupons, Path("nowhere"))
     page = markdown([described])
-    assert "- `clicks.fall`, for `session_fall_last_5`: How far the latest price lies below the highest." in page
-    assert "- `clicks.hour_of_day`, for `hourly_n_3d`, `hourly_n_7d`, `hourly_users_3d`\n" in page
-    assert set(described["code"]) == {f"clicks.{f}" for f in ("during_evening", "fall", "hour_of_day", "price_band")}
+    assert (
+        "- `click_functions.fall`, for `session_fall_last_5`: How far the latest price lies below the highest." in page
+    )
+    assert "- `click_functions.hour_of_day`, for `hourly_n_3d`, `hourly_n_7d`, `hourly_users_3d`\n" in page
+    assert set(described["code"]) == {
+        f"click_functions.{f}" for f in ("during_evening", "fall", "hour_of_day", "price_band")
+    }
 
 
 def test_a_feature_that_all_models_use_names_none_of_them(stocked: Project, cli: Command) -> None:
     (live,) = models.versions(stocked.state, "fraud")
     page = cli("catalog", "fraud").out
     row = next(line for line in page.splitlines() if "`customer_n_tx_1d`" in line)
-    assert row.endswith("| all |") and f"all are [`{live}`](#fraud-{live}) (live)." in page
+    assert row.endswith("| all |") and f"all are [`{live}`](#fraud-{live}) (active)." in page
 
 
 # -- differences -----------------------------------------------------------------------------------------------------
@@ -178,13 +182,15 @@ def test_another_window_is_one_change_and_the_new_name_is_said() -> None:
     new = ml.FeatureSet(
         "f", on=handbook.transactions, customer=by.agg(avg_amount=ml.mean("amount", over=["1d", "14d"]))
     )
-    assert said(old, new) == ["changed: customer_avg_amount_7d: mean over 7d → 14d (now customer_avg_amount_14d)"]
+    assert change_words(old, new) == [
+        "changed: customer_avg_amount_7d: mean over 7d → 14d (now customer_avg_amount_14d)"
+    ]
 
 
 def test_what_is_added_and_removed_is_said_in_words() -> None:
     less = with_members(handbook.features, amount=None)
-    assert said(less, handbook.features) == ["added: amount: amount of the event"]
-    assert said(handbook.features, less) == ["removed: amount: amount of the event"]
+    assert change_words(less, handbook.features) == ["added: amount: amount of the event"]
+    assert change_words(handbook.features, less) == ["removed: amount: amount of the event"]
 
 
 def test_a_condition_a_delay_and_the_value_of_nothing_are_changes() -> None:
@@ -192,17 +198,19 @@ def test_a_condition_a_delay_and_the_value_of_nothing_are_changes() -> None:
         by = handbook.transactions.by("customer_id", delay=delay)
         return ml.FeatureSet("f", on=handbook.transactions, a=by.agg(n=ml.mean("amount", over="7d", **more)))
 
-    assert said(mean_of(), mean_of(where="amount > 5")) == ["changed: a_n_7d: mean where none → amount > 5"]
-    assert said(mean_of(), mean_of(delay="1d")) == ["changed: a_n_7d: mean delay 0d → 1d"]
-    assert said(mean_of(), mean_of(empty=0.0)) == ["changed: a_n_7d: mean empty none → 0.0"]
+    assert change_words(mean_of(), mean_of(where="amount > 5")) == ["changed: a_n_7d: mean where none → amount > 5"]
+    assert change_words(mean_of(), mean_of(delay="1d")) == ["changed: a_n_7d: mean delay 0d → 1d"]
+    assert change_words(mean_of(), mean_of(empty=0.0)) == ["changed: a_n_7d: mean empty none → 0.0"]
 
 
 def test_another_key_is_a_change() -> None:
     def by(*key: Any) -> ml.FeatureSet:
         return ml.FeatureSet("f", on=orders, a=orders.by(*key).agg(n=ml.count(over="7d")))
 
-    assert said(by("customer"), by("customer", "coupon")) == ["changed: a_n_7d: count key customer → customer, coupon"]
-    assert said(by("customer"), by(of_morning, "customer")) == [
+    assert change_words(by("customer"), by("customer", "coupon")) == [
+        "changed: a_n_7d: count key customer → customer, coupon"
+    ]
+    assert change_words(by("customer"), by(of_morning, "customer")) == [
         "changed: a_n_7d: count key customer → of_morning, customer"
     ]
 
@@ -214,7 +222,7 @@ def test_other_code_of_a_function_is_a_change() -> None:
     during_night.__module__ = handbook.__name__
     during_night.__qualname__ = "during_night"
     new = with_members(handbook.features, during_night=OnDemand(during_night))
-    (line,) = said(handbook.features, new)
+    (line,) = change_words(handbook.features, new)
     assert line.startswith("changed: during_night: the code of during_night changed (")
 
 
@@ -228,7 +236,7 @@ def test_what_changed_of_a_source_is_said_too() -> None:
     longer.outcome("fraud", bool, default=False, matures_after="14d")
     old = ml.FeatureSet("f", on=handbook.transactions, amount=ml.field("amount"))
     new = ml.FeatureSet("f", on=longer, amount=ml.field("amount"))
-    assert said(old, new) == [
+    assert change_words(old, new) == [
         "changed: source transactions: retention 90d → 120d",
         "changed: source transactions: field terminal_id removed (whole number)",
         "changed: source transactions: field channel added (text, optional)",

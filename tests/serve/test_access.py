@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serving import SCRIPTS, Packaged, Server, environment, free_port, made_once, mlpkg, payment, serving
+from serving import SCRIPTS, Packaged, Server, environment, free_port, mlpkg, payment, serving
 
 import mlpkg as ml
 from mlpkg import auth
@@ -76,11 +76,6 @@ class Office:
 
     def log(self) -> list[dict[str, Any]]:
         return list(auth.all_accesses(self.store))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +399,7 @@ def test_secrets_are_compared_in_constant_time():
 
 def test_nothing_unexpected_happened_inside(office: Office):
     """In all of the above; it stands here so that it comes last."""
-    assert "Traceback" not in office.server.said and "unexpected" not in office.server.said, office.server.said
+    assert "Traceback" not in office.server.output and "unexpected" not in office.server.output, office.server.output
 
 
 def test_on_loopback_no_token_is_needed_and_a_wrong_one_is_still_refused(made: Packaged, tmp_path: Path):

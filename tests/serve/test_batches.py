@@ -24,18 +24,13 @@ from raw_http import (
     not_slowed,
     read_all,
 )
-from serving import Packaged, made_once, payment, serving
+from serving import Packaged, payment, serving
 
 from mlpkg.errors import MlpkgError
 from mlpkg.serve.metrics import Metrics
 from mlpkg.settings import Settings
 
 DECIDE = b"POST /v1/decide HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -268,4 +263,4 @@ def test_a_request_that_offers_another_protocol_is_answered(bank: Bank, offer: b
 
 def test_nothing_unexpected_happened_inside(bank: Bank):
     """In all of the above; it stands here so that it comes last."""
-    assert "Traceback" not in bank.server.said and "unexpected" not in bank.server.said, bank.server.said[-3_000:]
+    assert "Traceback" not in bank.server.output and "unexpected" not in bank.server.output, bank.server.output[-3_000:]

@@ -20,7 +20,6 @@ from serving import (
     Packaged,
     environment,
     free_port,
-    made_once,
     mlpkg,
     payment,
     places_named_in,
@@ -30,11 +29,6 @@ from serving import (
 from mlpkg.serve.bento.package import Bento
 
 RESEARCH = ("pandas", "pyarrow", "matplotlib", "papermill", "jupyter", "ipykernel", "ipython", "nbdev", "nbformat")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

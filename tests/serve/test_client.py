@@ -14,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import pandas as pd
 import pytest
-from serving import Packaged, Server, free_port, made_once, payment, serving
+from serving import Packaged, Server, free_port, payment, serving
 
 import mlpkg as ml
 from mlpkg.client import AsyncClient, Client, Refused, Unavailable
@@ -23,11 +23,6 @@ from mlpkg.settings import Settings
 from mlpkg.times import iso, now
 
 STARTED = iso(now())
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,7 @@ from typing import Any
 import pytest
 from http_bank import EVENTS, Bank, problem, refused
 from raw_http import BATCH, GROWTH, HEAD, attacked_bank, connect, memory, not_slowed, read_all
-from serving import Packaged, made_once, payment, serving
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
+from serving import Packaged, payment, serving
 
 
 @pytest.fixture(scope="module")
@@ -384,8 +379,8 @@ def test_others_are_answered_meanwhile_and_memory_stays_flat(bank: Bank):
 
 def test_nothing_unexpected_happened_inside(bank: Bank):
     """In all of the above; it stands here so that it comes last."""
-    assert "Traceback" not in bank.server.said and "unexpected" not in bank.server.said, bank.server.said[-3_000:]
-    assert "HTTP/1.1 5" not in bank.server.said
+    assert "Traceback" not in bank.server.output and "unexpected" not in bank.server.output, bank.server.output[-3_000:]
+    assert "HTTP/1.1 5" not in bank.server.output
 
 
 # As many as may be
@@ -415,7 +410,7 @@ def test_beyond_the_bound_of_requests_in_flight_a_request_is_told_when_to_come_a
             with ThreadPoolExecutor(16) as pool:  # and those who are refused get through as they come again
                 ids = [f"tx-many-{k}" for k in range(200)]
                 assert set(pool.map(lambda id: insist(bank, id), ids)) == {200}
-            assert "Traceback" not in server.said
+            assert "Traceback" not in server.output
 
 
 def insist(bank: Bank, id: str) -> int:

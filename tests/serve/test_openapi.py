@@ -5,8 +5,7 @@ import sysconfig
 import urllib.request
 from pathlib import Path
 
-import pytest
-from serving import environment, made_once, serving
+from serving import Packaged, environment, serving
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 # a made-up time differs from the clock: asked again, it might not
@@ -17,11 +16,8 @@ expected-statuses = ["2xx", "3xx", "4xx", 503]
 SCHEMATHESIS = Path(sysconfig.get_path("scripts"), "schemathesis")
 
 
-def test_schemathesis_finds_no_error_of_the_server_and_no_answer_that_is_not_described(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-):
+def test_schemathesis_finds_no_error_of_the_server_and_no_answer_that_is_not_described(made: Packaged, tmp_path: Path):
     """Every operation, with good, broken and missing parameters and bodies, in every phase."""
-    made = made_once(tmp_path_factory)
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log") as server:
         how = ["--checks", CHECKS, "--max-examples", "25", "--seed", "1", "--no-color", "--request-timeout", "20"]
@@ -32,4 +28,4 @@ def test_schemathesis_finds_no_error_of_the_server_and_no_answer_that_is_not_des
         numbers = [(name, float(n)) for name, _, n in (line.rpartition(" ") for line in counted if line[0] != "#")]
         by_clock = sum(n for name, n in numbers if name.startswith("mlpkg_clock_refusals_total"))
         assert 0 < sum(n for name, n in numbers if 'status="503"' in name) <= by_clock, "no other is expected"
-        assert "Traceback" not in server.said and "unexpected" not in server.said, server.said[-3_000:]
+        assert "Traceback" not in server.output and "unexpected" not in server.output, server.output[-3_000:]

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import SCRIPTS, Packaged, Server, environment, free_port, made_once, mlpkg, payment, serving
+from serving import SCRIPTS, Packaged, Server, environment, free_port, mlpkg, payment, serving
 
 import mlpkg as ml
 from mlpkg import auth
@@ -38,11 +38,6 @@ ASKED = [
     ("GET", "/openapi.json"),
     ("GET", "/v1/nothing"),
 ]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

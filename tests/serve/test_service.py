@@ -21,18 +21,13 @@ from bad_events import BAD, GONE, NO_JSON
 from bank import put_live
 from http_bank import EVENTS, Bank, problem, refused
 from paths import ROOT
-from serving import Packaged, made_once, payment, serving
+from serving import Packaged, payment, serving
 
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.serve.app import Application
 from mlpkg.serve.bento.package import Bento
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -491,7 +486,7 @@ def test_a_promotion_is_followed_within_a_second(bank: Bank, made: Packaged):
 
 def test_nothing_unexpected_happened_inside(bank: Bank):
     """In all of the above; it stands here so that it comes last."""
-    assert "Traceback" not in bank.server.said and "unexpected" not in bank.server.said, bank.server.said
+    assert "Traceback" not in bank.server.output and "unexpected" not in bank.server.output, bank.server.output
 
 
 def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: Path):
@@ -512,7 +507,7 @@ def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: P
             time.sleep(0.05)
         assert ready.json()["model"] == version
         assert bank.decide(payment("tx-1")).json()["features"]["customer_n_tx_1d"] == 2
-        assert "Traceback" not in server.said, server.said
+        assert "Traceback" not in server.output, server.output
 
 
 def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):

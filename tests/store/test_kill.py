@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from bank import put_live
 from paths import SUPPORT
-from serving import CUSTOMERS, LOST, TERMINALS, Client, Server, environment, free_port, made_once, mlpkg, payment
+from serving import CUSTOMERS, LOST, TERMINALS, Client, Packaged, Server, environment, free_port, mlpkg, payment
 
 import mlpkg as ml
 from mlpkg.examples.fraud.policy import fraud
@@ -34,7 +34,7 @@ from mlpkg.store.sqlite.store import SqliteStore
 from mlpkg.times import instant
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
-KILLS = {"one worker": 21, "two workers": 27, "bento": 2}
+KILLS = {"one worker": 14, "two workers": 18, "bento": 2}
 if LONG:
     KILLS = {"one worker": 400, "two workers": 560, "bento": 40}
 AT_LEAST = 5  # answers before each kill
@@ -219,7 +219,7 @@ class Killed:
 
     state: Path
     known: NotNull
-    said: str
+    output: str
     log: dict[str, list[Entry]] = field(default_factory=dict)  # by streams
 
 
@@ -251,7 +251,7 @@ def kill_bento(server: Server, kills: int) -> NotNull:
     known = NotNull()
     try:
         for number in range(kills):
-            assert server.start()["status"] == "ready", server.said
+            assert server.start()["status"] == "ready", server.output
             known.check_over_http(server.port)
             chance = random.Random(number)
             with Load(known, [server.port], str(number)) as load:
@@ -265,8 +265,10 @@ def kill_bento(server: Server, kills: int) -> NotNull:
 
 
 @pytest.fixture(scope="module", params=list(KILLS))
-def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
-    made, folder = made_once(tmp_path_factory), tmp_path_factory.mktemp("killed")
+def killed(
+    request: pytest.FixtureRequest, made: Packaged, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Killed]:
+    folder = tmp_path_factory.mktemp("killed")
     state, log, kills = made.state(folder / "state"), folder / "log", KILLS[request.param]
     if request.param == "bento":
         known = kill_bento(Server(made.bento, state, log), kills)
@@ -340,4 +342,4 @@ def test_what_killed_workers_decided_verifies(killed: Killed):
 
 
 def test_killed_workers_said_nothing_unexpected(killed: Killed):
-    assert "Traceback" not in killed.said and "Error" not in killed.said, killed.said
+    assert "Traceback" not in killed.output and "Error" not in killed.output, killed.output

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import oracle
 from hypothesis import strategies as st
-from oracle import NULL, UNITS, Ask, Event, Moment, Said, Stream, Twice, World
+from oracle import NULL, UNITS, Ask, Condition, Event, Moment, Stream, Twice, World
 from pydantic import Field
+from user_functions import apart, drawdown, plain_apart, plain_drawdown
 
 import mlpkg as ml
 from mlpkg.aggregates import REGISTRY
@@ -56,19 +57,19 @@ FIELDS = {
 }
 
 
-NIGHT = Said("night", lambda r: r["night"])
+NIGHT = Condition("night", lambda r: r["night"])
 
 
-BIG = Said("amount > 20.5", lambda r: r["amount"] > 2050)
+BIG = Condition("amount > 20.5", lambda r: r["amount"] > 2050)
 
 
-MIXED = Said("shop != 'a' and level <= 2 or night", lambda r: r["night"] or _other(r))
+MIXED = Condition("shop != 'a' and level <= 2 or night", lambda r: r["night"] or _other(r))
 
 
-UNSURE = Said("not (shop == 'a' or level > 2)", lambda r: _other(r))
+UNSURE = Condition("not (shop == 'a' or level > 2)", lambda r: _other(r))
 
 
-GIVEN = Said("tip is not None and not shop in ('a', 'b')", lambda r: r["tip"] is not None and _neither(r))
+GIVEN = Condition("tip is not None and not shop in ('a', 'b')", lambda r: r["tip"] is not None and _neither(r))
 
 
 def _other(r: Any) -> bool | None:
@@ -79,24 +80,6 @@ def _other(r: Any) -> bool | None:
 
 def _neither(r: Any) -> bool | None:
     return None if r["shop"] is None else r["shop"] not in ("a", "b")
-
-
-def drawdown(x):
-    """How far the column fell below its highest value so far."""
-    return (np.maximum.accumulate(x) - x).max()
-
-
-def plain_drawdown(x):
-    return max(max(x[: i + 1]) - x[i] for i in range(len(x)))
-
-
-def apart(x, shop):
-    """The largest value of the last shop, less the smallest of the others."""
-    return x[shop == shop[-1]].max() - x.min()
-
-
-def plain_apart(x, shop):
-    return max(v for v, s in zip(x, shop) if s == shop[-1]) - min(x)
 
 
 def _of(*columns: str, **options: Any) -> list[Ask]:

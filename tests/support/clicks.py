@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+from click_functions import during_evening, fall, hour_of_day, price_band
 from pydantic import Field
 
 import mlpkg as ml
@@ -44,23 +45,6 @@ items = ml.Table("items", Item, key="item", allowed_lateness="1d")
 bought = clicks.outcome("bought", bool, default=False, matures_after="1d")
 paid = clicks.outcome("paid", ml.Money)
 actions = clicks.decisions("coupons")
-
-
-def hour_of_day(time):
-    return time // HOUR % 24
-
-
-def price_band(price):
-    return (price // 20).astype(int)
-
-
-def during_evening(time):
-    return time // HOUR % 24 >= 18
-
-
-def fall(prices):
-    """How far the latest price lies below the highest."""
-    return max(prices) - prices[-1]
 
 
 def policy(score, event):

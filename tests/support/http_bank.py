@@ -20,7 +20,7 @@ class Bank:
 
     def __init__(self, server: Server):
         self.server = server
-        self.http = httpx.Client(base_url=server.address, timeout=20)
+        self.http = httpx.Client(base_url=server.address, timeout=120)
         self.store: Any = ml.open_store(Settings(state=server.state))
 
     @property

@@ -30,7 +30,7 @@ def micros(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Said:
+class Condition:
     """A condition: as a definition has it, and in Python, where None is unknown."""
 
     text: str
@@ -54,7 +54,7 @@ class Ask:
     options: Mapping[str, Any] = field(default_factory=dict)
     over: tuple[str, ...] = ()
     delay: str | None = None
-    where: Said | None = None
+    where: Condition | None = None
     empty: float | None = None
     stream: str = "payments"
     by: tuple[str | Twice, ...] = ("card",)
@@ -66,7 +66,7 @@ class Ask:
         def plainly(x: Any) -> Any:
             if isinstance(x, Ask):
                 return x.build(registry)
-            return x.text if isinstance(x, Said) else x.many if isinstance(x, Twice) else x
+            return x.text if isinstance(x, Condition) else x.many if isinstance(x, Twice) else x
 
         common = {"delay": self.delay, "where": self.where and self.where.text, "empty": self.empty}
         options = {k: v for k, v in common.items() if v is not None} | ({"over": list(self.over)} if self.over else {})
@@ -119,7 +119,7 @@ class Stream:
     presumed: Mapping[str, Any] | None = None
     after: int = 0
     events: list[Event] = field(default_factory=list)
-    said: dict[int, list[tuple[int, Mapping[str, Any]]]] = field(
+    reports: dict[int, list[tuple[int, Mapping[str, Any]]]] = field(
         default_factory=dict
     )  # position of the event -> versions
 
@@ -167,7 +167,7 @@ class World:
                     continue  # never the truth about itself
                 versions = [
                     (max(position, e.position + 1), facts)
-                    for position, facts in sorted(stream.said.get(e.position, []), key=first)
+                    for position, facts in sorted(stream.reports.get(e.position, []), key=first)
                 ]
                 held = [(since, facts) for since, facts in versions if since <= moment.position]
                 if held:
@@ -247,7 +247,7 @@ class Window:
         moment: Moment,
         over: str,
         delay: int,
-        where: Said | None = None,
+        where: Condition | None = None,
     ):
         self.all, self.stream, self.moment, self.over, self.delay = rows, stream, moment, over, delay
         self.t, self.end = moment.time, moment.time - delay
@@ -522,9 +522,9 @@ def rate(w: Window, per: str = "1h") -> float | None:
     return float(len(rows) * micros(per)) / float(length) if length else None
 
 
-def streak(w: Window, condition: Said) -> int:
+def streak(w: Window, condition: Condition) -> int:
     length = 0
-    w.conditions = [*w.conditions, Said("", lambda r: condition.holds(r) is not None)]
+    w.conditions = [*w.conditions, Condition("", lambda r: condition.holds(r) is not None)]
     for row in reversed(w.rows()):
         if not condition.holds(row.values):
             break

@@ -20,7 +20,7 @@ CLOSE = b"connection: close\r\n"
 BATCH = f"POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n".encode()
 
 
-def connect(bank: Bank, patience: float = 15) -> socket.socket:
+def connect(bank: Bank, patience: float = 60) -> socket.socket:
     return socket.create_connection(("127.0.0.1", bank.server.port), timeout=patience)
 
 

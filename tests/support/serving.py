@@ -1,7 +1,6 @@
 """The service as it runs in production: a bento, BentoML in processes of its own, and clients that speak HTTP to it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -13,7 +12,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -84,19 +82,7 @@ class Packaged:
         return Path(shutil.copytree(self.history, folder))
 
 
-@cache
-def packaged(folder: Path) -> Packaged:
-    """Make the bento and the store in a folder, once for all processes that run tests, which wait for the first of them."""
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "whole").exists():
-            package_into(folder)
-            (folder / "whole").touch()
-    return Packaged(Bento(folder / "bento"), folder / "history")
-
-
-def package_into(folder: Path) -> None:
+def make_package(folder: Path) -> None:
     """Make a bento of a model of noise by `mlpkg package`, and a store with the history of payments."""
     made, history, bento = folder / "made", folder / "history", folder / "bento"
     store = ml.open_store(Settings(state=made))
@@ -111,14 +97,9 @@ def package_into(folder: Path) -> None:
     store.close()
 
 
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The temporary folder of this run, which all of its processes share."""
-    folder = tmp_path_factory.getbasetemp()
-    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-
-
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    return packaged(shared_folder(tmp_path_factory) / "packaged")
+def package_in(folder: Path) -> Packaged:
+    """What `make_package` made in a folder."""
+    return Packaged(Bento(folder / "bento"), folder / "history")
 
 
 def payment(id: str, **fields: Any) -> dict[str, Any]:
@@ -127,7 +108,7 @@ def payment(id: str, **fields: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Said:
+class HttpAnswer:
     """An answer of the service."""
 
     status: int
@@ -144,12 +125,12 @@ class Client:
     def __init__(self, port: int):
         self.connection = HTTPConnection("127.0.0.1", port, timeout=20)
 
-    def ask(self, method: str, path: str, body: Any = None, lines: bool = False) -> Said:
+    def ask(self, method: str, path: str, body: Any = None, lines: bool = False) -> HttpAnswer:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         kind = {"content-type": "application/x-ndjson" if lines else "application/json"} if data is not None else {}
         self.connection.request(method, path, data, kind)
         answer = self.connection.getresponse()
-        return Said(answer.status, answer.read())
+        return HttpAnswer(answer.status, answer.read())
 
     def close(self) -> None:
         self.connection.close()
@@ -170,7 +151,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text("utf-8", "replace")
 
     def start(self) -> dict[str, object]:
@@ -185,7 +166,7 @@ class Server:
             return wait_until_up(self.process, self.address)
         except BaseException:
             self.kill()
-            raise AssertionError(self.said) from None
+            raise AssertionError(self.output) from None
 
     def family(self) -> list[psutil.Process]:
         """The supervisor and its workers."""
