@@ -271,7 +271,7 @@ def test_it_is_right_on_random_streams(verb: str):
 
 
 def test_every_registered_aggregate_is_under_test():
-    """And none is here that is not there any more."""
+    """The examples and oracles are those of the registry, no more and no fewer."""
     assert set(REGISTRY) == {*EXAMPLES} | ELSEWHERE
     assert set(REGISTRY) == {*VERBS}
 
@@ -296,7 +296,7 @@ class Mean(REGISTRY["mean"]):
 
 
 class Median(REGISTRY["median"]):
-    """Clears away what it was given."""
+    """Writes into its input."""
 
     def compute(self, windows: Any, *args: Any) -> Any:
         values = super().compute(windows, *args)
@@ -305,7 +305,7 @@ class Median(REGISTRY["median"]):
 
 
 class Nunique(REGISTRY["nunique"]):
-    """Knows of a row that is yet to come."""
+    """Counts a row that arrives later."""
 
     def compute(self, *args: Any) -> Any:
         values = super().compute(*args)
@@ -313,7 +313,7 @@ class Nunique(REGISTRY["nunique"]):
 
 
 class Unheard(REGISTRY["count"]):
-    """A new one, of which nobody said what it should be."""
+    """A new aggregate without an example and without an oracle."""
 
 
 WRONG = [(Count, "alone:"), (Mean, "oracle:"), (Median, "read-only"), (Nunique, "oracle:"), (Unheard, "has no example")]

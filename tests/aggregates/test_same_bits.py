@@ -25,7 +25,7 @@ except ImportError:
 
 
 def enabled() -> list[str]:
-    """What NumPy uses of this processor beyond the least that it was built for."""
+    """The CPU features that NumPy dispatches to beyond its baseline."""
     return [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command import Command
-from package_index import index
+from package_index import fresh_environment, index
 from paths import ROOT, SUPPORT
 from project import SETTINGS, Project
 
@@ -39,11 +39,7 @@ def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = [sys.executable, "-m", "uv"]
     run(*uv, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT, cwd=folder, env=index())
     (wheel,) = folder.glob("mlpkg-*.whl")
-    run(*uv, "venv", "--quiet", "--python", sys.executable, folder / "venv", cwd=folder)
-    python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    install = [*uv, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt", wheel]
-    run(*install, cwd=folder, env={"UV_HTTP_TIMEOUT": "120"} | index())
-    return python
+    return fresh_environment(folder, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder, env=os.environ)
 
 
 def installed(python: Path) -> set[str]:

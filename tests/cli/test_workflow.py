@@ -184,7 +184,7 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
 
 
 def test_the_copy_is_what_is_imported_in_it(tmp_path: Path):
-    """Or the test above would show nothing."""
+    """Otherwise the test above would prove nothing: it would import the checkout of the tests."""
     package = tmp_path / "mlpkg"
     shutil.copytree(ROOT / "mlpkg", package, ignore=LEFT_OUT)
     env = environment(tmp_path / "state", PYTHONPATH=str(tmp_path))

@@ -99,7 +99,7 @@ STORY = [fraud("a", True, 3), fraud("a", False, 5, corrects=True), fraud("a", Tr
 def test_corrections_mean_the_same_in_whatever_order_they_are_loaded(
     stores: Callable[[], Any], order: tuple[int, ...], at_once: bool
 ):
-    """The event last, first or in between; a later correction before the report that it corrects."""
+    """The event may be loaded last, first or in between, and a correction before the report that it corrects."""
     store = stores()
     sent = [([payment("a", 0), *STORY])[i] for i in order]
     for many in [sent] if at_once else [[row] for row in sent]:

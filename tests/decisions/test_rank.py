@@ -68,7 +68,7 @@ def test_every_alternative_is_recorded_in_the_order_of_its_score(shop: Shop):
 
 
 def test_each_pair_has_the_bits_that_it_has_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch):
-    """Features and score of each alternative are those of the single-row path, which is that of a decision."""
+    """Each alternative has the features and the score that the path of a single decision gives."""
     alone: list[list[tuple[float, bytes]]] = []
 
     def beside(features: Any, source: Any, row: Any, among: Any, unit: Any) -> Any:
@@ -168,7 +168,7 @@ def test_a_replay_ranks_again_what_was_ranked(shop: Shop, tmp_path: Path):
 
 
 def test_the_next_model_learns_from_what_was_shown(shop: Shop):
-    """The features of a training row are those that its alternative was ranked by; another model scores the same rows."""
+    """A training row has the features that its alternative was ranked by; another model scores the same rows."""
     for k in range(30):
         moment = shop.end + k * HOUR
         body, decision = shop.ranks(f"v{k}", 10, moment)

@@ -1,4 +1,4 @@
-"""What was trained is what is served, and whoever doubts a record can have it recomputed."""
+"""Training and serving give the same features and scores, and `replay` and `verify` recompute any record."""
 
 import sqlite3
 from contextlib import closing
@@ -35,7 +35,7 @@ def bits(frame: pd.DataFrame) -> np.ndarray:
 
 
 def change_a_record(store: Path, event: str, feature: str, value: float) -> None:
-    """Change one number of one recorded decision, as somebody with the file might."""
+    """Change one number of one recorded decision, as anyone with write access to the file can."""
     with closing(sqlite3.connect(store)) as db, db:
         changed = db.execute(
             "update log set body = json_set(body, '$.features.' || ?, json(?)) where id = ? "
@@ -196,7 +196,7 @@ def replayed(bank: Bank, into: Path, first: float, last: float) -> Any:
 
 
 def test_a_replay_goes_by_arrival_and_finds_what_was_decided(bank: Bank, tmp_path: Path):
-    """What was loaded later and arrived before is history; it is seen by those decisions that saw it, and is not decided itself."""
+    """An event that was loaded later and arrived earlier is history: decisions that saw it see it again, and it is not decided."""
     bank.pays("before", 4)
     for k in range(4):
         bank.pays(f"tx-{k}", 10 + k)

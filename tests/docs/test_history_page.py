@@ -1,4 +1,4 @@
-"""The page `docs/history.md`: what it lists is written and run, in an empty folder, and does what it says."""
+"""The page `docs/history.md`: its files and commands, run in an empty folder, do what the page says."""
 
 import pytest
 from pages import after, run_page

@@ -446,7 +446,7 @@ class Run:
         self.served[h.id] = unit.log_position, {k: bits(v) for k, v in by_name.items()}, by_name
 
     def side_by_side(self, row: Any, unit: Any) -> None:
-        """The event as it is, and with other cards and shops in its place: many moments give the bits of each."""
+        """Many variants of the event, with other cards and shops, have the same bits together as each has alone."""
         names = [c.name for c in payments.columns]
         several = [list(row.codes) for _ in range(6)]
         for codes in several[1:]:

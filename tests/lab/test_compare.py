@@ -165,7 +165,7 @@ def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
 
 
 def test_each_model_has_the_features_of_its_own_definition(fortnight: Fortnight, tmp_path: Path) -> None:
-    """They are those that the model would have been served, which `verify` computes again without a difference."""
+    """The features are those that the model would have got online; `verify` recomputes them without a difference."""
     comparison = fortnight.compare(fortnight.live, fortnight.terse)
     store, again = fortnight.store, tmp_path / "again"
     decisions.replay(handbook.fraud, store, instant(FROM), instant(TO), again, model=fortnight.terse)

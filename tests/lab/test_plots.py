@@ -134,7 +134,7 @@ def test_a_comparison_is_the_current_figure_of_pyplot(compared: Any, tmp_path: P
 
 
 def test_a_notebook_shows_a_comparison_once(compared: Any):
-    """What IPython shows as a result is closed, so that it is not shown again as an open figure."""
+    """IPython shows a returned figure itself, so the figure is closed: it would be shown twice."""
     figure = compared.plot()
     figure._ipython_display_()
     assert figure.number not in plt.get_fignums()

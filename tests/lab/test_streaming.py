@@ -1,4 +1,4 @@
-"""What does not fit into memory is what would, bit for bit; a history that was loaded late is seen as it was known."""
+"""A streamed training set equals the one in memory, bit for bit; a backfilled history is seen as it was known then."""
 
 import random
 from collections.abc import Iterator

@@ -184,7 +184,7 @@ def test_a_comparison_is_told_which_texts_are_a_yes(store: Any):
 
 
 def test_a_model_learns_one_question_about_a_text(store: Any):
-    """The label is mapped by who trains; what is saved gives one score."""
+    """The training code maps the texts to labels; the saved model gives one score."""
     rows: Any = lab.training_set(parcels.features, *SPAN, outcome="state", store=store)
     label = (rows["label"] == "dented").astype(int)
     assert label.tolist() == [0, 1, 0, 0, 0]

@@ -240,7 +240,7 @@ N = len(handbook.features.names)
 
 
 def trained(params: dict[str, Any], *, names: list[str] | None = None, rows: Any = None, **data: Any) -> Any:
-    """A booster of noise, trained as it is said."""
+    """A booster of noise, trained with these parameters."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, len(names or handbook.features.names))) if rows is None else rows
     label = rng.integers(0, 2, 300) if "num_class" not in params else rng.integers(0, params["num_class"], 300)

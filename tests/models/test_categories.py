@@ -106,7 +106,7 @@ def test_a_model_learns_from_texts_through_the_lab(shop: Any):
 
 
 def test_a_decision_has_the_bits_of_the_booster_on_the_encoded_training_row(shop: Any):
-    """Each decision's features are those of the training set, and its score that of `Booster.predict` on what it learned from."""
+    """A decision has the features of the training row, and the score of `Booster.predict` on the encoded row."""
     hours = [f"2024-03-16T{hour:02}:00:00Z" for hour in range(24)]
     strange = [*KINDS, None, "never seen", "x" * 200]
     bodies = [purchase(f"n{i}", t, buyer=i % 5, kind=strange[i % len(strange)]) for i, t in enumerate(hours)]

@@ -1,4 +1,4 @@
-"""Folders of models and backups that somebody else wrote: no name in them leads elsewhere, and no link is followed."""
+"""Untrusted folders of models and backups: no name in them leads outside, and no link is followed."""
 
 import hashlib
 import importlib
@@ -29,7 +29,7 @@ UPWARDS = ["../../x", "..", ".", "/tmp/x", "a/b", "a\\b", "", ".hidden", "a\0b",
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    """Change a manifest as somebody would who may write the folder."""
+    """Change a manifest, as anyone with write access to the folder can."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -80,7 +80,7 @@ def test_a_version_that_is_asked_for_is_no_path(bank: Bank, tmp_path: Path, vers
 
 
 def test_a_replay_into_a_folder_writes_in_that_folder_alone(cli: Command, stocked: Project, tmp_path: Path):
-    """Also where the model that is asked for says that it has another version."""
+    """The manifest of a model may name another version than its folder."""
     (version,) = models.versions(stocked.state, "fraud")
     folder = stocked.state / "models" / "fraud" / version
     rewrite(folder, version="../../../outside")
@@ -235,7 +235,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def test_a_model_whose_definition_names_a_module_does_not_run_it(bank: Bank, rogue: str, tmp_path: Path):
-    """Whoever loads it, promotes it, lists it or describes it."""
+    """Loading, promoting, listing and describing the model do not run the module."""
     folder = models.find(tmp_path / "bank", "fraud", bank.version).folder
     (folder / "features.json").write_text(needing({"module": rogue, "name": "above", "hash": "0" * 16}))
     files = json.loads((folder / "manifest.json").read_text())["files"]

@@ -27,7 +27,7 @@ from mlpkg.examples.fraud.features import transactions
 from mlpkg.models import Model, registry
 from mlpkg.settings import Settings
 
-REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 5_000
+REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 10_000
 CLIENTS = 4
 
 
@@ -111,7 +111,7 @@ def test_no_request_fails_while_models_take_turns(swapped: Swapped):
 
 
 def test_each_answer_is_of_the_one_model_that_it_names(swapped: Swapped):
-    """Its features are those of that model's definition, and its score is exactly what that model gives for them."""
+    """The features are those of the named model's definition, and the score is exactly what that model gives for them."""
     used = Counter()
     for _, _, _, body in swapped.traffic.answers:
         decision: dict[str, Any] = json.loads(body)

@@ -133,7 +133,7 @@ def shadowed(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_every_decision_is_scored_once_by_each_shadow(shadowed: Shadowed):
-    """Also those of the time in which the process that scores was dead."""
+    """Decisions made while the scoring process was dead are scored, too."""
     store = shadowed.store
     begun = max(c["position"] for c in store.promotions("fraud"))
     first = min(c["position"] for c in store.promotions("fraud") if c["change"] == "shadow")

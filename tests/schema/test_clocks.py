@@ -1,4 +1,4 @@
-"""Wrong clocks: of the store's machine, of who sends events, of who wrote a file. Nothing is lost, and no number is wrong."""
+"""The clock of the store, of a sender or of the writer of a file is wrong: no event is lost, and no number is wrong."""
 
 import asyncio
 import json

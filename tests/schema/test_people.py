@@ -627,7 +627,7 @@ def test_a_picture_joins_no_values_of_different_entities(bank: Bank) -> None:
 
 
 def test_an_entity_that_a_function_gives_is_named_by_it(shop_platform: Any, cli: Command) -> None:
-    """In a picture by the function's name; in a timeline also as it is written among the keys."""
+    """A plot names the entity by the function; a timeline accepts the written form of the key, too."""
     shop_platform.register("mornings", mornings)
     ax = lab.plot_timeline(mornings, "morning_n_7d", of_morning=1, store=shop_platform)
     rows: Any = lab.events(orders, store=shop_platform)

@@ -125,7 +125,7 @@ def test_a_role_can_do_what_it_needs_and_nothing_else(office: Office, role: str,
 
 @pytest.mark.parametrize(("method", "path"), NEEDS)
 def test_without_a_token_nothing_is_told(office: Office, method: str, path: str):
-    """Nor on loopback, where the service listens to all addresses."""
+    """A service that listens on all addresses refuses callers on loopback, too."""
     for address in (office.address, office.server.address):
         answer = httpx.request(method, address + path.replace("{id}", "tx-1"), json=payment("tx-stranger"))
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
@@ -398,7 +398,7 @@ def test_secrets_are_compared_in_constant_time():
 
 
 def test_nothing_unexpected_happened_inside(office: Office):
-    """In all of the above; it stands here so that it comes last."""
+    """This test stands last: it reads the log of the service that all tests above used."""
     assert "Traceback" not in office.server.output and "unexpected" not in office.server.output, office.server.output
 
 

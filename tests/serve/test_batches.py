@@ -224,7 +224,7 @@ def test_one_batch_too_many_is_told_when_to_come_again(made: Packaged, tmp_path:
 
 
 def test_thousands_of_actions_leave_room_for_statuses(tmp_path: Path):
-    """Also those of one model after the other, those of the longest names, and after the worker has begun again."""
+    """Actions of several models, actions with long names, and the counts after a restart of the worker are bounded, too."""
     for begin in (0, 5_000):
         metrics = Metrics(Settings(state=tmp_path))
         for k in range(begin, begin + 5_000):
@@ -262,5 +262,5 @@ def test_a_request_that_offers_another_protocol_is_answered(bank: Bank, offer: b
 
 
 def test_nothing_unexpected_happened_inside(bank: Bank):
-    """In all of the above; it stands here so that it comes last."""
+    """This test stands last: it reads the log of the service that all tests above used."""
     assert "Traceback" not in bank.server.output and "unexpected" not in bank.server.output, bank.server.output[-3_000:]

@@ -1,9 +1,7 @@
 """A bento decides where there is no checkout: unpacked elsewhere, in an environment of its own, without research."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from package_index import index
+from package_index import fresh_environment
 from paths import ROOT
 from serving import (
     LOST,
@@ -41,12 +39,8 @@ def unpacked(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Bento:
 def python(unpacked: Bento, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment, with what the bento asks for and nothing else."""
     folder = tmp_path_factory.mktemp("fresh")
-    uv, env = [sys.executable, "-m", "uv"], environment(folder) | {"UV_HTTP_TIMEOUT": "120"} | index()
-    run(*uv, "venv", "--quiet", "--python", sys.executable, folder / "venv", env=env, cwd=folder)
-    python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     requirements = unpacked.folder / "env" / "python" / "requirements.txt"
-    run(*uv, "pip", "install", "--quiet", "--python", python, "-r", requirements, env=env, cwd=requirements.parent)
-    return python
+    return fresh_environment(folder, "-r", requirements, cwd=requirements.parent, env=environment(folder))
 
 
 @contextmanager
@@ -80,7 +74,7 @@ def bentoml_serve(python: Path, bento: Bento, state: Path, log: Path) -> Iterato
 
 
 def test_a_bento_decides_in_a_fresh_environment(unpacked: Bento, made: Packaged, python: Path, tmp_path: Path):
-    """On an empty store, with the model that it brings; and what it recorded is recomputed here, to the bit."""
+    """The bento starts on an empty store with its own model, and `verify` recomputes its records here to the bit."""
     state = tmp_path / "state"
     with bentoml_serve(python, unpacked, state, tmp_path / "log") as port, closing(Client(port)) as client:
         assert client.ask("GET", "/v1/ready").json == {"status": "ready", "use_case": "fraud", "model": made.version}

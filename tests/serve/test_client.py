@@ -1,4 +1,4 @@
-"""The client: what it is answered, and that asking again is harmless."""
+"""The client: it returns what the service answered, and it may safely send a request again."""
 
 import asyncio
 import threading
@@ -100,7 +100,7 @@ def test_values_of_numpy_and_pandas_are_sent_as_what_they_are(
     "value", [None, np.nan, float("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), Decimal("NaN")], ids=repr
 )
 def test_what_is_missing_is_sent_as_null(server: Server, value: Any):
-    """So that a field that may be null is null, and of any other the service says that it is missing."""
+    """An optional field becomes null; the service refuses a required one."""
     with Client(server.address) as client:
         for field in ("amount", "customer_id", "time"):
             with pytest.raises(Refused, match=f"{field}: is null, but required") as refused:

@@ -35,7 +35,7 @@ def text(**changes: Any) -> bytes:
 
 
 def talk(bank: Bank, *pieces: bytes, pause: float = 0.0) -> bytes:
-    """All that is said until the connection is closed from there."""
+    """Send the pieces; everything that the service answers until it closes the connection."""
     received = b""
     with connect(bank) as client, contextlib.suppress(ConnectionError):
         for piece in pieces:
@@ -181,7 +181,7 @@ def test_no_other_protocol_is_spoken(bank: Bank, kind: bytes):
 def asking(
     protocol: str, body: bytes, *more: str, close: bool = True, kind: str = "json", path: str = "/v1/decide"
 ) -> bytes:
-    """A request that would rather speak another protocol, as those of `curl --http2` and of Java's client do."""
+    """A request that offers another protocol, as `curl --http2` and Java's client do."""
     words = "Upgrade, HTTP2-Settings" + (", close" if close else "")
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Connection: {words}", f"Upgrade: {protocol}"]
     lines += ["HTTP2-Settings: AAMAAABkAAQAAP__", f"Content-Type: application/{kind}", *more]
@@ -378,7 +378,7 @@ def test_others_are_answered_meanwhile_and_memory_stays_flat(bank: Bank):
 
 
 def test_nothing_unexpected_happened_inside(bank: Bank):
-    """In all of the above; it stands here so that it comes last."""
+    """This test stands last: it reads the log of the service that all tests above used."""
     assert "Traceback" not in bank.server.output and "unexpected" not in bank.server.output, bank.server.output[-3_000:]
     assert "HTTP/1.1 5" not in bank.server.output
 
@@ -414,7 +414,7 @@ def test_beyond_the_bound_of_requests_in_flight_a_request_is_told_when_to_come_a
 
 
 def insist(bank: Bank, id: str) -> int:
-    """Ask as callers are told to; 408 is for who sends its body later than its head while many others begin."""
+    """Ask again after a 503, and after the 408 of a body that came too late; the last status."""
     body, until = payment(id), time.monotonic() + 30
     while (status := bank.decide(body).status_code) in (408, 503) and time.monotonic() < until:
         time.sleep(0.2)

@@ -306,7 +306,7 @@ def test_what_says_who_asks_may_be_said_once(trusting: Server, name: str):
 
 
 def serve_until(made: Packaged, state: Path, log: Path, words: str, cwd: Path, *more: str) -> tuple[str, int]:
-    """What `mlpkg serve` says until it has said the words, and how it then answers who asks for the models without a token."""
+    """Run `mlpkg serve` until it prints `words`; its output, and the status of a request for the models without a token."""
     port = free_port()
     command = [SCRIPTS / "mlpkg", "serve", "fraud", "--bento", made.bento.folder, "--port", str(port), *more]
     with log.open("wb") as out:

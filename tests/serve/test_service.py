@@ -485,7 +485,7 @@ def test_a_promotion_is_followed_within_a_second(bank: Bank, made: Packaged):
 
 
 def test_nothing_unexpected_happened_inside(bank: Bank):
-    """In all of the above; it stands here so that it comes last."""
+    """This test stands last: it reads the log of the service that all tests above used."""
     assert "Traceback" not in bank.server.output and "unexpected" not in bank.server.output, bank.server.output
 
 

@@ -1,4 +1,4 @@
-"""A store, a model, an archive that is missing or damaged: one line that says what it is and what to do."""
+"""A store, a model or an archive is missing or damaged: the error is one line that names it and says what to do."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def cut_it(path: Path) -> None:
 
 
 def scratch_it(path: Path) -> None:
-    """Nothing but the first page is left as it was."""
+    """Overwrite every page but the first."""
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:4096] + os.urandom(size - 4096))
 
@@ -162,7 +162,7 @@ ALTERED: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
 def test_an_altered_model_is_refused_and_ends_no_process(bank: Bank, alter: Callable[[bytes], bytes]):
-    """Whoever altered it wrote its manifest anew; the model that was active goes on."""
+    """The manifest was rewritten to fit the altered model; the active model goes on deciding."""
     first = bank.version
     version = altered(bank.store.settings.state, first, alter)
     model = models.find(bank.store.settings.state, "fraud", version)

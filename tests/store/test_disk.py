@@ -128,7 +128,7 @@ async def send_lines(service: Service, *ids: str) -> list[Any]:
 
 
 def test_a_failed_fsync_is_not_tried_again_before_the_log_was_written_afresh(tmp_path: Path):
-    """The kernel forgets what it could not write; a second fsync that succeeds has written nothing."""
+    """After a failed fsync the kernel drops the pages: a second fsync that succeeds has written nothing."""
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
         store: Any = service.app.store
         flush, service.disk.flush = service.disk.flush, broken

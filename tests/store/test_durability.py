@@ -1,4 +1,4 @@
-"""What was acknowledged is there, whatever happens to the process that said so."""
+"""An acknowledged write is in the store, whatever happens to the process that acknowledged it."""
 
 import random
 import subprocess

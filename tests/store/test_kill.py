@@ -283,7 +283,7 @@ def killed(
 
 
 def test_what_killed_workers_acknowledged_is_there_afterwards(killed: Killed):
-    """Every decision as it was answered, every event and report at the position that its receipt named."""
+    """The log has every decision as it was answered, and every event and report at the position of its receipt."""
     recorded = {entry.id: entry for entry in killed.log["decisions.fraud"]}
     events = {entry.id: entry for entry in killed.log["transactions"]}
     reports = {entry.id: entry for entry in killed.log["transactions.fraud"]}

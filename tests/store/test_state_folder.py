@@ -1,4 +1,4 @@
-"""The state folder is moved, deleted or replaced under whoever has it open: nothing is acknowledged into a file that nobody will find."""
+"""The state folder is moved, deleted or replaced while it is open: no write is acknowledged that the new folder lacks."""
 
 import asyncio
 import logging

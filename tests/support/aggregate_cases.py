@@ -204,7 +204,7 @@ def code(value: Any) -> int:
 
 
 def sealed(values: Sequence[int]) -> np.ndarray:
-    """An array that nobody can write to: aggregates leave their input as it is."""
+    """A read-only array: an aggregate that writes into its input fails."""
     array = np.array(values, np.int64)
     array.flags.writeable = False
     return array
@@ -233,7 +233,7 @@ def features_of(verb: str, cls: type, on: str) -> tuple[FeatureSet, FeatureSet]:
 
 
 def world_of(rows: Sequence[dict[str, Any]]) -> World:
-    """Rows in the order of their arrival; those with ``"look": True`` ask, and are no payments."""
+    """Make a world of rows in the order of arrival; rows with ``"look": True`` are events of the source `looks`."""
     streams = {name: Stream(FIELDS, 8 * DAY) for name in ("payments", "looks")}
     for k, row in enumerate(rows):
         values = {c: row.get(c) for c in FIELDS} | {"card": row.get("card", 1), "night": bool(row.get("night"))}

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """What a command said."""
+    """The status and the output of a command."""
 
     status: int
     out: str

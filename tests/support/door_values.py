@@ -272,7 +272,7 @@ _OTHERS = st.sampled_from([None, True, False, [], [1], {}, {"a": 1}])
 
 @st.composite
 def times(draw: st.DrawFn) -> str:
-    """A time as somebody writes it, usually one that is understood."""
+    """The text of a time, in most cases a valid one."""
     moment = draw(st.datetimes(datetime(1969, 12, 30), datetime(2200, 1, 2)))
     day = (
         f"{moment:%Y-%m-%d}" if not draw(_SELDOM) else draw(st.sampled_from(["2018-02-30", "0000-01-01", "2018-7-25"]))

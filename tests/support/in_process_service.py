@@ -19,7 +19,7 @@ from mlpkg.times import iso, now
 
 
 class Service:
-    """The application in this process, asked over ASGI; it remembers what it acknowledged."""
+    """The application in this process, called over ASGI; it remembers what it acknowledged."""
 
     def __init__(self, state: Path, **settings: Any):
         self.settings = Settings(state=state, trust_loopback=True, **settings)
@@ -88,7 +88,7 @@ class Service:
 
 
 def another(service: Service) -> Any:
-    """A connection of somebody else; by the same library, because locks of another copy in this process would not count."""
+    """Another connection to the store, by the same SQLite library: two copies in a process ignore each other's locks."""
     return apsw.Connection(str(service.settings.store_path))
 
 

@@ -608,7 +608,7 @@ def bits(value: Any) -> str:
 
 
 def agrees(actual: Any, expected: Any) -> bool:
-    """Whether a result is the oracle's: to the bit, or as near as it says."""
+    """Whether a result equals the oracle's: to the bit, or within the tolerance that the oracle names."""
     if isinstance(expected, Near):
         return type(actual) is float and actual == actual and abs(Fraction(actual) - expected.value) <= expected.within
     return bits(actual) == bits(expected)

@@ -36,7 +36,7 @@ CUSTOMERS, TERMINALS = 120, 150
 
 
 def free_port() -> int:
-    """A port on which nothing listens, from below those that the system gives to clients, so that it stays free."""
+    """A free port below the range that the system gives to clients, so that no client takes it."""
     while True:
         port = random.SystemRandom().randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -52,7 +52,7 @@ def environment(state: Path, **more: str) -> dict[str, str]:
 
 
 def run(*command: object, env: dict[str, str], cwd: Path = ROOT) -> str:
-    """Run a command that has to succeed; what it printed."""
+    """Run a command that has to succeed; its output."""
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
@@ -137,7 +137,7 @@ class Client:
 
 
 class Server:
-    """BentoML on a bento, with a state; it writes what it has to say into a file."""
+    """BentoML on a bento, with a state and a log file."""
 
     def __init__(
         self, bento: Bento, state: Path, log: Path, port: int | None = None, host: str = "127.0.0.1", **more: str
@@ -155,7 +155,7 @@ class Server:
         return self.log.read_text("utf-8", "replace")
 
     def start(self) -> dict[str, object]:
-        """Start it and wait until it answers; what it says of its readiness."""
+        """Start it and wait until it answers; its readiness."""
         with self.log.open("ab") as log, pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - environment(self.state).keys():
                 patch.delenv(name)
@@ -178,7 +178,7 @@ class Server:
             return []
 
     def kill(self) -> None:
-        """End all of its processes without warning, those that serve first."""
+        """Kill all of its processes, the workers first."""
         if self.process is None:
             return
         for process in reversed(self.family()):
@@ -208,7 +208,7 @@ def serving(bento: Bento, state: Path, log: Path, host: str = "127.0.0.1", **mor
 
 
 def places_named_in(bento: Path, *built: Path) -> set[str]:
-    """Which folders of this machine a bento names, in whichever of its files, also those inside its wheels."""
+    """The folders of this machine that the files of a bento name, files inside its wheels included."""
     places = [f"{place}/" for place in (ROOT, SCRIPTS.parent, Path.home(), *built) if len(place.parts) > 1]
     places.append(f"{tempfile.gettempdir()}/tmp")  # where it was put together
     files = [p for p in bento.rglob("*") if p.is_file() and "__pycache__" not in p.parts]  # those come where it runs
