@@ -74,19 +74,19 @@ class _RowLimit(click.ParamType):
 @use_case_argument
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
-    "--source", metavar="NAME", help="Of which source or outcome they are; by default of the source that is decided on."
+    "--source", metavar="NAME", help="The source or outcome of the rows; by default the source that is decided on."
 )
 @click.option(
     "--max-rejected",
     type=_RowLimit(),
     metavar="N|N%",
-    help="Stop where more rows, or a larger share of them, are refused.",
+    help="Stop if more rows than this are rejected: a number, or a share such as 1%.",
 )
 @as_json
 def ingest_command(
     use_case: str, file: Path, source: str | None, max_rejected: int | float | None, as_json: bool
 ) -> None:
-    """Put the rows of FILE into the log; what is refused is listed and goes to the dead letters.
+    """Load the rows of FILE into the log. Rejected rows are listed and kept as dead letters.
 
     FILE is Parquet, CSV or NDJSON, with id, time (with a zone) and the fields of the source as columns, unless the use case has a
     reader of its own. A column `arrived` says when an event arrived, if not at its time; one named like an outcome, what was
@@ -190,7 +190,7 @@ def export_command(use_case: str, as_json: bool) -> None:
     type=click.Choice(["log", "archive"]),
     default="log",
     show_default=True,
-    help="Where from; the result is the same.",
+    help="Where to read events; the result is the same.",
 )
 @click.option(
     "--history",
@@ -216,7 +216,7 @@ def training_set_command(
     out: Path | None,
     into: Path | None,
 ) -> None:
-    """Write the features of every event at its own moment, with its label, to a file or a folder."""
+    """Write the features of every event as of its own time, with its label, to a file or a folder."""
     if (out is None) == (into is None):
         raise click.UsageError("say where to: either -o FILE or --into FOLDER")
     case, store = opened(use_case)
@@ -265,7 +265,7 @@ def _write_rows(features: FeatureSet, start: int, end: int, out: Path, options: 
 def train_command(
     use_case: str, parameters: tuple[tuple[str, str], ...], why: str, log: bool, notebook: Path | None, as_json: bool
 ) -> None:
-    """Run the training notebook with checked parameters and make a model of what it hands over."""
+    """Run the training notebook with checked parameters and save the model that it hands over."""
     from mlpkg.lab.runs import train as run
 
     case, store = opened(use_case)
@@ -284,7 +284,7 @@ def train_command(
 @click.option("--since", type=Instant(), default=0, help="Only decisions on events from then on.")
 @as_json
 def report_command(use_case: str, since: int, as_json: bool) -> None:
-    """Print what was decided, how good it was as far as outcomes are known, and what waits or was refused."""
+    """Print the decisions, their quality where outcomes are known, and what waits or was rejected."""
     from mlpkg.lab.reports import report as make
     from mlpkg.lab.reports import report_text
 

@@ -80,7 +80,9 @@ class Explanation:
 # %% ../../nbs/17_lab/25_explain.ipynb #show
 def _show(value: Any) -> str:
     """A value for a person; null is `missing`."""
-    return "missing" if value is None or value != value else repr(value)
+    return (
+        "missing" if value is None or value != value else repr(value.item() if isinstance(value, np.generic) else value)
+    )
 
 # %% ../../nbs/17_lab/25_explain.ipynb #heading
 def _heading(explanation: Explanation) -> str:
