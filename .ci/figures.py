@@ -31,7 +31,15 @@ AMBIGUOUS = 0  # public names that two modules define, at most
 BANNED_LOCALS = 0  # uses of a name of BANNED, at most
 BANNED = frozenset("told said found asked given mine there some one at it".split())
 ENFORCED = frozenset(  # the bounds that fail the check, by the name in the report
-    {"median cell lines", "longest cell lines", "words per line", "layers", "ambiguous names", "banned locals"}
+    {
+        "median cell lines",
+        "longest cell lines",
+        "words per line",
+        "examples per line",
+        "layers",
+        "ambiguous names",
+        "banned locals",
+    }
 )
 
 DIRECTIVE = re.compile(r"#\s*\|\s*(\S+)(?:\s+(\S+))?")
