@@ -112,7 +112,7 @@ class MinBy(OfRow):
 
     def description(self) -> str:
         """Which value."""
-        return f"{self.column} where {self.by} is {'least' if self.smallest else 'greatest'}"
+        return f"{self.column} where {self.by} is {'smallest' if self.smallest else 'largest'}"
 
     def compute(self, windows: Windows, *operands: Array) -> Array:
         """``x[argmin(by)]``."""

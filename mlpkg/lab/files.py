@@ -343,7 +343,7 @@ def check_file_columns(where: str, stream: Source | Outcome, columns: Collection
     for name in columns:
         if isinstance(stream, Source) and name in stream.outcomes and name not in known:
             raise MlpkgError(
-                f"{where}: when {name!r} was reported is not known, as the outcome has no `after`",
+                f"{where}: when {name!r} was reported is not known, as the outcome has no `matures_after`",
                 f"load the reports from a file with the columns id, arrived, {name}: --source {name}",
             )
         if name not in known:

@@ -91,7 +91,7 @@ def declared_in(notebook: Path) -> dict[str, Parameter]:
                 raise MlpkgError(f"{notebook}: the default of {ast.unparse(target)} is not a plain value") from None
             annotated = _kinds(node.annotation) if isinstance(node, ast.AnnAssign) else ()
             kinds = annotated or (() if default is None else (type(default),))
-            allowed = (*kinds, NoneType) if kinds and default is None else kinds
+            allowed = (*kinds, NoneType) if kinds and default is None and NoneType not in kinds else kinds
             parameters[ast.unparse(target)] = Parameter(default, allowed)
     return parameters
 

@@ -509,7 +509,7 @@ def test_what_has_no_formula_is_explained_by_the_values_it_was_given(bank: Bank)
         "customer_swing_1d": "swing(amount), of 10.25, 11.25 = 1.0",
         "customer_same_7d_before": "whether amount was the same before (1 or 0), of 0.25, 1.25, 2.25, …, 9.25, 10.25 = 0.0",
         "customer_same_7d_ago": "seconds since amount was last the same, of 0.25, 1.25, 2.25, …, 9.25, 10.25 = missing",
-        "customer_most_1d": "amount where terminal_id is greatest, of (10.25, 7), (11.25, 7) = 11.25",
+        "customer_most_1d": "amount where terminal_id is largest, of (10.25, 7), (11.25, 7) = 11.25",
     }
 
 
