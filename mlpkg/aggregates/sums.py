@@ -47,14 +47,14 @@ class Count(Aggregate):
 # %% ../../nbs/03_aggregates/02_sums.ipynb #of-sums
 @dataclass(frozen=True)
 class OfSums(OfNumber):
-    """The base of functions of n and the exact sums of the first powers of a column."""
+    """The base of aggregates that are computed from n and the exact sums of powers of a column."""
 
     additive: ClassVar[bool] = True
     powers: ClassVar[int] = 1
 
     @property
     def components(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """The sums of its powers."""
+        """The names of the sums that it needs."""
         return ("sum", "squares", "cubes", "fourths")[: self.powers]
 
 # %% ../../nbs/03_aggregates/02_sums.ipynb #sum
@@ -86,7 +86,7 @@ class Var(OfSums):
 
     @property
     def min_rows(self) -> int:  # type: ignore[override]
-        """One row more than degrees of freedom are subtracted."""
+        """``ddof + 1``: with fewer rows the variance is null."""
         return self.ddof + 1
 
     def finalize(self, n: Any, scale: Any, *t: Any) -> Any:
@@ -149,19 +149,19 @@ class Max(OfNumber):
 @register
 @dataclass(frozen=True)
 class Share(OfColumn):
-    """The share of rows in which a column has one value: their number divided by n."""
+    """The share of rows in which a column equals `value`: their number divided by n."""
 
     value: Any = True
 
     additive: ClassVar[bool] = True
 
     def check_column(self, name: str, column: Column) -> None:
-        """The column can have the value."""
+        """Raise `ValueError` unless the column can have the value."""
         super().check_column(name, column)
         Filter(f"{self.column} == {self.value!r}", {self.column: column})
 
     def description(self) -> str:
-        """Which share."""
+        """The column and the value."""
         return f"share of {self.column} == {self.value!r}"
 
     def compute(self, windows: Windows, *operands: Array) -> Array:
@@ -173,7 +173,7 @@ class Share(OfColumn):
 @register
 @dataclass(frozen=True)
 class Histogram(OfNumber):
-    """Counts of values up to each edge (and above the one before), and above the last: ints."""
+    """The number of values up to each edge and above the edge before it, and the number above the last edge; ints."""
 
     edges: tuple[float, ...] = ()
 
@@ -185,7 +185,7 @@ class Histogram(OfNumber):
         return (*(f"le_{e:g}" for e in self.edges), f"gt_{self.edges[-1]:g}")
 
     def output_description(self, part: str) -> str:
-        """Between which edges."""
+        """The edges between which the values lie."""
         i = self.outputs.index(part)
         above = [f"above {self.edges[i - 1]:g}"] if i else []
         up_to = [f"up to {self.edges[i]:g}"] if i < len(self.edges) else []
@@ -196,7 +196,7 @@ class Histogram(OfNumber):
         return "int"
 
     def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
-        """The edges ascend."""
+        """Raise `ValueError` unless the edges ascend."""
         if not self.edges or list(self.edges) != sorted(set(self.edges)):
             raise ValueError(f"{name}: a histogram needs edges=, ascending, such as (10, 50, 200)")
         super().check(name, columns, reach)
@@ -208,7 +208,7 @@ class Histogram(OfNumber):
 
 # %% ../../nbs/03_aggregates/02_sums.ipynb #operands
 def _within(a: Aggregate, over: Any, where: str | None) -> Aggregate:
-    """An operand with windows, and with both conditions."""
+    """Return an operand with these windows, and with `where` and its own condition joined by ``and``."""
     both = f"({where}) and ({a.where})" if where and a.where else where or a.where
     return replace(a, over=over, where=both)
 
@@ -234,17 +234,17 @@ class Ratio(Aggregate):
 
     @property
     def operands(self) -> tuple[Aggregate, ...]:
-        """Both, with its windows and condition."""
+        """Both, with the windows and the condition of the ratio."""
         return _within(self.a, self.over, self.where), _within(self.b, self.over, self.where)
 
     def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
-        """Both are single numbers without windows of their own."""
+        """Raise `ValueError` unless both are single numbers without windows of their own."""
         for operand in (self.a, self.b):
             _check_operand(f"{name}: {self.verb()}", operand, columns)
         super().check(name, columns, reach)
 
     def description(self) -> str:
-        """Which two."""
+        """The two aggregates."""
         return f"{_described(self.a)} divided by {_described(self.b)}"
 
     def compute(self, windows: Windows, *operands: Array) -> Array:
@@ -255,25 +255,25 @@ class Ratio(Aggregate):
 @register
 @dataclass(frozen=True)
 class Change(Aggregate):
-    """An aggregate in one window against another: ``a(over) / a(against) − 1``; null if the second is 0 or either is null."""
+    """The relative change of an aggregate between two windows: ``a(over) / a(against) − 1``; null if the second is 0 or either is null."""
 
     a: Aggregate
     against: str = ""
 
     @property
     def operands(self) -> tuple[Aggregate, ...]:
-        """The same over both windows."""
+        """The aggregate over each of the two windows."""
         return _within(self.a, self.over, self.where), _within(self.a, (self.against,), self.where)
 
     def check(self, name: str, columns: Mapping[str, Column], reach: int) -> None:
-        """It is a single number without windows of its own, and has a window to compare with."""
+        """Raise `ValueError` unless the operand is a single number without windows of its own, and `against` is given."""
         if not self.against:
             raise ValueError(f"{name}: change needs against=, the window to compare with")
         _check_operand(f"{name}: {self.verb()}", self.a, columns)
         super().check(name, columns, reach)
 
     def description(self) -> str:
-        """What changed."""
+        """The aggregate, and the window that it is compared with."""
         return f"{_described(self.a)} relative to that in {self.against}, less 1,"
 
     def compute(self, windows: Windows, *operands: Array) -> Array:

@@ -39,7 +39,7 @@ def _decide_once(case: UseCase, request: DecisionRequest, recorded: Decision) ->
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #deadline
 def _check_deadline(case: UseCase, limit: int | None, started: int) -> None:
-    """Raise `DeadlinePassed` if more than `limit` microseconds have passed since `started`, in nanoseconds."""
+    """Raise `DeadlinePassed` if more than `limit` microseconds have passed since `started`, a clock reading in nanoseconds."""
     if limit is not None:
         passed = (time.perf_counter_ns() - started) // 1000
         if passed > limit:
@@ -56,7 +56,7 @@ def _apply_policy(case: UseCase, request: DecisionRequest) -> str:
         action = case.fallback if isinstance(case.fallback, str) else case.fallback(event)
     if not isinstance(action, str) or not action:
         origin = "policy" if request.failure is None else "fallback"
-        raise MlpkgError(f"the {origin} of {case.name!r} gave {action!r}, which is no action")
+        raise MlpkgError(f"the {origin} of {case.name!r} gave {action!r}, but an action is a non-empty string")
     return action
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #record
@@ -161,7 +161,7 @@ class Decider(_DecisionPath):
         return self.active.now and self.active.now.model
 
     def check(self) -> None:
-        """Raise `MlpkgError` unless a decision could be made now: the store can be written and a model is active."""
+        """Raise `MlpkgError` unless a model could decide now: the store can be written and a model is active."""
         self.store.check()
         self.check_model()
 
@@ -169,7 +169,7 @@ class Decider(_DecisionPath):
         """Raise `MlpkgError` unless there is a model to decide with."""
         version = self.store.active_version(self.use_case.name)
         if self.active.take(version) is None and version is not None:
-            self.active.load(version)  # nothing could be decided meanwhile
+            self.active.load(version)  # load it here and wait: no other model could decide meanwhile
         if self.active.take(version) is None:
             raise self.active.missing()
 
@@ -184,9 +184,9 @@ class Decider(_DecisionPath):
     ) -> Decision:
         """Decide one event; the same event again returns the recorded decision.
 
-        `event` is a mapping or JSON, or ``{"id": ...}`` alone for an event that was sent before. `arrived` is when the event arrived and
-        `clock` what the clock says, both in microseconds and by default now. `caller` is who asks, for the record. `waited` is how
-        long the event has waited already, in seconds; it counts against the deadline.
+        `event` is a mapping or JSON, or ``{"id": ...}`` alone for an event that was sent before. `arrived` is when the event arrived,
+        and `clock` is the present time; both are in microseconds and default to now. `caller` is who asks, for the record. `waited` is
+        how many seconds the event has waited already, which count against the deadline.
         """
         return self._decide(read_event, event, arrived, clock, caller, waited)
 
@@ -202,7 +202,8 @@ class Decider(_DecisionPath):
     ) -> Decision:
         """Rank the candidates of one event; the same event again returns the recorded decision.
 
-        `candidates` are values of the field that a candidate fills in, or objects of the fields. By default they are those that the
-        event brings or, if it brings none, those that the use case finds. The other arguments are those of `decide`.
+        A candidate fills in one field of the event, or several. Give the value of the one field, or a mapping from each field to its
+        value. By default the candidates come with the event. If the event has none, the use case finds them. The other arguments are
+        those of `decide`.
         """
         return self._decide(read_ranking, with_candidates(event, candidates), arrived, clock, caller, waited)

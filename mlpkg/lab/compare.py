@@ -97,7 +97,7 @@ def read_history(
 ) -> History:
     """All that both models need of the log for the events of a span."""
     if last <= first:
-        raise MlpkgError(f"there is nothing from {iso(first)} to {iso(last)}", "the end is exclusive, after the start")
+        raise MlpkgError(f"there is nothing from {iso(first)} to {iso(last)}", "the end must lie after the start")
     needed = [model.features for model in sides]
     sources = {source.name: case.sources.get(source.name, source) for f in needed for source in f.sources}
     sources |= {case.on.name: case.on}

@@ -32,7 +32,7 @@ from ..times import instant, iso, now
 
 # %% ../../nbs/17_lab/12_training.ipynb #find-outcome
 def find_outcome(source: Source, name: str | None) -> Outcome | None:
-    """An outcome of a source by its name. Without a name the only one there is, or None if there is none."""
+    """The outcome of a source with this name. Without a name, the only outcome of the source, or None if it has none."""
     known = source.outcomes
     if name is None and len(known) <= 1:
         return next(iter(known.values()), None)
@@ -45,7 +45,7 @@ def find_outcome(source: Source, name: str | None) -> Outcome | None:
 def label_of(outcome: Outcome, history: History, as_of: int | None, texts: Mapping[int, str] | None = None) -> Any:
     """The outcome of every event of its source in a history, as known at the instant `as_of` (default: now), or null.
 
-    `texts` are the texts of an outcome that is a text, by their codes, as `texts_of_outcome` gives them.
+    If the outcome is a text, `texts` maps the codes to the texts; `texts_of_outcome` returns it.
     """
     events, reports = history.events[outcome.source.name], history.reports[outcome.stream]
     as_of = now() if as_of is None else as_of
@@ -59,7 +59,7 @@ def label_of(outcome: Outcome, history: History, as_of: int | None, texts: Mappi
 
 
 def _put_reports(codes: Array, events: Events, reports: Reports, rows: Array, name: str) -> None:
-    """Put some of the reports in the places of their events; a report about another event has none."""
+    """Write the values of some reports into `codes`, each at its event; skip reports about events that are not there."""
     place = np.minimum(np.searchsorted(events.position, reports.about[rows]), len(events) - 1)
     has_event = events.position[place] == reports.about[rows]
     codes[place[has_event]] = reports.columns[name][rows][has_event]
@@ -84,13 +84,13 @@ RowOrder = Literal["as_arrived", "as_logged"]
 
 
 def check_order(history: str) -> None:
-    """Raise `MlpkgError` if `history` is no way of seeing the past."""
+    """Raise `MlpkgError` unless `history` is one of the two ways to see the past."""
     if history not in get_args(RowOrder):
         raise MlpkgError(f"there is no history={history!r}", f"it is one of: {', '.join(get_args(RowOrder))}")
 
 
 def warn_of_late(features: FeatureSet, history: History, rows: Array, seen: Array, stacklevel: int = 3) -> None:
-    """Warn if events see nothing of a stream only because all of it was loaded after them."""
+    """Warn if the events see nothing of a stream because it was loaded after them, though some of it arrived before."""
     if not len(rows):
         return
     last, arrived = seen.max(), history.events[features.on.name].arrived[rows].max()
@@ -102,14 +102,14 @@ def warn_of_late(features: FeatureSet, history: History, rows: Array, seen: Arra
         if len(positions) and positions.min() > last and arrivals.min() < arrived
     ]
     if late:
-        text = f"all of {' and '.join(late)} comes after these events in the log, though some arrived before"
-        warn(f"{text}: no feature sees it; history='as_arrived' goes by arrival", stacklevel=stacklevel)
+        text = f"all of {' and '.join(late)} comes after these events in the log, so no feature sees it"
+        warn(f"{text}; history='as_arrived' shows what arrived before each event", stacklevel=stacklevel)
 
 # %% ../../nbs/17_lab/12_training.ipynb #past
 def compute_past(
     features: FeatureSet, history: History, rows: Array, seen: Array, order: RowOrder = "as_arrived"
 ) -> dict[str, Array]:
-    """The features of some events of a history, in ascending order.
+    """The features of some events of a history; `rows` are their indices, ascending.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def compute_past(
 
 # %% ../../nbs/17_lab/12_training.ipynb #past-parts
 def _compute_at(features: FeatureSet, history: History, places: Array) -> dict[str, Array]:
-    """The features of events at places of a history in any order."""
+    """The features of the events at `places` of a history; `places` may be in any order."""
     order = np.argsort(places)
     computed = compute(features, history, places[order])
     back = np.argsort(order)
@@ -141,7 +141,7 @@ def _compute_at(features: FeatureSet, history: History, places: Array) -> dict[s
 
 
 def _join(where: Array, true: Array, false: Array) -> Array:
-    """One array of two: the values of `true` where it holds, those of `false` elsewhere, both in their order."""
+    """Merge two arrays: the values of `true`, in their order, go where `where` holds, and those of `false` elsewhere."""
     joined = np.empty(len(where), true.dtype)
     joined[where], joined[~where] = true, false
     return joined
@@ -154,11 +154,11 @@ def name_of_use_case(features: FeatureSet, use_case: UseCase | str | None) -> st
 # %% ../../nbs/17_lab/12_training.ipynb #plan
 @dataclass(frozen=True)
 class Plan:
-    """What a training set is asked for: its rows, its label, and how the past is seen."""
+    """The resolved arguments of a training set: its rows, its label, and how the past is seen."""
 
     first: int
     last: int
-    since: int  # from where the history is read
+    since: int  # the event time from which the history is read
     as_of: int | None
     label: Outcome | None
     outcomes: list[Feedback]  # all that are read: for the features and for the label
@@ -167,7 +167,7 @@ class Plan:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """What the frame says of itself."""
+        """The `attrs` of the frame."""
         return {"start": self.first, "end": self.last, "as_of": self.as_of}
 
     def compute(self, features: FeatureSet, history: History, rows: Array, seen: Array) -> dict[str, Array]:
@@ -179,7 +179,7 @@ class Plan:
         return None if self.label is None else label_of(self.label, history, self.as_of, texts)[rows]
 
     def order_of(self, time: Array, ids: Sequence[str]) -> Array:
-        """The order of the rows, which are given in the order of the log."""
+        """The indices that put rows from the order of the log into the order of the training set."""
         return np.arange(len(time)) if self.history == "as_logged" else order_of([time], ids.__getitem__)
 
 # %% ../../nbs/17_lab/12_training.ipynb #make-plan
@@ -196,7 +196,7 @@ def make_plan(
     check_order(history)
     first, last = instant(start), instant(end)
     if last <= first:
-        raise MlpkgError(f"there is nothing from {iso(first)} to {iso(last)}", "the end is exclusive, after the start")
+        raise MlpkgError(f"there is nothing from {iso(first)} to {iso(last)}", "the end must lie after the start")
     label = find_outcome(features.on, outcome)
     outcomes = {feedback.stream: feedback for feedback in [*features.outcomes, *([label] if label else [])]}
     since = max(0, first - max(features.reach.values(), default=0))
@@ -206,7 +206,7 @@ def make_plan(
 
 # %% ../../nbs/17_lab/12_training.ipynb #key-fields
 def key_fields(features: FeatureSet) -> list[str]:
-    """The fields of the event that keys are made of, without those whose name a feature has."""
+    """The fields of the event that keys are made of, except those that have the name of a feature."""
     return [key for key in features.keys if key not in {"id", "time", "label", *features.names}]
 
 

@@ -93,7 +93,7 @@ def check_text(data: bytes) -> int:
     head, begin, _ = text.partition("\n\nTree=0\n")
     fields = _fields(head)
     if not begin or not head.startswith("tree\n") or b"\0" in data:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it is not the text of a LightGBM model")
     (last,) = _numbers(fields, "max_feature_idx")
     features = last + 1
     if any(len(fields.get(name, "").split()) != features for name in ("feature_names", "feature_infos")):

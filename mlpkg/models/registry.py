@@ -23,7 +23,7 @@ def retired(changes: Sequence[RecordedChange]) -> set[str]:
 
 
 def standing(changes: Sequence[RecordedChange]) -> list[str]:
-    """The models that were promoted and since then neither rolled back nor retired, the active one last."""
+    """The stack of promoted models, the active one last; it lacks those that were rolled back or retired since."""
     stack: list[str] = []
     for c in changes:
         if c["change"] == "promote":
@@ -47,8 +47,8 @@ def _previous(changes: Sequence[RecordedChange], use_case: str) -> str:
     previous = next((version for version in reversed(stack) if version != stack[-1]), None)
     if previous is None:
         raise MlpkgError(
-            f"no other model of {use_case!r} was active before that could be again",
-            f"promote one by its version: mlpkg models {use_case}",
+            f"no other model of {use_case!r} was active before the active one, or each was retired",
+            f"list the models and promote one: mlpkg models {use_case}",
         )
     return previous
 
@@ -70,7 +70,7 @@ class Shadowing:
 
 
 def shadowing(changes: Sequence[RecordedChange]) -> list[Shadowing]:
-    """When which models shadowed."""
+    """Every stretch of the log in which a model shadowed, in the order in which they began."""
     stretches: list[Shadowing] = []
     for c in changes:
         ends = (c["version"], None)
@@ -109,14 +109,16 @@ def rollback(store: Store, use_case: str, *, by: str, why: str) -> str:
     Raises
     ------
     MlpkgError
-        If there was none, or the smoke test fails. The active model then stays.
+        If there is no previous model, or the smoke test fails. The active model then stays.
     """
     version = _previous(store.promotions(use_case), use_case)
     smoke_test(store, models.find(store.settings.state, use_case, version))
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:
         if _previous(past, use_case) != version:
-            raise MlpkgError(f"the active model of {use_case!r} was changed meanwhile", "look again: mlpkg models")
+            raise MlpkgError(
+                f"the active model of {use_case!r} was changed meanwhile", "see which one is active now: mlpkg models"
+            )
         return {"change": "rollback", "version": version, "active": version, "by": by, "why": why}
 
     store.change_model(use_case, change)
@@ -124,7 +126,7 @@ def rollback(store: Store, use_case: str, *, by: str, why: str) -> str:
 
 # %% ../../nbs/06_models/07_registry.ipynb #shadow
 def shadow(store: Store, model: Model, *, by: str, why: str) -> None:
-    """Let a model score the decisions of others from now on, after its smoke test.
+    """Let a model shadow the active one from now on, after its smoke test.
 
     Raises
     ------
@@ -147,17 +149,17 @@ def shadow(store: Store, model: Model, *, by: str, why: str) -> None:
 
 # %% ../../nbs/06_models/07_registry.ipynb #unshadow
 def unshadow(store: Store, use_case: str, version: str, *, by: str, why: str) -> None:
-    """Let a model no longer shadow. Its scores stay in the log.
+    """Stop a model from shadowing. Its scores stay in the log.
 
     Raises
     ------
     MlpkgError
-        If it is no shadow.
+        If the model does not shadow.
     """
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:
         if version not in (current := shadow_versions(past)):
-            raise MlpkgError(f"the model {version} does not shadow", f"those that do: {', '.join(current) or 'none'}")
+            raise MlpkgError(f"the model {version} does not shadow", f"models that do: {', '.join(current) or 'none'}")
         return {"change": "unshadow", "version": version, "active": _active(past), "by": by, "why": why}
 
     store.change_model(use_case, change)
@@ -176,7 +178,7 @@ def retire(store: Store, use_case: str, version: str, *, by: str, why: str, succ
         raise MlpkgError(f"{use_case!r} has no model {version}", f"see: mlpkg models {use_case}")
     if successor is not None:
         if store.active_version(use_case) != version:
-            raise MlpkgError(f"the model {version} is not active, so nothing has to take over from it")
+            raise MlpkgError(f"the model {version} is not active, so it needs no successor")
         promote(store, models.find(state, use_case, successor), by=by, why=f"{version} is retired: {why}")
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:

@@ -47,8 +47,9 @@ class DecisionTransaction(Protocol):
     ) -> Packed | Timeline | Tiles:
         """Return the timeline of one entity with at least all rows later than `since`.
 
-        `edges` are the bounds of windows, ascending, in microseconds after `since`. With `edges`, a long timeline may come as tiles.
-        None of these straddles an edge, and rows up to the first edge may be left out.
+        `edges` are the bounds of windows, ascending, in microseconds after `since`. With `edges`, the store may return a long timeline
+        as tiles, each of which sums up several rows. No tile contains rows from both sides of an edge. Rows up to the first edge may
+        be missing.
         """
         ...
 
@@ -149,7 +150,7 @@ class DeadLetters(Protocol):
     """Stores refused events."""
 
     def add_dead_letter(self, source: str, body: Body, why: Rejected, row: int | None = None) -> None:
-        """Store a refused event; a body that is not JSON at all was no event and is not stored."""
+        """Store a refused event. A body that is not JSON is no event, and is not stored."""
         ...
 
     def add_dead_letters(self, refusals: Iterable[Refusal]) -> None:
@@ -203,7 +204,8 @@ class ModelControl(Protocol):
     def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
         """Append a change to the log; its ``active`` is the active version from then on.
 
-        `change` gets all changes so far and returns the new one. If it raises, nothing changes. No other change can come between.
+        `change` gets all changes so far and returns the new one. If it raises, nothing is appended. While it runs, nobody else can
+        append a change.
         """
         ...
 
@@ -224,7 +226,7 @@ class AccessControl(Protocol):
         ...
 
     def add_access(self, body: str) -> None:
-        """Append to the log of accesses; this moves no position of the log of events."""
+        """Append to the log of accesses, which is separate from the log of events and has its own numbers."""
         ...
 
     def accesses(self, before: int = LATEST, most: int = 100) -> list[Access]:
@@ -251,7 +253,7 @@ class Checker(Protocol):
     """Checks a store from one thread, while other threads use the store and never wait for the checker."""
 
     def check(self, thorough: bool = True) -> None:
-        """Raise `MlpkgError` unless the store can be written; if `thorough`, by a write."""
+        """Raise `MlpkgError` unless the store can be written; if `thorough`, try it with a write."""
         ...
 
     def close(self) -> None:
@@ -260,7 +262,7 @@ class Checker(Protocol):
 
 
 class Maintenance(Protocol):
-    """Checks a store, and says how it waits."""
+    """Checks a store, and sets what its calls wait for."""
 
     settings: Settings
 
@@ -285,7 +287,7 @@ class Maintenance(Protocol):
         ...
 
     def start_checkpointer(self) -> None:
-        """Start a thread that does the periodic copying that a store needs, so that no writer waits for it."""
+        """Start a thread that makes the checkpoints of the store, so that no writer has to make one."""
         ...
 
     def write_lock(self) -> AbstractContextManager[object]:
