@@ -18,11 +18,11 @@ CLASS, ORACLE, EXAMPLE = re.findall(
 
 
 @pytest.fixture
-def spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def midrange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the aggregate of the page, its oracle and its examples, for one test."""
     for registry in (REGISTRY, VERBS, EXAMPLES):
-        monkeypatch.setitem(registry, "spread", None)  # what the page puts there is taken away again
-    module = tmp_path / "spread_of_the_page.py"
+        monkeypatch.setitem(registry, "midrange", None)  # what the page puts there is taken away again
+    module = tmp_path / "midrange_of_the_page.py"
     module.write_text(CLASS)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(module.stem)
@@ -34,8 +34,8 @@ def test_the_aggregate_of_the_page_is_under_twenty_lines():
     assert len(CLASS.partition("@register")[2].strip().splitlines()) < 20
 
 
-@pytest.mark.usefixtures("spread")
+@pytest.mark.usefixtures("midrange")
 def test_the_aggregate_of_the_page_passes_the_conformance_suite():
-    suite.test_it_is_a_value("spread")
-    suite.test_it_is_right_where_it_is_hard("spread")
-    suite.test_it_is_right_on_random_streams("spread")
+    suite.test_it_is_a_value("midrange")
+    suite.test_it_is_right_where_it_is_hard("midrange")
+    suite.test_it_is_right_on_random_streams("midrange")
