@@ -165,7 +165,7 @@ def replay(
     name, state = use_case.name, store.settings.state
     version = model or store.active_version(name)
     if version is None:
-        hint = f"train one: mlpkg train {name}; or promote one of: mlpkg models {name}"
+        hint = f"train one: mlpkg train {name}; or promote one that mlpkg models {name} lists"
         raise MlpkgError(f"no model is active for {name!r}", hint)
     settings = store.settings.model_copy(update={"state": into})
     if settings.store_path.exists():

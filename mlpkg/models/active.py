@@ -175,5 +175,5 @@ def _no_model(use_case: str, rejection: _Rejection | None) -> MlpkgError:
     if rejection:
         what = f"the active model of {use_case!r}, {rejection.version}, is refused: {rejection.why.what}"
         return MlpkgError(what, rejection.why.hint)
-    hint = f"train one: mlpkg train {use_case}; or promote one of: mlpkg models {use_case}"
+    hint = f"train one: mlpkg train {use_case}; or promote one that mlpkg models {use_case} lists"
     return MlpkgError(f"no model is active for {use_case!r}", hint)
