@@ -232,7 +232,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(stocked: Project, cli: 
     ):
         assert wrong.status == 2 and "is a number, not a time" in wrong.err and "Traceback" not in wrong.err
     wrong = cli("training-set", "fraud", "--from", "2018-05-01", "--to", "2018-05-01", "-o", "x.csv")
-    wrong.said_one_line("nothing from", "exclusive")
+    wrong.said_one_line("nothing from", "the end must lie after the start")
     wrong = cli("training-set", "fraud", "--from", "2018-05-01", "--to", "2018-05-02", "-o", "x.xlsx")
     wrong.said_one_line("x.xlsx", ".parquet", ".csv")
     cli("ingest", "fraud", "nowhere.csv").said_one_line("nowhere.csv")
