@@ -12,7 +12,7 @@ import msgspec
 
 # %% ../../nbs/07_decisions/01_record.ipynb #alternative
 class Alternative(msgspec.Struct, frozen=True):
-    """One candidate of a decision: the fields that it filled in, and its score, which is `None` if the fallback decided."""
+    """One candidate of a decision: the fields that it filled in, and its score, which is null if the fallback decided."""
 
     fields: dict[str, Any]
     score: float | None
