@@ -117,7 +117,7 @@ def _show_ingested(done: Any, use_case: str) -> None:
     if done.refused:
         show(f"rows refused: {len(done.refused)}; all of them: mlpkg dead-letters {use_case}", err=True)
     if done.assumed and done.taken:
-        show("arrived is not a column: events count from their time, outcomes from it plus their delay", err=True)
+        show("arrived is not a column: events count from their time, outcomes from it plus matures_after", err=True)
 
 # %% ../../nbs/17_lab/40_cli.ipynb #simulator-arguments
 def _simulator_arguments(simulator: Callable[..., Any], parameters: tuple[tuple[str, str], ...]) -> dict[str, Any]:
