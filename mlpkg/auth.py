@@ -87,7 +87,7 @@ def create(store: Store, role: str, *, name: str = "", expires: str | None = Non
     Raises
     ------
     MlpkgError
-        If the role does not exist, or `expires` is no duration.
+        If the role does not exist, or `expires` is no duration or ends after 2199.
     """
     if role not in ROLES:
         raise MlpkgError(f"there is no role {role!r}", f"there is: {', '.join(ROLES)}")
@@ -98,6 +98,8 @@ def create(store: Store, role: str, *, name: str = "", expires: str | None = Non
         until = None if expires is None else created + duration(expires)
     except ValueError as error:
         raise MlpkgError(str(error)) from None
+    if until is not None and until >= LATEST:
+        raise MlpkgError(f"{expires} would outlast the year 2199", "leave it out, or say less")
     token = Token(id, _hash(secret), role, name or id, by, created, until)
     store.put_token(token)
     return f"mlpkg_{id}_{secret}", token

@@ -137,7 +137,9 @@ def _with_texts(features: FeatureSet, values: dict[str, Any], store: Store) -> d
 @use_case_argument
 @click.argument("id", required=False)
 @click.option("--since", type=Instant(), default=0, help="Only those of events from then on.")
-@click.option("-n", "most", default=20, show_default=True, help="How many, the latest ones; 0 for all.")
+@click.option(
+    "-n", "most", type=click.IntRange(0), default=20, show_default=True, help="How many, the latest ones; 0 for all."
+)
 @as_json
 def decisions_command(use_case: str, id: str | None, since: int, most: int, as_json: bool) -> None:
     """List the recorded decisions, or print that of the event ID: as recorded with --json, else with the texts of categories."""

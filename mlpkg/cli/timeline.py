@@ -119,7 +119,14 @@ def _find_timelines(
 @use_case_argument
 @click.argument("key", nargs=-1, metavar="FIELD=VALUE...")
 @click.option("--stream", help="Only of that stream, such as transactions or transactions.fraud.")
-@click.option("-n", "most", default=20, show_default=True, help="How many rows of each, the latest ones; 0 for all.")
+@click.option(
+    "-n",
+    "most",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="How many rows of each, the latest ones; 0 for all.",
+)
 @as_json
 def timeline_command(use_case: str, key: tuple[str, ...], stream: str | None, most: int, as_json: bool) -> None:
     """Print what the store holds of one entity, for example: mlpkg timeline fraud customer_id=596"""

@@ -64,7 +64,9 @@ def revoke_token(id: str, as_json: bool) -> None:
 # %% ../../nbs/16_cli/08_tokens.ipynb #access-log
 @click.command("access-log")
 @click.option("--since", type=Instant(), default=0, help="Only from then on.")
-@click.option("-n", "most", default=20, show_default=True, help="How many, the latest ones; 0 for all.")
+@click.option(
+    "-n", "most", type=click.IntRange(0), default=20, show_default=True, help="How many, the latest ones; 0 for all."
+)
 @as_json
 def access_log_command(since: int, most: int, as_json: bool) -> None:
     """List who looked at decisions, events, features and models over HTTP, and what was refused to a token."""

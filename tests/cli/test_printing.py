@@ -71,6 +71,19 @@ def test_what_somebody_looked_at_is_shown_on_one_line_each(cli: Command, stocked
     assert as_json.json[0]["path"] == f"/v1/decisions/{evil}"
 
 
+@pytest.mark.parametrize("verb", [("access-log",), ("decisions", "fraud"), ("timeline", "fraud", "customer_id=1")])
+def test_a_number_of_lines_below_zero_is_refused(cli: Command, project: Project, verb: tuple[str, ...]):
+    answer = cli(*verb, "-n", "-5")
+    assert answer.status == 2 and "-5 is not in the range x>=0" in answer.err
+
+
+def test_a_token_that_would_outlast_all_times_is_refused_and_the_others_are_listed(cli: Command, project: Project):
+    cli("token", "create", "--role", "auditor", "--expires", "99999999d").said_one_line("outlast the year 2199")
+    assert cli("token", "create", "--role", "auditor", "--name", "ann", "--expires", "36500d").status == 0
+    (token,) = cli("token", "list", "--json").json
+    assert (token["name"], token["expires"][:3]) == ("ann", "212")
+
+
 def test_rows_of_a_file_that_are_refused_are_shown_plainly(cli: Command, project: Project, tmp_path: Path, evil: str):
     lines = [event(id=f"tx{evil}", amount="x"), event(id="tx-2", **{f"note{evil}": 1}), event(amount=evil)]
     path = tmp_path / "rows.ndjson"
