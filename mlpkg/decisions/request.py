@@ -160,10 +160,10 @@ def with_candidates(
     event: bytes | str | Mapping[str, Any], candidates: Sequence[Any] | None
 ) -> bytes | str | Mapping[str, Any]:
     """Return the body of an event with its candidates; without candidates, the event as it is."""
-    if candidates is None:
-        return event
-    if not isinstance(event, Mapping):
+    if candidates is not None and isinstance(event, bytes | bytearray | str):
         raise MlpkgError("candidates cannot be added to an event that is text", "give the event as a mapping")
+    if candidates is None or not isinstance(event, Mapping):  # what is no event is refused when it is read
+        return event
     return {**event, "candidates": candidates}
 
 # %% ../../nbs/07_decisions/05_request.ipynb #read

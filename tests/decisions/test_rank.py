@@ -127,6 +127,15 @@ def test_the_same_again_gets_the_recorded_answer_and_anything_else_a_conflict(sh
     assert shop.store.last_position() == size[0] + 2
 
 
+@pytest.mark.parametrize("event", [None, 5, ["v1"]], ids=repr)
+def test_what_is_no_event_is_rejected_with_candidates_too(shop: Shop, event: Any):
+    for candidates in (None, shop.candidates(2)):
+        with pytest.raises(ml.Rejected, match=f"is of type {type(event).__name__}, not an event; give a dict, or JSON"):
+            shop.decider.rank(event, candidates, arrived=shop.end)
+    with pytest.raises(MlpkgError, match="cannot be added to an event that is text"):
+        shop.decider.rank('{"id": "v1"}', shop.candidates(2), arrived=shop.end)
+
+
 def test_a_function_of_the_use_case_finds_candidates_where_none_are_given(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     decision = shop.decider.rank(shop.visit("v1"), arrived=shop.end)
     assert sorted(f["item"] for f in fields(decision)) == [c["item"] for c in popular(None)]
