@@ -73,7 +73,7 @@ def check_answers(answers: Answered) -> None:
     assert answers.probes_before.keys() == {"/v1/health", "/v1/ready"}, "probes waited as long as the requests"
     assert set(answers.statuses) == {503} and len(answers.statuses) == 51
     in_a_row = len(answers.waited) * PATIENCE
-    assert max(answers.waited) < in_a_row / 4, "requests waited one after the other"
+    assert max(answers.waited) < in_a_row / 10, "requests waited one after the other"
 
 
 def begins_a_write(service: Service) -> Any:
@@ -143,7 +143,7 @@ def test_a_wait_for_a_lock_shortens_the_wait_for_the_disk(tmp_path: Path, monkey
 
         monkeypatch.setattr(service.app, "durable", noted)
         assert asyncio.run(unlocked_late()) == 503
-        assert all(timeout < PATIENCE - 0.4 for timeout in left), "of its time, the lock took half a second"
+        assert left and all(timeout < PATIENCE - 0.4 for timeout in left), "of its time, the lock took half a second"
         monkeypatch.undo()
         service.disk.flush = flush
         service.works_again("tx-1")

@@ -52,7 +52,7 @@ create table consumer(name text primary key, position integer not null);
 """
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #version
-VERSION = 6
+VERSION = 7
 
 
 def create_tables(db: Any, path: Path) -> None:
