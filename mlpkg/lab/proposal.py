@@ -110,8 +110,8 @@ def _choose(option: str, name: str | None, fitting: Sequence[str], known: Sequen
     if name is not None and name not in known:
         raise MlpkgError(f"there is no column {name!r}", did_you_mean(name, list(known)))
     if name is None and len(fitting) != 1:
-        found = f"{', '.join(fitting)} could each be {what}" if fitting else f"no column is {what}"
-        raise MlpkgError(f"{found}", f"say --{option} COLUMN; the columns are: {', '.join(known)}")
+        why = f"{', '.join(fitting)} could each be {what}" if fitting else f"no column is {what}"
+        raise MlpkgError(why, f"say --{option} COLUMN; the columns are: {', '.join(known)}")
     return name or fitting[0]
 
 # %% ../../nbs/17_lab/53_proposal.ipynb #role-time
@@ -270,7 +270,7 @@ def propose(
     first, last = pd.Timestamp(when.least), pd.Timestamp(when.most)
     return Proposal(
         path, encoding, delimiter, len(rows), id_code, conversion_of(when, tz), tuple(fields), tuple(keys), truth,
-        (last - first) / pd.Timedelta(days=1), str(first), str(last),
+        (last - first).total_seconds() / 86_400, str(first), str(last),
     )  # fmt: skip
 
 # %% ../../nbs/17_lab/53_proposal.ipynb #propose-format

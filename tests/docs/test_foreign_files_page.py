@@ -1,0 +1,28 @@
+"""The page `docs/foreign-files.md`: the export of a spreadsheet is loaded, and every row that is no order is named."""
+
+import pytest
+from pages import after, run_page
+from paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def transcript(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the commands of the page print."""
+    return run_page(ROOT / "docs" / "foreign-files.md", tmp_path_factory.mktemp("foreign"))
+
+
+def test_the_proposal_knows_the_notation_of_each_column(transcript: str):
+    printed = after(transcript, "python look.py")
+    assert "cp1252 ; ('kunde',)" in printed
+    assert "betrag: ml.Money" in printed and "also 'auf Anfrage'" in printed
+    assert "time = lab.to_times(rows['Datum'], '%d.%m.%Y %H:%M', tz='Europe/Berlin')" in printed
+    assert "betrag = lab.to_numbers(rows['Betrag'], decimal=',', thousands='.')" in printed
+    assert "retoure = lab.to_truths(rows['Retoure'], true='ja', false='nein')" in printed
+
+
+def test_every_row_is_an_order_or_a_dead_letter(transcript: str):
+    printed = after(transcript, "mlpkg ingest shop bestellungen.csv")
+    assert printed.splitlines()[0].startswith("398 orders")
+    letters = after(transcript, "mlpkg dead-letters shop")
+    for reason in ("auf Anfrage is a text, not a number", "02.13.2025", "has 5 cells, the header has 6"):
+        assert reason in letters
