@@ -13,7 +13,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.machinery import ModuleSpec
 from zipimport import zipimporter
 
@@ -78,17 +78,11 @@ def _read(module: str, spec: ModuleSpec) -> ModuleText | None:
                 text = file.read()
         else:
             return None
-        return _parsed(module, spec.origin or "", text or "", spec.submodule_search_locations is not None)
+        source = ModuleText(module, spec.origin or "", text or "", spec.submodule_search_locations is not None)
+        _ = source.bindings  # parses the text
+        return source
     except (OSError, SyntaxError, ValueError, ImportError):
         return None
-
-
-@lru_cache(maxsize=64)
-def _parsed(module: str, path: str, text: str, is_package: bool) -> ModuleText:
-    """A module that is parsed once for each text: the file is read again each time, so a change is noticed."""
-    source = ModuleText(module, path, text, is_package)
-    _ = source.bindings  # parses the text
-    return source
 
 # %% ../../nbs/02_schema/01_module_text.ipynb #find
 def _spec_of(name: str, folders: list[str] | None) -> ModuleSpec | None:
