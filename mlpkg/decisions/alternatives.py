@@ -25,10 +25,10 @@ def evaluate_candidates(
     """Return the features of an event with each of its candidates, inside its transaction: a column per feature."""
     n = len(candidates.fields)
     event = {c.name: np.full(n, code) for c, code in zip(source.columns, row.codes, strict=True)}
-    time, position, own = (
+    time, position, event_position = (
         np.full(n, value) for value in (row.time, transaction.log_position, transaction.event_position)
     )
-    return evaluate_many(features, event | candidates.codes, time, position, own, transaction.read_many)
+    return evaluate_many(features, event | candidates.codes, time, position, event_position, transaction.read_many)
 
 # %% ../../nbs/07_decisions/03_alternatives.ipynb #rows
 _Filled = Sequence[Sequence[Mapping[str, Any]]]  # of each event, what each of its alternatives fills in
@@ -81,7 +81,7 @@ def evaluate_alternatives(
     present: Mapping[str, Array],
     time: Array,
     position: Array,
-    own: Array,
+    event_position: Array,
     read: Callable[[str, str, Sequence[int], int], Timeline],
     fields: _Filled,
 ) -> tuple[dict[str, Array], Array]:
@@ -93,4 +93,4 @@ def evaluate_alternatives(
     rows = np.arange(len(time)).repeat(counts)
     filled = _fill_in(features, present, rows, fields)
     columns = {name: filled[name] if name in filled else codes[rows] for name, codes in present.items()}
-    return evaluate_many(features, columns, time[rows], position[rows], own[rows], read), starts
+    return evaluate_many(features, columns, time[rows], position[rows], event_position[rows], read), starts

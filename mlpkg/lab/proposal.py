@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..errors import MlpkgError, did_you_mean
 from .conversions import zone_of
-from .profiles import Profile, profile_column
+from .profiles import NEARLY_ALL, Profile, profile_column, profile_times
 from .raw_rows import RawRows, detect_delimiter, detect_encoding, read_rows
 
 # %% ../../nbs/17_lab/53_proposal.ipynb #names
@@ -106,12 +106,12 @@ _OUTCOME = re.compile(
 
 
 def _choose(option: str, name: str | None, fitting: Sequence[str], known: Sequence[str], what: str) -> str:
-    """The column that an option names, or the only one that fits."""
+    """The column that an argument names, or the only one that fits."""
     if name is not None and name not in known:
         raise MlpkgError(f"there is no column {name!r}", did_you_mean(name, list(known)))
     if name is None and len(fitting) != 1:
         why = f"{', '.join(fitting)} could each be {what}" if fitting else f"no column is {what}"
-        raise MlpkgError(why, f"say --{option} COLUMN; the columns are: {', '.join(known)}")
+        raise MlpkgError(why, f"say {option}='COLUMN'; the columns are: {', '.join(known)}")
     return name or fitting[0]
 
 # %% ../../nbs/17_lab/53_proposal.ipynb #role-time
@@ -151,7 +151,7 @@ def _outcome_column(profiles: Mapping[str, Profile], rows: int, name: str | None
             "a model needs some hundreds that are known",
         )
     if chosen.distinct < 2:
-        raise MlpkgError(f"the outcome {chosen.name!r} is the same in all rows", "name another: --outcome COLUMN")
+        raise MlpkgError(f"the outcome {chosen.name!r} is the same in all rows", "name another: outcome='COLUMN'")
     return chosen
 
 
@@ -190,10 +190,8 @@ class Proposal:
         The code of ids and times.
     fields, keys, outcome
         The fields of the contract, the names of those that are keys, and the outcome, which is none of the fields.
-    days
-        How many days lie between the first event and the last.
     first, last
-        The times of these events.
+        The times of the first and of the last event.
     """
 
     file: Path
@@ -205,7 +203,6 @@ class Proposal:
     fields: tuple[ProposedField, ...]
     keys: tuple[str, ...]
     outcome: ProposedField
-    days: float
     first: str
     last: str
 
@@ -240,7 +237,7 @@ def propose(
     id, time, outcome
         The columns that are these; by default those that look like it.
     tz, format
-        The zone of local times and the format of times, as ``"Europe/Berlin"`` and ``"%d/%m/%Y"``.
+        The zone of local times and the format of times, as ``"Europe/Berlin"`` and ``"%d/%m/%Y"``; see `to_times`.
 
     Raises
     ------
@@ -267,33 +264,30 @@ def propose(
         f"rows[{id_column!r}]" if id_column else f"lab.ids_of({', '.join(f'rows[{name!r}]' for name in profiles)})"
     )
     truth = _field(named[label.name], replace(label, filled=1.0, odd=()), rows, tz)
-    first, last = pd.Timestamp(when.least), pd.Timestamp(when.most)
     return Proposal(
         path, encoding, delimiter, len(rows), id_code, conversion_of(when, tz), tuple(fields), tuple(keys), truth,
-        (last - first).total_seconds() / 86_400, str(first), str(last),
+        str(pd.Timestamp(when.least)), str(pd.Timestamp(when.most)),
     )  # fmt: skip
 
 # %% ../../nbs/17_lab/53_proposal.ipynb #propose-format
 def _with_format(profile: Profile, rows: RawRows, format: str | None, tz: str | None) -> Profile:
     """The column of times with its format and its zone."""
     if format is not None:
-        profile = replace(
-            profile_column(profile.name, rows[profile.name]), kind="time", notation={"format": format}, has_zone=False
-        )
-    if profile.kind != "time":
+        profile = profile_times(profile.name, rows[profile.name], format)
+    if profile.kind != "time" or profile.share < NEARLY_ALL:
         raise MlpkgError(
             f"{profile.name!r} does not hold times: {rows[profile.name].iloc[0]}",
-            "say --format, as in '%d.%m.%Y %H:%M'",
+            "say format=, as in '%d.%m.%Y %H:%M'",
         )
     if "or" in profile.notation:
         first, second = profile.notation["format"], profile.notation["or"]
         raise MlpkgError(
             f"{profile.name!r} could be read in two ways: {rows[profile.name].iloc[0]}",
-            f"say --format '{first}' or --format '{second}'",
+            f"say format='{first}' or format='{second}'",
         )
     if not profile.has_zone and tz is None:
         raise MlpkgError(
-            f"the times in {profile.name!r} have no zone", "say --tz UTC, or a place such as --tz Europe/Berlin"
+            f"the times in {profile.name!r} have no zone", "say tz='UTC', or a place such as tz='Europe/Berlin'"
         )
     if tz is not None:
         zone_of(tz)

@@ -20,23 +20,15 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MlpkgError, did_you_mean
-from .files import Chunk, File, Unreadable
+from .files import DELIMITERS, MARKS, Chunk, File, Unreadable
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #encoding
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
 def detect_encoding(path: str | Path) -> str:
     """The encoding of a text file: that of its byte order mark, else ``utf-8`` if all of it can be read so, else ``cp1252``."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with Path(path).open("rb") as file:
         start = file.read(4)
-        for mark, name in _MARKS:
+        for mark, name in {codecs.BOM_UTF8: "utf-8-sig", **MARKS}.items():
             if start.startswith(mark):
                 return name
         file.seek(0)
@@ -49,7 +41,6 @@ def detect_encoding(path: str | Path) -> str:
     return "utf-8"
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #delimiter
-_DELIMITERS = ",;\t|"
 _SAMPLE = 1 << 18  # characters to look at
 
 
@@ -64,8 +55,8 @@ def detect_delimiter(path: str | Path, encoding: str) -> str:
     with Path(path).open(encoding=encoding, errors="replace", newline="") as file:
         lines = file.read(_SAMPLE)
     best, most = "", (0.0, 1)
-    for delimiter in _DELIMITERS:
-        widths = [len(cells) for cells in _cells(io.StringIO(lines, newline=""), delimiter) if cells]
+    for delimiter in DELIMITERS:
+        widths = [len(cells) for cells in csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter) if cells]
         width = max(set(widths), key=widths.count, default=0)
         score = (width > 1) * widths.count(width) / max(len(widths), 1), width
         if score > most:
@@ -73,12 +64,6 @@ def detect_delimiter(path: str | Path, encoding: str) -> str:
     if not best:
         raise MlpkgError(f"{path} has one column", "separate its columns by a comma, a semicolon, a tab or a bar")
     return best
-
-
-def _cells(file: Any, delimiter: str) -> Iterator[list[str]]:
-    """The rows of an open text file."""
-    csv.field_size_limit(1 << 30)  # a long cell is for the contract to reject
-    return csv.reader(file, delimiter=delimiter)
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #names
 def column_names(header: Sequence[str]) -> list[str]:
@@ -148,7 +133,7 @@ def read_rows(
 def _text_rows(path: Path, encoding: str, delimiter: str, size: int) -> Iterator[RawRows]:
     """The rows of a text file."""
     with path.open(encoding=encoding, errors="replace", newline="") as file:
-        rows = _cells(file, delimiter)
+        rows = csv.reader(file, delimiter=delimiter)
         header = next((cells for cells in rows if cells), None)
         if header is None:
             raise MlpkgError(f"{path} is empty", "its first row has to name the columns")

@@ -44,10 +44,14 @@ def is_uncorrected(features: FeatureSet, seen: int, store: Store) -> bool:
 
 
 def features_from_log(
-    features: FeatureSet, history: History, own: Array, seen: Array, fields: Sequence[Sequence[Mapping[str, Any]]]
+    features: FeatureSet,
+    history: History,
+    event_position: Array,
+    seen: Array,
+    fields: Sequence[Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, Array], Array]:
-    """Compute the features of the events at the ascending positions `own` from the log, as of the positions `seen`."""
-    rows = np.searchsorted(history.events[features.on.name].position, own)
+    """Compute the features of the events at the ascending positions `event_position` from the log, as of the positions `seen`."""
+    rows = np.searchsorted(history.events[features.on.name].position, event_position)
     return compute_alternatives(features, history, rows, seen, fields)
 
 # %% ../../../nbs/08_rollout/01_shadow/02_features.ipynb #evaluate
@@ -58,10 +62,10 @@ def features_as_of(
     features = loaded.model.features
     codes = np.array([loaded.codes(d.codes) for d in decisions], np.int64)
     present = {c.name: codes[:, i] for i, c in enumerate(features.on.columns)}
-    time, seen, own = np.array([(d.event.time, d.seen, d.event.position) for d in decisions], np.int64).T
+    time, seen, event_position = np.array([(d.event.time, d.seen, d.event.position) for d in decisions], np.int64).T
     fields = [d.fields for d in decisions]
-    evaluated = evaluate_alternatives(features, present, time, seen, own, store.timelines, fields)
+    evaluated = evaluate_alternatives(features, present, time, seen, event_position, store.timelines, fields)
     if is_uncorrected(features, int(seen.min()), store):
         return evaluated
     history = store.history(features.sources, features.outcomes, until=int(seen.max()))
-    return features_from_log(features, history, own, seen, fields)
+    return features_from_log(features, history, event_position, seen, fields)
