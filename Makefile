@@ -15,7 +15,7 @@ LAB_ARGS ?=
 NBTEST_ARGS ?= --n-workers 2 --do-print --timing
 BENCH_ARGS ?=
 LOCK_ARGS ?= --upgrade
-PYTEST_ARGS ?= -n 3 --dist loadscope --no-loadscope-reorder -v --durations 10
+PYTEST_ARGS ?= -n 2 --dist loadscope --no-loadscope-reorder -v --durations 10
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export BENTOML_DO_NOT_TRACK := True
