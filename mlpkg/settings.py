@@ -7,6 +7,7 @@ __all__ = ['Settings']
 
 # %% ../nbs/00_core/05_settings.ipynb #imports
 import os
+import sys
 from collections.abc import Mapping
 from configparser import ConfigParser
 from configparser import Error as _IniError
@@ -92,6 +93,12 @@ class Settings(BaseModel):
     def store_path(self) -> Path:
         """The file of the embedded store."""
         return self.state / "mlpkg.db"
+
+    def add_to_path(self) -> None:
+        """Append the folder of ``settings.ini`` to the import path, after everything that is installed."""
+        folder = str(self.root.resolve())
+        if folder not in sys.path and (self.root / _FILE).is_file():
+            sys.path.append(folder)
 
 # %% ../nbs/00_core/05_settings.ipynb #load
 def _load(start: Path, overrides: Mapping[str, object]) -> Settings:

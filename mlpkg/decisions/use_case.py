@@ -6,6 +6,7 @@
 __all__ = ['Policy', 'Fallback', 'Finder', 'UseCase', 'use_case']
 
 # %% ../../nbs/07_decisions/04_use_case.ipynb #imports
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -180,7 +181,7 @@ class UseCase(_InProcess):
 def _import_error(what: str, module: str, error: Exception) -> MlpkgError:
     """Return the error for a module that cannot be imported: it is missing, or one of its lines fails."""
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-        hint = "the folder of its module must be importable (on PYTHONPATH, or installed); what a notebook exports, needs nbdev-export"
+        hint = "it may lie beside settings.ini or be installed; what a notebook exports, needs nbdev-export"
         return MlpkgError(f"{what}: {error}", hint)
     message = str(error).partition("\n")[0] or type(error).__name__
     if isinstance(error, SyntaxError):
@@ -194,6 +195,10 @@ def _import_error(what: str, module: str, error: Exception) -> MlpkgError:
 def _find_in(module: Any, attribute: str, what: str) -> Any:
     """Return an attribute of a module; the error lists the use cases that the module does have."""
     if not hasattr(module, attribute):
+        if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+            raise MlpkgError(
+                f"{what}: {module.__name__} is Python's own", "give the module of the use case another name"
+            )
         cases = [key for key, value in vars(module).items() if isinstance(value, UseCase)]
         hint = f"it has the use cases {', '.join(cases)}" if cases else "define it there, as in ml.UseCase(...)"
         raise MlpkgError(f"{what}: {module.__name__} has no {attribute!r}", hint)
@@ -202,6 +207,8 @@ def _find_in(module: Any, attribute: str, what: str) -> Any:
 # %% ../../nbs/07_decisions/04_use_case.ipynb #find
 def use_case(name: str, settings: Settings | None = None) -> UseCase:
     """Return the use case of that name, from where ``use_cases`` in the settings says it is.
+
+    Its module may lie beside ``settings.ini``: that folder becomes the last place on the import path.
 
     Raises
     ------
@@ -215,6 +222,7 @@ def use_case(name: str, settings: Settings | None = None) -> UseCase:
     place = settings.use_cases[name]
     module, _, attribute = place.partition(":")
     what = f"the use case {name!r} cannot be loaded from {place}"
+    settings.add_to_path()
     try:
         loaded = import_module(module)
     except Exception as error:  # whatever a user's module does wrong

@@ -6,7 +6,7 @@
 __all__ = ['Archive', 'Comparison', 'DecisionReport', 'Explanation', 'Proposal', 'RawRows', 'auc', 'average_precision',
            'categories_of', 'compare', 'decision', 'decisions', 'events', 'explain', 'ids_of', 'ingest', 'ingest_file',
            'matrix', 'mature', 'plot_timeline', 'preview', 'propose', 'rankings', 'read_rows', 'readable', 'report',
-           'save_model', 'shadows', 'stream_training_set', 'to_numbers', 'to_times', 'to_truths', 'train',
+           'run_training', 'save_model', 'shadows', 'stream_training_set', 'to_numbers', 'to_times', 'to_truths',
            'training_set']
 
 # %% ../../nbs/17_lab/00_init.ipynb #public
@@ -25,7 +25,7 @@ from .proposal import Proposal, propose
 from .rankings import rankings
 from .raw_rows import RawRows, read_rows
 from .reports import auc, average_precision, mature, report
-from .runs import save_model, train
+from .runs import run_training, save_model
 from .served import decisions, shadows
 from .streaming import stream_training_set
 from .training import training_set
@@ -58,12 +58,12 @@ _all_ = [
     "read_rows",
     "readable",
     "report",
+    "run_training",
     "save_model",
     "shadows",
     "stream_training_set",
     "to_numbers",
     "to_times",
     "to_truths",
-    "train",
     "training_set",
 ]

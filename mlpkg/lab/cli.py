@@ -259,17 +259,17 @@ def _write_rows(features: FeatureSet, start: int, end: int, out: Path, options: 
 @click.option(
     "--notebook",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Another notebook than nbs/USE_CASE/train.ipynb beside settings.ini.",
+    help="Another notebook than nbs/USE_CASE/train.ipynb or nbs/train.ipynb beside settings.ini.",
 )
 @as_json
 def train_command(
     use_case: str, parameters: tuple[tuple[str, str], ...], why: str, log: bool, notebook: Path | None, as_json: bool
 ) -> None:
     """Run the training notebook with checked parameters and save the model that it hands over."""
-    from mlpkg.lab.runs import train as run
+    from mlpkg.lab.runs import run_training
 
     case, store = opened(use_case)
-    model = run(case, store, dict(parameters), notebook=notebook, why=why, log_output=log)
+    model = run_training(case, store, dict(parameters), notebook=notebook, why=why, log_output=log)
     metrics, executed = model.read("metrics"), model.folder / "executed.ipynb"
     active = store.active_version(case.name) == model.version
     if as_json:

@@ -130,18 +130,29 @@ orders = ml.Source("orders", Order)
         ("shop = 3", "shop:shop is a int, not a UseCase"),
     ],
 )  # fmt: skip
-def test_a_module_that_fails_is_said_in_one_line_with_its_line(
-    project: Project, monkeypatch: pytest.MonkeyPatch, text: str, message: str
-):
+def test_a_module_that_fails_is_said_in_one_line_with_its_line(project: Project, text: str, message: str):
     (project.folder / "settings.ini").write_text("[DEFAULT]\nstate = state\nuse_cases =\n    shop = shop:shop\n")
     (project.folder / "shop.py").write_text(f"{FINE}\n{text}\n")
-    monkeypatch.setenv("PYTHONPATH", str(project.folder))
     answer = project.run("catalog", "shop")
     answer.said_one_line("mlpkg: ", "shop")
     assert re.search(message, answer.err), answer.err
-    assert "must be importable" not in answer.err
+    assert "beside settings.ini" not in answer.err
 
 
-def test_a_module_that_is_not_there_is_said_to_have_to_be_importable(project: Project):
+def test_a_module_that_is_not_there_may_lie_beside_the_settings(project: Project):
     (project.folder / "settings.ini").write_text("[DEFAULT]\nuse_cases =\n    shop = gone.away:shop\n")
-    project.run("catalog", "shop").said_one_line("No module named 'gone'", "must be importable")
+    project.run("catalog", "shop").said_one_line("No module named 'gone'", "beside settings.ini")
+
+
+def test_no_module_of_the_folder_takes_the_place_of_another(project: Project):
+    """The folder of settings.ini comes last on the path, whatever its modules are called."""
+    (project.folder / "settings.ini").write_text(
+        "[DEFAULT]\nuse_cases =\n    shop = shop:shop\n    other = random:other\n"
+    )
+    case = "ml.UseCase('shop', ml.FeatureSet('shop', on=orders, a=ml.field('amount')), policy=print)"
+    (project.folder / "shop.py").write_text(f"{FINE}\nshop = {case}\n")
+    for name in ("types", "random", "numpy", "msgspec"):
+        (project.folder / f"{name}.py").write_text("raise ImportError('the module of the folder')")
+    shown = project.run("catalog", "shop", "--json")
+    assert shown.status == 0, shown.err
+    project.run("catalog", "other").said_one_line("random is Python's own", "another name")

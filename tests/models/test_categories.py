@@ -77,7 +77,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("PYTHONPATH", f"{SUPPORT}:{Path(ml.__file__).parent.parent}")
         patch.setenv("BENTOML_HOME", str(project.folder / "bentoml"))
         with closing(ml.open_store(project.settings)) as store:
-            lab.train(shopping, store, notebook=notebook(project.folder / "train.ipynb", TRAIN, HAND_OVER))
+            lab.run_training(shopping, store, notebook=notebook(project.folder / "train.ipynb", TRAIN, HAND_OVER))
     return project.state
 
 
@@ -216,7 +216,7 @@ def test_what_was_trained_otherwise_than_it_would_be_served_is_no_model(
     monkeypatch.chdir(tmp_path)
     before = models.versions(shop.settings.state, "shopping")
     with pytest.raises(ml.MlpkgError, match=words):
-        lab.train(shopping, shop, notebook=notebook(tmp_path / "train.ipynb", TRAIN, cell))
+        lab.run_training(shopping, shop, notebook=notebook(tmp_path / "train.ipynb", TRAIN, cell))
     assert models.versions(shop.settings.state, "shopping") == before
 
 
@@ -224,7 +224,7 @@ def test_a_rare_text_can_be_left_to_the_unknown(shop: Any, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
     path = notebook(tmp_path / "train.ipynb", TRAIN, HAND_OVER)
-    model = lab.train(shopping, shop, {"most": 3}, notebook=path)
+    model = lab.run_training(shopping, shop, {"most": 3}, notebook=path)
     assert set(model.categories.tables["kind"]) == {text_code(kind) for kind in ("book", "food", "shirt")}
     promote(shop, model, by="a test", why="to decide")
     rare, unseen = decided(

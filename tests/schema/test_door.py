@@ -212,7 +212,7 @@ def test_what_is_no_contract_is_refused_with_a_hint():
             ml.Source("orders", wrong)  # type: ignore[arg-type]
 
 
-def test_the_command_line_says_which_field_no_column_holds(project: Project, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_line_says_which_field_no_column_holds(project: Project):
     (project.folder / "settings.ini").write_text(
         "[DEFAULT]\nstate = state\nuse_cases =\n    shop = shop_of_dates:shop\n"
     )
@@ -221,6 +221,5 @@ def test_the_command_line_says_which_field_no_column_holds(project: Project, mon
         "orders = ml.Source('orders', Order)\n"
         "shop = ml.UseCase('shop', ml.FeatureSet('shop', on=orders, x=ml.field('paid')))\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(project.folder), prepend=os.pathsep)
     for command in (["catalog", "shop"], ["ingest", "shop", "orders.csv"], ["decide", "shop", "{}"]):
         project.run(*command).said_one_line("source 'orders': field 'paid': datetime", "a whole number of seconds")

@@ -10,6 +10,7 @@ RUN = """
 import os, runpy, shlex, sys
 from mlpkg.cli import main
 
+sys.path.remove("")  # as for the command `mlpkg`, which finds the use case all the same
 for line in sys.stdin:
     print(f"$ {line}", end="", flush=True)
     if "VERSION" in line:
@@ -17,28 +18,30 @@ for line in sys.stdin:
     command, *arguments = shlex.split(line)
     sys.argv = [command, *arguments] if command == "mlpkg" else arguments
     try:
-        main() if command == "mlpkg" else runpy.run_path(arguments[0], run_name="__main__")
+        if command == "mlpkg":
+            main()
+        else:
+            sys.path.insert(0, os.getcwd())  # as for `python FILE`
+            runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as end:
         if end.code:
             raise
+    finally:
+        sys.path[:1] = [] if sys.path[0] == os.getcwd() else sys.path[:1]
 """
 
 
 def run_page(page: Path, folder: Path) -> str:
     """What the commands of a page print, in its order, each after `$` and itself; one process runs them all, to save the imports."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLPKG_")}
-    env |= {"BENTOML_HOME": str(folder / "bentoml"), "PYTHONPATH": "."}
+    env.pop("PYTHONPATH", None)
+    env |= {"BENTOML_HOME": str(folder / "bentoml")}
     commands = []
     for kind, text in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         if kind != "sh":
             (folder / text.partition("\n")[0].removeprefix("# ")).write_text(text, "utf-8")
             continue
-        for line in text.splitlines():
-            if line.startswith("export "):
-                name, _, value = line.removeprefix("export ").partition("=")
-                env[name] = os.pathsep.join(filter(None, [value, env.get(name)]))
-            else:
-                commands.append(line)
+        commands += text.splitlines()
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         cwd=folder,

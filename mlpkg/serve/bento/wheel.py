@@ -28,7 +28,8 @@ def write_wheel(folder: str | Path) -> str:
     spec = importlib.util.find_spec("mlpkg")
     assert spec is not None and spec.origin is not None
     root = Path(spec.origin).parent
-    files = {p.relative_to(root.parent).as_posix(): p.read_bytes() for p in sorted(root.rglob("*.py"))}
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    files = {path.relative_to(root.parent).as_posix(): path.read_bytes() for path in paths}
     meta = {name: installed.read_text(name) or "" for name in ("METADATA", "entry_points.txt")}
     meta["METADATA"] = meta["METADATA"] or installed.read_text("PKG-INFO") or ""
     digest = hashlib.sha256(repr((sorted(files.items()), meta)).encode()).hexdigest()[:12]
