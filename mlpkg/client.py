@@ -264,13 +264,16 @@ def _with(event: Mapping[str, Any], candidates: Iterable[Any] | None) -> Mapping
     return event if candidates is None else {**event, "candidates": [*candidates]}
 
 
-def _report(outcome: str, id: str, truth: Any, corrects: bool) -> dict[str, Any]:
+def _report(outcome: str, id: str, truth: Any, corrects: bool, arrived: datetime | str | None) -> dict[str, Any]:
     """The body of a report."""
-    return {"id": id, outcome.rpartition(".")[2]: truth} | ({"corrects": True} if corrects else {})
+    beside = ({"corrects": True} if corrects else {}) | ({"arrived": arrived} if arrived is not None else {})
+    return {"id": id, outcome.rpartition(".")[2]: truth} | beside
 
 # %% ../nbs/15_client.ipynb #client
 class Client(_Blocking):
     """Calls a service and blocks until it answers. May be shared between threads.
+
+    An operator who sends history may say ``arrived``, when it came, in each event and report, beside its fields.
 
     Parameters
     ----------
@@ -325,9 +328,18 @@ class Client(_Blocking):
         """Send many events without a decision; a receipt for each in order, or why it was refused."""
         return _finished(self._many(_path("events", source), events, Receipt))
 
-    def report(self, outcome: str, id: str, truth: Any, *, corrects: bool = False) -> Receipt:
-        """Report the outcome of the event with this id. With `corrects`, it replaces the earlier report."""
-        return _finished(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt))
+    def report(
+        self, outcome: str, id: str, truth: Any, *, corrects: bool = False, arrived: datetime | str | None = None
+    ) -> Receipt:
+        """Report the outcome of the event with this id. With `corrects`, it replaces the earlier report.
+
+        An operator may say when the report arrived; by default it arrives now.
+        """
+        return _finished(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects, arrived), Receipt))
+
+    def report_many(self, outcome: str, reports: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:
+        """Send many reports, each with ``id`` and the truth under the name of the outcome; a receipt for each in order."""
+        return _finished(self._many(_path("outcomes", outcome), reports, Receipt))
 
     def decision(self, id: str) -> Decision | None:
         """The recorded decision on the event with this id."""
@@ -385,9 +397,15 @@ class AsyncClient(_Calls):
         """Send many events without a decision; a receipt for each in order, or why it was refused."""
         return await self._many(_path("events", source), events, Receipt)
 
-    async def report(self, outcome: str, id: str, truth: Any, *, corrects: bool = False) -> Receipt:
+    async def report(
+        self, outcome: str, id: str, truth: Any, *, corrects: bool = False, arrived: datetime | str | None = None
+    ) -> Receipt:
         """Report the outcome of the event with this id. With `corrects`, it replaces the earlier report."""
-        return await self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects), Receipt)
+        return await self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects, arrived), Receipt)
+
+    async def report_many(self, outcome: str, reports: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:
+        """Send many reports; a receipt for each in order, or why it was refused."""
+        return await self._many(_path("outcomes", outcome), reports, Receipt)
 
     async def decision(self, id: str) -> Decision | None:
         """The recorded decision on the event with this id."""

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import MlpkgError
+from .times import now
 from .untrusted import path_name
 
 # %% ../nbs/00_core/05_settings.ipynb #file
@@ -53,7 +54,8 @@ class Settings(BaseModel):
     A relative ``state`` is relative to the folder of ``settings.ini``, or to the working directory if there is no such file.
     ``durability`` is ``process`` (an acknowledged decision survives the death of any process) or ``disk`` (it also survives the
     loss of power). ``max_body`` is the largest request in bytes, ``max_in_flight`` the largest number of requests that a worker
-    handles at a time. With ``trust_loopback`` a caller on this machine needs no token.
+    handles at a time. With ``trust_loopback`` a caller on this machine needs no token. ``clock_offset`` says by how many microseconds
+    the clock of a service is ahead of the machine's; a rehearsal with old data is behind it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -67,6 +69,7 @@ class Settings(BaseModel):
     max_body: int = Field(default=1_048_576, ge=1_000)
     max_in_flight: int = Field(default=256, ge=1)
     trust_loopback: bool = False
+    clock_offset: int = 0
     use_cases: dict[str, str] = {"fraud": "mlpkg.examples.fraud.policy:fraud"}
 
     @field_validator("use_cases")
@@ -99,6 +102,10 @@ class Settings(BaseModel):
         folder = str(self.root.resolve())
         if folder not in sys.path and (self.root / _FILE).is_file():
             sys.path.append(folder)
+
+    def now(self) -> int:
+        """The present instant of the clock of a service, in microseconds: the machine's, unless it rehearses."""
+        return now() + self.clock_offset
 
 # %% ../nbs/00_core/05_settings.ipynb #load
 def _load(start: Path, overrides: Mapping[str, object]) -> Settings:

@@ -24,13 +24,11 @@ from mlpkg.lab.checked_rows import (
     dead_letter_body,
     micros_of,
     proper_ids,
-    read_arrival,
-    split_line,
     to_json_body,
 )
 from .files import Chunk
 from .rules import JudgedColumn, Rule, has_plain_fields, judge, rule_of
-from ..schema import Outcome, Rejected, Source, Table, ValidatedEvent, column_of
+from ..schema import Outcome, Rejected, Source, Table, ValidatedEvent, column_of, read_arrival, split_line
 from ..times import EARLIEST, LATEST, now, read_time
 
 # %% ../../nbs/17_lab/05_column_checks.ipynb #fault-kind

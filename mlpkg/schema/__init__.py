@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['ClockDiffers', 'Decisions', 'Event', 'Feedback', 'Group', 'Key', 'MissingCode', 'Money', 'Outcome', 'Rejected',
            'Resolution', 'ValidatedEvent', 'Source', 'Table', 'code_hash', 'column_of', 'compare_contracts', 'event_id',
-           'function_of', 'key_of', 'reference', 'same_content', 'source_of', 'validated', 'what_is']
+           'function_of', 'key_of', 'read_arrival', 'reference', 'same_content', 'source_of', 'split_line', 'validated',
+           'what_is']
 
 # %% ../../nbs/02_schema/00_init.ipynb #public
 from ..engine.columns import Resolution
 from ..errors import ClockDiffers, MissingCode, Rejected
+from .arrival import read_arrival, split_line
 from .columns import column_of
 from .contracts import Event, Money, ValidatedEvent
 from .evolution import compare_contracts, same_content
@@ -46,9 +48,11 @@ _all_ = [
     "event_id",
     "function_of",
     "key_of",
+    "read_arrival",
     "reference",
     "same_content",
     "source_of",
+    "split_line",
     "validated",
     "what_is",
 ]

@@ -41,6 +41,7 @@ from mlpkg.serve.requests import (
 from .routes import Route, find_route, metric_label, openapi
 from ..settings import Settings
 from ..store import Store
+from ..times import iso, now
 from ..untrusted import logger
 
 if TYPE_CHECKING:  # BentoML's supervisor imports a service too, and has no need of LightGBM
@@ -96,14 +97,20 @@ class DecisionService:
         store = self.live.opened
         return store.write_lock() if store is not None else nullcontext()
 
-    def decide(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
+    def clock(self, arrived: int | None) -> int:
+        """Return the present time, to which an arrival is held: that of the machine for one that its sender states, also in a rehearsal."""
+        return self.settings.now() if arrived is None else now()
+
+    def decide(self, body: bytes, caller: Caller = LOOPBACK, arrived: int | None = None) -> "Decision":
         """Decide one event; a recorded decision is only for the caller it was made for."""
-        decision = self.decider.decide(body, caller=caller.name, waited=self.batcher.waited)
+        clock, waited = self.clock(arrived), self.batcher.waited
+        decision = self.decider.decide(body, arrived=arrived, clock=clock, caller=caller.name, waited=waited)
         return self._count(decision, caller, "/v1/decide")
 
-    def rank(self, body: bytes, caller: Caller = LOOPBACK) -> "Decision":
+    def rank(self, body: bytes, caller: Caller = LOOPBACK, arrived: int | None = None) -> "Decision":
         """Rank the candidates of one event; a recorded ranking is only for the caller it was made for."""
-        decision = self.decider.rank(body, caller=caller.name, waited=self.batcher.waited)
+        clock, waited = self.clock(arrived), self.batcher.waited
+        decision = self.decider.rank(body, arrived=arrived, clock=clock, caller=caller.name, waited=waited)
         return self._count(decision, caller, "/v1/rank")
 
     def _count(self, decision: "Decision", caller: Caller, path: str) -> "Decision":
@@ -124,6 +131,8 @@ class Worker(DecisionService):
         try:
             ready = self.ready()
             _log.info("%s decides with model %s; its state lies in %s", ready["use_case"], ready["model"], state)
+            if "rehearsal" in ready:
+                _log.info("this is a rehearsal, whose clock says %s", ready["rehearsal"])
         except Exception as error:
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], state)
         if self.name in self.settings.use_cases:  # where the process that scores shadows finds it
@@ -148,9 +157,10 @@ class Worker(DecisionService):
         return self.readiness()
 
     def readiness(self) -> dict[str, Any]:
-        """Return which model is active."""
+        """Return which model is active and, in a rehearsal, what its clock says."""
         model = self.decider.model
-        return {"status": "ready", "use_case": self.use_case.name, "model": model and model.version}
+        clock = {"rehearsal": iso(self.settings.now())} if self.settings.clock_offset else {}
+        return {"status": "ready", "use_case": self.use_case.name, "model": model and model.version} | clock
 
     def is_ready(self) -> bool:
         """Return whether it can decide, as far as is known."""

@@ -12,7 +12,8 @@ from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
-from ..auth import LOOPBACK, RECORDED, ROLES, Caller, caller_of, is_loopback, record
+from ..auth import LOOPBACK, RECORDED, Caller, caller_of, is_loopback, record, roles_with
+from ..errors import short
 from .problems import Problem
 from ..settings import Settings
 from ..store import Store
@@ -106,8 +107,8 @@ def _refuse_pages(head: RequestHead) -> None:
         raise Problem(403, reason, "sec-fetch-site", site.decode("latin-1"))
 
 # %% ../../nbs/14_serve/02_auth.ipynb #refusals
-def _roles_with(permission: str) -> str:
-    return " or ".join(role for role, permissions in ROLES.items() if permission in permissions)
+def _roles(permission: str) -> str:
+    return " or ".join(roles_with(permission))
 
 
 def _unauthenticated(reason: str, challenge: str) -> Problem:
@@ -163,7 +164,7 @@ class Authorizer:
         path = f"{scope['path']}?{query}" if query else scope["path"]
         record(self._store(), caller, scope["method"], path, caller.may(permission))
         if not caller.may(permission):
-            raise Problem(403, f"this takes the role {_roles_with(permission)}", "authorization", caller.role)
+            raise Problem(403, f"this takes the role {_roles(permission)}", "authorization", caller.role)
         return caller
 
     def authorize_repeat(self, caller: Caller, decided_for: str | None, path: str, event: str) -> None:
@@ -171,10 +172,19 @@ class Authorizer:
         if decided_for != caller.name:
             _check_repeat(self._store(), caller, path, event)
 
+    def authorize_arrival(self, caller: Caller, path: str, arrived: object) -> None:
+        """Let a caller say when an event or an outcome arrived; raises `Problem` unless they have the permission."""
+        if not caller.may("arrived"):
+            record(self._store(), caller, "POST", path, False)
+            reason = (
+                f"to say when something arrived takes the role {_roles('arrived')}; leave it out, and it arrives now"
+            )
+            raise Problem(403, reason, "arrived", short(arrived))
+
 # %% ../../nbs/14_serve/02_auth.ipynb #repeat
 def _check_repeat(store: Store, caller: Caller, path: str, event: str) -> None:
     allowed = caller.may("decisions")
     record(store, caller, "POST", f"{path}?id={quote(event, safe='')}", allowed)
     if not allowed:
-        reason = f"another caller asked for this decision; to read it takes the role {_roles_with('decisions')}"
+        reason = f"another caller asked for this decision; to read it takes the role {_roles('decisions')}"
         raise Problem(403, reason, "id", event)

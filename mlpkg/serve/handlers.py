@@ -11,7 +11,6 @@ __all__ = ['decide', 'rank_candidates', 'send_events', 'report_outcomes', 'get_e
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,11 +18,12 @@ import msgspec
 from ..errors import MlpkgError, StoreError
 from .problems import Problem
 from .requests import Request, Response, json_response
-from .writes import accept_body
-from ..store import Entry, Store, counts, decisions_of
+from .writes import accept_body, with_arrival
+from ..store import Entry, Receipt, Store, counts, decisions_of
 from ..times import iso
 
 if TYPE_CHECKING:
+    from mlpkg.decisions import Decision
     from mlpkg.serve.app import Application
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #lookup
@@ -35,7 +35,11 @@ def _named(known: Mapping[str, Any], kind: str, name: str) -> Any:
 # %% ../../nbs/14_serve/15_handlers.ipynb #writes-decide
 async def decide(app: "Application", request: Request) -> Response | None:
     """Decide an event, or a batch of them."""
-    return await accept_body(app, partial(app.decide, caller=request.caller), request)
+
+    def accept(body: bytes, arrived: int | None) -> "Decision":
+        return app.decide(body, request.caller, arrived)
+
+    return await accept_body(app, with_arrival(app, request, app.use_case.on, accept), request)
 
 
 async def rank_candidates(app: "Application", request: Request) -> Response | None:
@@ -43,19 +47,31 @@ async def rank_candidates(app: "Application", request: Request) -> Response | No
     if app.use_case.ranking is None:
         hint = "name the field that a candidate fills: UseCase(..., rank='...')"
         raise Problem(404, f"{app.use_case.name} does not rank; {hint}", "path", request.scope["path"])
-    return await accept_body(app, partial(app.rank, caller=request.caller), request, batches=False)
+
+    def accept(body: bytes, arrived: int | None) -> "Decision":
+        return app.rank(body, request.caller, arrived)
+
+    return await accept_body(app, with_arrival(app, request, app.use_case.on, accept), request, batches=False)
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #writes
 async def send_events(app: "Application", request: Request) -> Response | None:
     """Accept events of a source without a decision."""
     source = _named(app.sources, "source", request.parameters[0])
-    return await accept_body(app, lambda body: app.store.accept(source, body), request)
+
+    def accept(body: bytes, arrived: int | None) -> Receipt:
+        return app.store.accept(source, body, arrived=arrived, clock=app.clock(arrived))
+
+    return await accept_body(app, with_arrival(app, request, source, accept), request)
 
 
 async def report_outcomes(app: "Application", request: Request) -> Response | None:
     """Accept outcomes."""
     outcome = _named(app.outcomes, "outcome", request.parameters[0])
-    return await accept_body(app, lambda body: app.store.report(outcome, body), request)
+
+    def report(body: bytes, arrived: int | None) -> Receipt:
+        return app.store.report(outcome, body, arrived=arrived, clock=app.clock(arrived))
+
+    return await accept_body(app, with_arrival(app, request, outcome, report), request)
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #entry-of
 def _found(content: Any, missing: str, id: str) -> Response:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..auth import ROLES
+from ..auth import roles_with
 from ..store import Receipt
 
 if TYPE_CHECKING:
@@ -88,6 +88,19 @@ def page_of(name: str, item: Json) -> Json:
     """The schema of a page; `next` is the cursor of the next one."""
     return object_of(**{name: list_of(item), "next": {"type": ["string", "null"]}})
 
+# %% ../../nbs/14_serve/14_openapi.ipynb #arrived-schema
+_ARRIVED: Json = {
+    "type": ["string", "null"],
+    "format": "date-time",
+    "description": f"When it arrived, if not now. For the roles: {', '.join(roles_with('arrived'))}.",
+}
+
+
+def _with_arrival(schema: Json) -> Json:
+    """The schema of an object that may say when it arrived; a contract keeps a field of that name."""
+    schema["properties"].setdefault("arrived", _ARRIVED)
+    return schema
+
 # %% ../../nbs/14_serve/14_openapi.ipynb #contract-schemas
 def _contract_schemas(use_case: "UseCase") -> Json:
     """The contracts of sources and outcomes by name, and what they refer to."""
@@ -95,7 +108,7 @@ def _contract_schemas(use_case: "UseCase") -> Json:
     contracts |= {o.stream: (o.contract,) for o in use_case.outcomes.values()}
     schemas: Json = {}
     for name, forms in contracts.items():
-        of_forms = [form.model_json_schema(ref_template=_PREFIX + "{model}") for form in forms]
+        of_forms = [_with_arrival(form.model_json_schema(ref_template=_PREFIX + "{model}")) for form in forms]
         for schema in of_forms:
             schemas |= schema.pop("$defs", {})
         schemas[name] = of_forms[0] if len(of_forms) == 1 else {"anyOf": of_forms}
@@ -121,11 +134,12 @@ def _ranking_schemas(use_case: "UseCase") -> Json:
         del request["properties"][name]
     by_id = {name: request["properties"][name] for name in ("id", "candidates")}
     sent_before = {"type": "object", "required": ["id"], "properties": by_id, "additionalProperties": False}
-    return request.pop("$defs", {}) | {"Ranking": {"anyOf": [request, sent_before]}}
+    forms = [_with_arrival(form) for form in (request, sent_before)]
+    return request.pop("$defs", {}) | {"Ranking": {"anyOf": forms}}
 
 # %% ../../nbs/14_serve/14_openapi.ipynb #request-decision-schemas
 def _decision_request_schema(use_case: "UseCase") -> Json:
-    sent_before = object_of(id=TEXT) | {
+    sent_before = _with_arrival(object_of(id=TEXT)) | {
         "additionalProperties": False,
         "description": "The id of an event that was sent.",
     }
@@ -203,7 +217,7 @@ def _refusals(statuses: Iterable[int]) -> Json:
 # %% ../../nbs/14_serve/14_openapi.ipynb #entry
 def entry(operation: Operation, permission: str | None, is_probe: bool = False) -> Json:
     """The entry of an operation; without `permission`, any token will do."""
-    roles = ", ".join(role for role, permissions in ROLES.items() if permission in permissions)
+    roles = ", ".join(roles_with(permission))
     statuses = {*operation.refusals, *_ANY_OPERATION}
     statuses |= set() if is_probe else {401} | ({403} if permission else set())
     responses = {"200": {"description": operation.success, "content": operation.content}, **_refusals(statuses)}

@@ -20,7 +20,7 @@ from ..features import FeatureSet, evaluate
 from ..models import Model
 from .problems import Problem
 from ..store import Entry, Store, decisions_of
-from ..times import EARLIEST, LATEST, instant, iso, now
+from ..times import EARLIEST, LATEST, instant, iso
 
 _T = TypeVar("_T")
 
@@ -148,7 +148,7 @@ def read_features(model: Model, store: Store, query: bytes) -> dict[str, Any]:
     """
     entity, defined = Query(query).entity(), model.features
     codes = _entity_codes(entity, defined)
-    time, position = now(), store.last_position() + 1
+    time, position = store.settings.now(), store.last_position() + 1
 
     def read(stream: str, key: str, value: int, since: int, edges: object = None) -> Any:
         return store.timeline(stream, key, value, since)

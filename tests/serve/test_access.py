@@ -20,7 +20,9 @@ from serving import SCRIPTS, Packaged, Server, environment, free_port, mlpkg, pa
 import mlpkg as ml
 from mlpkg import auth
 from mlpkg.auth import PERMISSIONS, RECORDED, ROLES
+from mlpkg.examples.fraud.policy import fraud
 from mlpkg.settings import Settings
+from mlpkg.times import DAY, HOUR, MINUTE, iso, now
 
 EVENTS, FRAUD = "/v1/events/transactions", "/v1/outcomes/transactions.fraud"
 NEEDS = {  # every operation there is, but for the probes, and the permission that it takes
@@ -395,6 +397,116 @@ def test_a_secret_is_kept_nowhere(office: Office):
 def test_secrets_are_compared_in_constant_time():
     assert "hmac.compare_digest(" in inspect.getsource(auth.caller_of)
     assert "==" not in inspect.getsource(auth.caller_of).replace('kind == "mlpkg"', "")
+
+
+# History
+
+
+DAYS_AGO = now() - 10 * DAY
+PAST = {"time": iso(DAYS_AGO), "arrived": iso(DAYS_AGO + MINUTE)}  # when it happened, and when it came
+
+
+def lines(office: Office, role: str, path: str, *bodies: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answers to a batch."""
+    headers = {"authorization": f"Bearer {office.tokens[role]}", "content-type": "application/x-ndjson"}
+    content = "\n".join(map(json.dumps, bodies))
+    return [
+        json.loads(line)
+        for line in WEB.post(office.address + path, content=content, headers=headers).text.split("\n")
+        if line
+    ]
+
+
+def test_an_operator_says_when_something_arrived(office: Office):
+    """A decision, an event and outcomes, alone and in a batch; each is in the log with this arrival, and a decision is verified."""
+    decided = office.ask("POST", "/v1/decide", office.tokens["operator"], payment("old-1", **PAST))
+    assert (decided.status_code, decided.json()["caller"]) == (200, "the operator"), decided.text
+    assert office.status("POST", EVENTS, office.tokens["operator"], payment("old-2", **PAST)) == 200
+    answers = lines(
+        office, "operator", "/v1/decide", payment("old-3", **PAST), payment("old-4"), payment("old-5", **PAST)
+    )
+    assert [answer["event"] for answer in answers] == ["old-3", "old-4", "old-5"]
+    truth = {"id": "old-1", "fraud": True, "arrived": iso(DAYS_AGO + DAY)}
+    assert office.status("POST", FRAUD, office.tokens["operator"], truth) == 200
+    correction = {"id": "old-1", "fraud": False, "corrects": True, "arrived": iso(DAYS_AGO + 2 * DAY)}
+    assert lines(office, "operator", FRAUD, correction)[0]["new"]
+
+    arrivals = {e.id: e.arrived for e in office.store.read(streams=["transactions"]) if e.id.startswith("old-")}
+    assert {id for id, arrived in arrivals.items() if arrived == DAYS_AGO + MINUTE} == {
+        "old-1",
+        "old-2",
+        "old-3",
+        "old-5",
+    }
+    assert now() - arrivals["old-4"] < HOUR, "a line that does not say when it arrived arrives now"
+    reports = [e.arrived for e in office.store.read(streams=["transactions.fraud"]) if e.id.startswith("old-1")]
+    assert reports == [DAYS_AGO + DAY, DAYS_AGO + 2 * DAY]
+    recorded = office.store.entry("decisions.fraud", "old-3")
+    assert recorded.arrived == DAYS_AGO + MINUTE and recorded.time == DAYS_AGO
+    result = ml.decisions.verify(fraud, office.store)
+    assert (result.mismatches, result.differences) == (0, []) and result.decisions >= 4
+    again = office.ask("POST", "/v1/decide", office.tokens["operator"], payment("old-1", time=PAST["time"]))
+    assert again.content == decided.content, "an arrival is no part of what an id stands for"
+
+
+@pytest.mark.parametrize(
+    ("role", "path"), [("application", "/v1/decide"), ("application", EVENTS), ("reporter", FRAUD)]
+)
+def test_nobody_else_says_when_something_arrived(office: Office, role: str, path: str):
+    body = payment("late-1", **PAST) if path != FRAUD else {"id": "late-1", "fraud": True, "arrived": PAST["arrived"]}
+    size = office.store.last_position()
+    answer = office.ask("POST", path, office.tokens[role], body).json()
+    assert (answer["status"], answer["field"], answer["value"]) == (403, "arrived", PAST["arrived"])
+    assert "the role operator" in answer["reason"] and "leave it out" in answer["reason"]
+    (entry,) = office.log()[:1]
+    assert (entry["name"], entry["path"], entry["allowed"]) == (f"the {role}", path, False)
+    (answer,) = lines(office, role, path, body)
+    assert (answer["status"], answer["field"], answer["line"]) == (403, "arrived", 1)
+    assert office.store.last_position() == size and office.store.entry("transactions", "late-1") is None
+
+
+AHEAD = iso(now() + DAY)
+
+
+@pytest.mark.parametrize(
+    ("arrived", "status", "field", "value", "reason"),
+    [
+        (
+            iso(DAYS_AGO - HOUR),
+            422,
+            "Transaction.time",
+            PAST["time"],
+            f"5m after the event arrived, at {iso(DAYS_AGO - HOUR)}",
+        ),
+        (iso(DAYS_AGO + 5 * DAY), 422, "Transaction.time", PAST["time"], "before the event arrived, at"),
+        (AHEAD, 422, "Transaction.arrived", AHEAD, "5m ahead of the clock of this machine"),
+        ("2018-07-25T10:00:00", 422, "Transaction.arrived", "2018-07-25T10:00:00", "has no time zone"),
+        ("1969-07-25T10:00:00Z", 422, "Transaction.arrived", "1969-07-25T10:00:00Z", "is outside 1970–2200"),
+        (1522663200, 422, "Transaction.arrived", "1522663200", "is a number, not a time"),
+        ("soon", 422, "Transaction.arrived", "soon", "is not a time"),
+    ],
+)
+def test_an_arrival_that_the_log_does_not_take_is_named(
+    office: Office, arrived: Any, status: int, field: str, value: str, reason: str
+):
+    dead = len(office.store.dead_letters())
+    for path in ("/v1/decide", EVENTS):
+        body = payment("odd", time=PAST["time"], arrived=arrived)
+        answer = office.ask("POST", path, office.tokens["operator"], body).json()
+        assert (answer["status"], answer["field"], answer["value"], answer["event"]) == (status, field, value, "odd")
+        assert reason in answer["reason"], answer
+    assert len(office.store.dead_letters()) == dead + 2 and office.store.entry("transactions", "odd") is None
+
+
+def test_an_outcome_cannot_have_arrived_in_the_future(office: Office):
+    answer = office.ask(
+        "POST", FRAUD, office.tokens["operator"], {"id": "old-9", "fraud": True, "arrived": AHEAD}
+    ).json()
+    assert (answer["status"], answer["field"], answer["event"]) == (422, "transactions.fraud.arrived", "old-9")
+    twice = f'{{"id": "old-9", "fraud": true, "arrived": "{AHEAD}", "arrived": "{AHEAD}"}}'.encode()
+    headers = {"authorization": f"Bearer {office.tokens['operator']}", "content-type": "application/json"}
+    answer = WEB.post(office.address + FRAUD, content=twice, headers=headers).json()
+    assert answer["field"] == "Fraud.arrived" and "given twice" in answer["reason"]
 
 
 def test_nothing_unexpected_happened_inside(office: Office):

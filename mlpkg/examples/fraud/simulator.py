@@ -18,7 +18,7 @@ import pyarrow as pa
 from scipy.spatial import KDTree
 
 from ...errors import MlpkgError
-from ...lab.checked_rows import keys_in, split_line
+from ...schema.arrival import keys_in, split_line
 from ...lab.files import Chunk, File, Unreadable
 from ...times import SECOND, instant
 

@@ -16,7 +16,6 @@ from ...models import shadowing
 from .follower import Follower
 from ...settings import Settings
 from ...store import Store, decisions_of, scores_of
-from ...times import now
 from ...untrusted import logger
 
 _log = logger("mlpkg")
@@ -35,7 +34,7 @@ def follower_lag(use_case: str, store: Store) -> tuple[int, float]:
         return 0, 0.0
     after = max(store.consumer_offset(scores_of(use_case)), min(span.since for span in spans))
     first = next(store.read(after, streams=[decisions_of(use_case)]), None)
-    return len(spans), max(0.0, (now() - first.arrived) / 1e6) if first else 0.0
+    return len(spans), max(0.0, (store.settings.now() - first.arrived) / 1e6) if first else 0.0
 
 # %% ../../../nbs/08_rollout/01_shadow/05_process.ipynb #lock
 @contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from ..records import DerivedEntry
 from .contracts import Contracts
 from .session import Part, Session, with_store_errors
-from ...times import now
 
 # %% ../../../nbs/05_store/05_sqlite/28_consumers.ipynb #consumers
 class SqliteConsumers(Part):
@@ -29,7 +28,7 @@ class SqliteConsumers(Part):
 
     def append_derived(self, stream: str, entries: Iterable[DerivedEntry], *, reader: str, until: int) -> None:
         """Append what a consumer derived, and its new offset, as one transaction."""
-        when = now()
+        when = self.session.settings.now()
         with self.session.transaction():
             number = self._contracts.number(stream)
             self.db.executemany(
