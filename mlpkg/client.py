@@ -304,15 +304,8 @@ class Client(_Blocking):
     def rank(self, event: Mapping[str, Any], candidates: Iterable[Any] | None = None) -> Decision:
         """The decision on an event, with its candidates in order as `alternatives`. Without candidates, the service finds them.
 
-        The same event with the same candidates gets the same answer.
-
-        Raises
-        ------
-        Refused
-            If the event or a candidate breaks the contract (422), its id was used for other content or other candidates (409), or
-            the service does not rank (404).
-        Unavailable
-            If no attempt got an answer.
+        The same event with the same candidates gets the same answer. It raises as `decide` does, and `Refused` if the id was used
+        for other candidates (409), or the service does not rank (404).
         """
         return _finished(self._one("/v1/rank", _with(event, candidates), Decision))
 
@@ -331,10 +324,7 @@ class Client(_Blocking):
     def report(
         self, outcome: str, id: str, truth: Any, *, corrects: bool = False, arrived: datetime | str | None = None
     ) -> Receipt:
-        """Report the outcome of the event with this id. With `corrects`, it replaces the earlier report.
-
-        An operator may say when the report arrived; by default it arrives now.
-        """
+        """Report the outcome of the event with this id; with `corrects`, it replaces an earlier one. An operator may state `arrived`."""
         return _finished(self._one(_path("outcomes", outcome), _report(outcome, id, truth, corrects, arrived), Receipt))
 
     def report_many(self, outcome: str, reports: Iterable[Mapping[str, Any]]) -> list[Receipt | Refused]:

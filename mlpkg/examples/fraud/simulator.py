@@ -18,8 +18,8 @@ import pyarrow as pa
 from scipy.spatial import KDTree
 
 from ...errors import MlpkgError
-from ...schema.arrival import keys_in, split_line
 from ...lab.files import Chunk, File, Unreadable
+from ...schema.arrival import keys_in, split_line
 from ...times import SECOND, instant
 
 # %% ../../../nbs/18_examples/fraud/07_simulator.ipynb #plane
