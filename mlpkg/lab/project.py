@@ -35,9 +35,12 @@ from ..untrusted import printable
 def check_project_name(name: str) -> None:
     """Raise `MlpkgError` if a package cannot have this name, or if one has it already."""
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        suggestion = field_name(name)
-        hint = "it begins with a letter and has lower case letters, digits and _"
-        raise MlpkgError(f"{name!r} cannot be the name of a package: {hint}", f"for example: mlpkg new {suggestion}")
+        why = (
+            "is a word of Python"
+            if keyword.iskeyword(name)
+            else "has to be lower case letters, digits and _, a letter first"
+        )
+        raise MlpkgError(f"the name {name!r} {why}", f"for example: mlpkg new {field_name(name).rstrip('_')}_app")
     if name in ("tests", "nbs", "services", "state", "build", "data") or importlib.util.find_spec(name) is not None:
         raise MlpkgError(
             f"there is a package {name!r} already, and Python would import the wrong one", "choose another name"
@@ -55,7 +58,7 @@ def comment(text: object) -> str:
 
 def _environment() -> jinja2.Environment:
     """What renders the templates; a name that is not defined is an error."""
-    environment = jinja2.Environment(  # noqa: S701  no HTML is rendered
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -125,7 +128,7 @@ class _Target:
     code: str
     kind: str
     default: str | None
-    words: tuple[str, str]
+    words: tuple[Any, Any]
     share: float
     threshold: float
     reason: str
@@ -168,7 +171,7 @@ def _converted(field: ProposedField, rows: RawRows) -> pd.Series:
     cells = pd.Series(eval(field.code, {"__builtins__": {}}, {"rows": rows, "lab": lab}))  # propose wrote this code
     if field.kind == "truth":
         return cells.map({"true": True, "false": False})
-    return pd.to_numeric(cells, errors="coerce") if field.kind in ("int", "number") else cells
+    return pd.Series(pd.to_numeric(cells, errors="coerce")) if field.kind in ("int", "number") else cells
 
 
 def _class_name(source: str) -> str:
@@ -276,9 +279,10 @@ def _reading(proposal: Proposal) -> str:
 def _times(proposal: Proposal) -> dict[str, Any]:
     """Days, windows and the stretch that the demo decides: the last twentieth."""
     first, last = pd.Timestamp(proposal.first), pd.Timestamp(proposal.last)
-    days = max(1, int(np.ceil((last - first) / pd.Timedelta(days=1))))
+    span: Any = last - first
+    days = max(1, int(np.ceil(span / pd.Timedelta(days=1))))
     windows = _windows(days)
-    live = (last - (last - first) / 20).floor("h" if days > 2 else "min")
+    live: Any = (last - span / 20).floor("h" if days > 2 else "min")
     retention = max(30, int(windows[-1][:-1]) * 2)
     return {
         "start": f"{first.floor('h'):%Y-%m-%d %H:%M}",
