@@ -7,7 +7,8 @@ __all__ = ['Instant', 'as_json', 'main', 'opened', 'progress', 'say', 'show', 'u
 
 # %% ../../nbs/16_cli/00_init.ipynb #public
 from .main import main
-from .shared import Instant, as_json, opened, progress, say, show, use_case_argument
+from .shared import Instant, as_json, opened, say, show, use_case_argument
+from ..progress import progress
 
 # %% ../../nbs/16_cli/00_init.ipynb #all
 _all_ = ["Instant", "as_json", "main", "opened", "progress", "say", "show", "use_case_argument"]

@@ -10,9 +10,10 @@ import click
 
 from .. import catalog as _catalog
 from .. import models as _models
-from .shared import as_json, opened, progress, say, show, use_case_argument, user_name
+from .shared import as_json, opened, say, show, use_case_argument, user_name
 from ..errors import MlpkgError
 from ..models import registry as _registry
+from ..progress import progress
 from ..rollout import shadow as _shadow
 from ..times import iso
 
@@ -105,7 +106,7 @@ def follow_command(use_case: str) -> None:
         if lock is None:
             raise MlpkgError(f"another process follows {case.name!r} already")
         follower = _shadow.Follower(case, store)
-        with progress("following") as bar:
+        with progress("follow", unit="decisions") as bar:
             while n := follower.step():
                 bar.update(n)
     show("nothing is left to score")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from .shared import as_json, opened, progress, say, show, use_case_argument
+from .shared import as_json, opened, say, show, use_case_argument
+from ..progress import progress
 from ..settings import Settings
 from ..store.sqlite import backup as _backup
 from ..times import iso
@@ -21,8 +22,9 @@ from ..times import iso
 @as_json
 def backup_command(folder: Path, as_json: bool) -> None:
     """Copy the store, its models and the key of its pseudonyms, as of one moment, while it is running."""
-    with progress("copying") as bar:
-        made = _backup.backup(Settings.load(), folder.absolute(), bar.update)
+    settings = Settings.load()
+    with progress("backup", _backup.state_size(settings.state), "bytes") as bar:
+        made = _backup.backup(settings, folder.absolute(), bar.update)
     if as_json:
         return say(made)
     show(f"{len(made.files)} files, up to position {made.position} of the log, are in {folder}")
@@ -35,7 +37,7 @@ def backup_command(folder: Path, as_json: bool) -> None:
 def restore_command(folder: Path, replace: bool, as_json: bool) -> None:
     """Put the backup in FOLDER in the place of the store that the settings name, after checking it."""
     settings = Settings.load()
-    with progress("restoring") as bar:
+    with progress("restore", _backup.state_size(folder), "bytes") as bar:
         made = _backup.restore(settings, folder.absolute(), replace=replace, progress=bar.update)
     if as_json:
         return say(made)

@@ -13,7 +13,8 @@ import click
 import msgspec
 
 from .. import decisions as _decisions
-from .shared import Instant, as_json, opened, progress, say, show, use_case_argument
+from .shared import Instant, as_json, opened, say, show, use_case_argument
+from ..progress import progress
 from ..rollout import shadow as _shadow
 
 # %% ../../nbs/16_cli/04_verify.ipynb #verify
@@ -23,9 +24,10 @@ from ..rollout import shadow as _shadow
 def verify_command(use_case: str, as_json: bool) -> None:
     """Recompute every recorded decision from the log alone; exit 1 where features or score differ by a bit."""
     case, store = opened(use_case)
-    with progress("verifying") as bar:
+    with progress("verify", len(store.decided(case.name)[0]), "decisions") as bar:
         result = _decisions.verify(case, store, bar.update)
-    shadows = _shadow.verify_scores(case, store)
+    with progress("verify shadows", unit=""):
+        shadows = _shadow.verify_scores(case, store)
     if as_json:
         say(msgspec.to_builtins(result) | {"shadows": shadows})
     else:
@@ -50,7 +52,7 @@ def verify_command(use_case: str, as_json: bool) -> None:
 def replay_command(use_case: str, start: int, end: int, into: Path, model: str | None, as_json: bool) -> None:
     """Send a stretch of the log through the decision path into a fresh store."""
     case, store = opened(use_case)
-    with progress("replaying") as bar:
+    with progress("replay", store.last_position() - len(store.decided(case.name)[0]), "entries") as bar:
         done = _decisions.replay(case, store, start, end, into.resolve(), model=model, progress=bar.update)
     if as_json:
         return say(done)

@@ -6,10 +6,7 @@
 __all__ = ['ingest_command', 'simulate_command', 'export_command', 'training_set_command', 'train_command', 'report_command']
 
 # %% ../../nbs/17_lab/40_cli.ipynb #imports
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +27,6 @@ def _write_frame(frame: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.attrs.clear()
     writers[path.suffix](path, index=False)
-
-# %% ../../nbs/17_lab/40_cli.ipynb #counted
-_EVERY = 3.0  # seconds
-
-
-@contextmanager
-def _rows_read() -> Iterator[Callable[[int], object]]:
-    """A function that is given the number of rows of each batch, and shows the progress."""
-    with progress("ingesting") as bar:
-        began = shown = time.monotonic()
-        rows = 0
-
-        def count(more: int) -> None:
-            nonlocal rows, shown
-            rows += more
-            bar.update(more)
-            now = time.monotonic()
-            if bar.disable and now - shown >= _EVERY:
-                shown = now
-                show(f"ingesting: {rows:,} rows so far, {rows / (now - began):,.0f} a second", err=True)
-
-        yield count
 
 # %% ../../nbs/17_lab/40_cli.ipynb #limit
 class _RowLimit(click.ParamType):
@@ -92,11 +67,12 @@ def ingest_command(
     reader of its own. A column `arrived` says when an event arrived, if not at its time; one named like an outcome, what was
     reported later. Where nothing is taken, it fails.
     """
+    from mlpkg.lab.files import count_rows
     from mlpkg.lab.ingest import ingest_file
 
     case, store = opened(use_case, create=True)
-    with _rows_read() as count:
-        done = ingest_file(case, file, store, count, source=source, max_rejected=max_rejected)
+    with progress("ingest", count_rows(file)) as bar:
+        done = ingest_file(case, file, store, bar.update, source=source, max_rejected=max_rejected)
     if as_json:
         say(done)
     else:
@@ -156,8 +132,9 @@ def simulate_command(use_case: str, out: Path, parameters: tuple[tuple[str, str]
     simulator = lab_of(use_case, "simulate", Settings.load())
     if simulator is None:
         raise MlpkgError(f"{use_case!r} has no simulator", "write a function simulate() beside the use case")
-    frame = simulator(**_simulator_arguments(simulator, parameters))
-    _write_frame(frame, out)
+    with progress("simulate", unit=""):
+        frame = simulator(**_simulator_arguments(simulator, parameters))
+        _write_frame(frame, out)
     show(f"{len(frame)} events written to {out}")
 
 # %% ../../nbs/17_lab/40_cli.ipynb #export
@@ -172,7 +149,7 @@ def export_command(use_case: str, as_json: bool) -> None:
     store.register(case.name, case.features)
     archive = Archive(store.settings.state)
     outcomes = [outcome for source in case.sources.values() for outcome in source.outcomes.values()]
-    with progress("exporting") as bar:
+    with progress("export", store.last_position() - archive.reaches, "entries") as bar:
         new = archive.export(store, list(case.sources.values()), outcomes, [case.name], bar.update)
     if as_json:
         return say({"folder": str(archive.folder), "new": new})
@@ -234,20 +211,20 @@ def _stream_rows(features: FeatureSet, start: int, end: int, into: Path, options
     """Write a training set to a folder; how many rows it has."""
     from mlpkg.lab.streaming import stream_training_set
 
-    show_progress = sys.stderr.isatty()
-    return stream_training_set(features, start, end, into=into, progress=show_progress, **options).count_rows()
+    return stream_training_set(features, start, end, into=into, **options).count_rows()
 
 
 def _write_rows(features: FeatureSet, start: int, end: int, out: Path, options: Mapping[str, Any]) -> int:
     """Write a training set to a file; how many rows it has."""
     from mlpkg.lab.training import training_set
 
-    frame = training_set(features, start, end, **options)
-    if not len(frame):
-        span, use_case = f"from {iso(start)} to {iso(end)}", options["use_case"].name
-        hint = f"name other days, or ingest some: mlpkg ingest {use_case} FILE"
-        raise MlpkgError(f"there is nothing of {features.on.name!r} {span}", hint)
-    _write_frame(frame, out)
+    with progress("training-set", unit=""):
+        frame = training_set(features, start, end, **options)
+        if not len(frame):
+            span, use_case = f"from {iso(start)} to {iso(end)}", options["use_case"].name
+            hint = f"name other days, or ingest some: mlpkg ingest {use_case} FILE"
+            raise MlpkgError(f"there is nothing of {features.on.name!r} {span}", hint)
+        _write_frame(frame, out)
     return len(frame)
 
 # %% ../../nbs/17_lab/40_cli.ipynb #train
@@ -290,5 +267,6 @@ def report_command(use_case: str, since: int, as_json: bool) -> None:
 
     case, store = opened(use_case)
     store.register(case.name, case.features)
-    data = make(case, store, since)
+    with progress("report", unit=""):
+        data = make(case, store, since)
     say(data) if as_json else show(*report_text(data).split("\n"))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MlpkgError
+from ..progress import ProgressBar, progress
 from ..settings import Settings
 
 # %% ../../nbs/17_lab/19_notebook_run.ipynb #environment
@@ -82,6 +83,20 @@ def _exit_words(status: int | None, executed: Path) -> str:
         return f"{where}{'' if status is None else f', by itself, with status {status}'}"
     return f"{where}, killed by {signal.Signals(-status).name}"
 
+# %% ../../nbs/17_lab/19_notebook_run.ipynb #counting
+def _engine_with(bar: ProgressBar) -> str:
+    """The name of an engine of papermill that counts the cells of a notebook on a bar."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class CountingEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+            bar.total, nb_man.pbar = len(nb_man.nb.cells), bar
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+    papermill_engines.register("mlpkg", CountingEngine)
+    return "mlpkg"
+
 # %% ../../nbs/17_lab/19_notebook_run.ipynb #run
 def run_notebook(
     notebook: Path,
@@ -105,21 +120,22 @@ def run_notebook(
         from papermill.exceptions import PapermillExecutionError
 
     exit_statuses: list[int] = []
-    bar: Any = {"disable": None, "desc": "training", "leave": False}
     logging.getLogger("papermill").setLevel(logging.INFO if log_output else logging.CRITICAL)
     try:
         variables = {**variables, "MLPKG_STATE": str(settings.state), "MLPKG_ENV": settings.env}
-        with _environment({**variables, "JUPYTER_PATH": jupyter_path(settings)}):
+        variables["JUPYTER_PATH"] = jupyter_path(settings)
+        with _environment(variables), progress("train", unit="cells") as bar:
             papermill.execute_notebook(
                 str(notebook),
                 str(executed),
                 dict(parameters),
+                engine_name=_engine_with(bar),
                 kernel_name="python3",
                 kernel_manager_class=_manager_that_notes(exit_statuses),
                 language="python",
                 extra_arguments=["--log-level=ERROR"],
                 cwd=str(settings.root),
-                progress_bar=bar,
+                progress_bar=False,
                 log_output=log_output,
             )
     except PapermillExecutionError as error:

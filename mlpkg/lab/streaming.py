@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ..decisions import UseCase
 from ..engine.columns import Column
@@ -40,6 +39,8 @@ from mlpkg.lab.log_tables import (
 )
 from .spill import IdFile, LazyIds, Spill, bucket_of
 from .training import Plan, RowOrder, as_frame, key_fields, make_plan, seen_of
+from ..progress import ProgressBar
+from ..progress import progress as show_progress
 from ..schema import Feedback, Group, Key, Outcome, Source
 from ..store import Store, decisions_of
 from ..times import DAY, LATEST, instant, iso
@@ -282,9 +283,9 @@ class _Stream:
         """The times that are read."""
         return {"since": self.plan.since, "before": self.plan.last}
 
-    def bar(self, title: str, total: int) -> tqdm:
+    def bar(self, title: str, total: int) -> ProgressBar:
         """A progress bar."""
-        return tqdm(desc=title, total=total, unit=" rows", unit_scale=True, disable=not self.progress, leave=False)
+        return show_progress(f"training-set: {title}", total, disable=not self.progress)
 
 # %% ../../nbs/17_lab/17_streaming.ipynb #open
 def _open_stream(
