@@ -31,18 +31,25 @@ from ..errors import MlpkgError
 @click.option("--outcome", metavar="COLUMN", help="The column of the outcome, which the model learns to tell.")
 @click.option("--tz", metavar="ZONE", help="The zone of times that name none, such as Europe/Berlin.")
 @click.option("--format", metavar="FORMAT", help="How times are written, such as %d/%m/%Y.")
+@click.option("--every", metavar="DURATION", help="For a file without times: from row to row, such as 1h.")
+@click.option("--start", metavar="TIME", help="For a file without times: that of the first row.")
 @click.option("--into", type=click.Path(path_type=Path), metavar="FOLDER", help="Another folder than ./NAME.")
 @click.option("--bare", is_flag=True, help="Write one module and settings.ini only.")
 def new_command(name: str, file: Path | None, into: Path | None, bare: bool, **columns: str | None) -> None:
     """Make the project NAME: notebooks, the package that they export, tests, and a demo that works."""
     from mlpkg.lab.project import check_project_name, new_project
     from mlpkg.lab.proposal import propose
+    from mlpkg.lab.roles import Question
 
     check_project_name(name)
     known: dict[str, Any] = {option: value for option, value in columns.items() if value is not None}
     if file is None and known:
         raise MlpkgError(f"--{next(iter(known))} is about a file, and none is named", "name one: --from FILE")
-    made = new_project(name, propose(file, **known) if file else None, into=into, bare=bare)
+    try:
+        proposal = propose(file, **known) if file else None
+    except Question as question:
+        raise question.as_options() from None
+    made = new_project(name, proposal, into=into, bare=bare)
     show(f"{made.folder} has {len(made.files)} files; it decides {made.source}")
     show(*(f"  {note}" for note in made.notes))
     show(f"go on with: cd {made.folder} && {'mlpkg check' if bare else 'make test demo'}")

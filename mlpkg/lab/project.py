@@ -121,13 +121,13 @@ def _rounded(shares: pd.Series) -> list[float]:
 # %% ../../nbs/17_lab/60_project.ipynb #outcome
 @dataclass(frozen=True)
 class _Target:
-    """The outcome as the templates need it; a truth that is not reported in time counts as false."""
+    """The outcome as the templates need it; `default` is the code of what counts if nothing is reported."""
 
     name: str
     annotation: str
     code: str
     kind: str
-    default: str | None
+    default: str
     words: tuple[Any, Any]
     share: float
     threshold: float
@@ -135,10 +135,16 @@ class _Target:
     scale: float
 
 
-def _target(field: ProposedField, values: pd.Series) -> _Target:
+def _target(field: ProposedField, values: pd.Series, default: str) -> _Target:
     """The outcome of a file, of which `values` are known."""
     known = values.dropna()
-    common = {"name": field.name, "annotation": field.annotation, "code": field.code, "kind": field.kind}
+    common = {
+        "name": field.name,
+        "annotation": field.annotation,
+        "code": field.code,
+        "kind": field.kind,
+        "default": default,
+    }
     if field.kind in ("int", "number"):
         threshold = float(known.quantile(0.8))
         reason = f"one in five is larger: {threshold:.4g}"
@@ -151,17 +157,7 @@ def _target(field: ProposedField, values: pd.Series) -> _Target:
     share = float((known == words[0]).mean())
     threshold = min(0.5, round(2 * share, 3))
     reason = "more likely than not" if threshold == 0.5 else "twice the usual share"
-    default = "False" if field.kind == "truth" else None
-    return _Target(**common, default=default, words=words, share=share, threshold=threshold, reason=reason, scale=1.0)
-
-# %% ../../nbs/17_lab/60_project.ipynb #windows
-_WINDOWS = (1, 7, 30, 90)  # days
-
-
-def _windows(days: float) -> list[str]:
-    """Three windows at most, each no longer than a third of the span."""
-    fitting = [f"{window}d" for window in _WINDOWS if window <= max(1.0, days / 3)]
-    return fitting[-3:]
+    return _Target(**common, words=words, share=share, threshold=threshold, reason=reason, scale=1.0)
 
 # %% ../../nbs/17_lab/60_project.ipynb #context
 def _converted(field: ProposedField, rows: RawRows) -> pd.Series:
@@ -170,7 +166,7 @@ def _converted(field: ProposedField, rows: RawRows) -> pd.Series:
 
     cells = pd.Series(eval(field.code, {"__builtins__": {}}, {"rows": rows, "lab": lab}))  # propose wrote this code
     if field.kind == "truth":
-        return cells.map({"true": True, "false": False})
+        return cells.map({"true": True, "false": False, True: True, False: False})
     return pd.Series(pd.to_numeric(cells, errors="coerce")) if field.kind in ("int", "number") else cells
 
 
@@ -188,15 +184,19 @@ def _imports(*annotations: str) -> str:
     return "\n\n".join([*lines, *(["from pydantic import Field"] if "Field(" in text else [])])
 
 # %% ../../nbs/17_lab/60_project.ipynb #plan-of-features
-def _features_of(proposal: Proposal, shapes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the first features are made of."""
-    readable = [f for f in proposal.fields if f.name not in proposal.keys and "entities" not in shapes[f.name]]
-    numbers = [f.name for f in readable if f.kind in ("int", "number")][:3]
-    reserved = ("name", "on", "self")
+_RESERVED = ("name", "on", "self")  # arguments of a feature set
+
+
+def _features_of(proposal: Proposal) -> dict[str, Any]:
+    """What the first features are made of, with the names that they have in the feature set."""
+
+    def named(fields: Sequence[str]) -> list[dict[str, str]]:
+        return [{"name": field, "group": f"{field}_" if field in _RESERVED else field} for field in fields]
+
     return {
-        "keys": [{"name": key, "group": f"{key}_" if key in reserved else key} for key in proposal.keys],
-        "numbers": numbers,
-        "plain": [{"name": f.name, "group": f"{f.name}_" if f.name in reserved else f.name} for f in readable],
+        "keys": named(proposal.keys),
+        "numbers": proposal.numbers,
+        "plain": named(proposal.features),
         "subject": next(iter(proposal.keys), None),
     }
 
@@ -226,7 +226,7 @@ def _context(name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool) -
         )
         for field in proposal.fields
     }
-    outcome = _target(proposal.outcome, _converted(proposal.outcome, rows))
+    outcome = _target(proposal.outcome, _converted(proposal.outcome, rows), proposal.outcome_default)
     source = _source_name(proposal, name)
     return {
         "name": name,
@@ -241,8 +241,12 @@ def _context(name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool) -
         "id_code": proposal.id_code,
         "time_code": proposal.time_code,
         "reading": _reading(proposal),
-        "notes": [],
-        **_features_of(proposal, shapes),
+        "notes": proposal.notes if is_mapped else (),
+        "windows": json.dumps(proposal.windows),
+        "longest": proposal.windows[-1],
+        "retention": proposal.retention,
+        "matures_after": proposal.matures_after,
+        **_features_of(proposal),
         **_times(proposal),
         **_words(outcome),
     } | {"example": _example_of(shapes, f"{pd.Timestamp(proposal.last):%Y-%m-%dT%H:%M:%SZ}")}
@@ -277,20 +281,14 @@ def _reading(proposal: Proposal) -> str:
 
 
 def _times(proposal: Proposal) -> dict[str, Any]:
-    """Days, windows and the stretch that the demo decides: the last twentieth."""
+    """The span of the file, and the stretch that the demo decides: its last twentieth."""
     first, last = pd.Timestamp(proposal.first), pd.Timestamp(proposal.last)
     span: Any = last - first
     days = max(1, int(np.ceil(span / pd.Timedelta(days=1))))
-    windows = _windows(days)
     live: Any = (last - span / 20).floor("h" if days > 2 else "min")
-    retention = max(30, int(windows[-1][:-1]) * 2)
     return {
         "start": f"{first.floor('h'):%Y-%m-%d %H:%M}",
         "days": days,
-        "windows": json.dumps(windows),
-        "longest": windows[-1],
-        "retention": f"{retention}d",
-        "matures_after": windows[min(1, len(windows) - 1)],
         "first_day": f"{first:%Y-%m-%d}",
         "last_day": f"{last + pd.Timedelta(days=1):%Y-%m-%d}",
         "live_from": f"{live:%Y-%m-%dT%H:%M:%SZ}",
