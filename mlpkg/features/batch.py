@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,20 +100,24 @@ class _GroupRun:
         return AsOf(entity, timeline.time, seen, timeline.position, present)
 
 # %% ../../nbs/04_features/07_batch.ipynb #event-order
+_SHARE = 2**14  # events that a thread gathers at least; to hand over fewer takes longer than to gather them
+
+
 def _in_event_order(bits: list[Array], order: Array, pool: ThreadPoolExecutor, threads: int) -> list[Array]:
     """The columns, ordered by entity, in the order of the events."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     spare = np.empty_like(place)
+    threads = min(threads, 1 + len(place) // _SHARE)
     shares = [slice(len(place) * i // threads, len(place) * (i + 1) // threads) for i in range(threads)]
+    run = pool.map if threads > 1 else map
 
     def gather(source: Array, target: Array, share: slice) -> None:
         source.take(place[share], out=target[share], mode="clip")
 
     out = []
     for column in bits:
-        for future in [pool.submit(gather, column, spare, share) for share in shares]:
-            future.result()
+        list(run(partial(gather, column, spare), shares))
         out.append(spare)
         spare = column
     return out

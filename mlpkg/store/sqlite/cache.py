@@ -8,6 +8,7 @@ __all__ = ['stored_source', 'StoredTimelines', 'Cache']
 # %% ../../../nbs/05_store/05_sqlite/15_cache.ipynb #imports
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from ...errors import MlpkgError
@@ -18,8 +19,12 @@ from .timelines import Timelines
 # %% ../../../nbs/05_store/05_sqlite/15_cache.ipynb #source
 def stored_source(db: Any, name: str) -> Source:
     """Return a source as its contract in the file says."""
-    row = db.execute("select spec from source where name=?", (name,)).fetchone()
-    return source_of(json.loads(row[0]))
+    return _source_of(*db.execute("select spec from source where name=?", (name,)).fetchone())
+
+
+@lru_cache(maxsize=64)
+def _source_of(contract: str) -> Source:
+    return source_of(json.loads(contract))
 
 # %% ../../../nbs/05_store/05_sqlite/15_cache.ipynb #stored
 class StoredTimelines(Timelines):
