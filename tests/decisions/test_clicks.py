@@ -288,7 +288,7 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Two weeks of simulated clicks; and, where they are, some of the real sessions of a week."""
     if request.param == "real" and not REAL.is_file():
         pytest.skip(f"the real clicks are not here: {os.path.relpath(REAL, ROOT)}")
-    raw = shop.read(REAL, every=16 if LONG else 41) if request.param == "real" else shop.simulate(700 if LONG else 320)
+    raw = shop.read(REAL, every=16 if LONG else 47) if request.param == "real" else shop.simulate(700 if LONG else 300)
     made = Played(shop.stream(raw), tmp_path_factory.mktemp(request.param) / "state")
     made.play()
     yield made

@@ -53,7 +53,7 @@ def test_a_replayed_week_is_the_training_set_to_the_bit(stocked: Project, cli: C
         version = put_live(handbook.fraud, store, learned)
     again = stocked.folder / "again"
     span = ("--from", "2018-05-27", "--to", "2018-06-03")
-    replayed = stocked.run("replay", "fraud", *span, "--into", again, "--json")
+    replayed = cli("replay", "fraud", *span, "--into", again, "--json")
     assert replayed.status == 0, replayed.err
     assert replayed.json["decisions"] == replayed.json["events"] > 500
     assert replayed.json["outcomes"] > 5 and replayed.json["refused"] == 0
@@ -75,7 +75,7 @@ def test_a_replayed_week_is_the_training_set_to_the_bit(stocked: Project, cli: C
     victim = repeated["id"].iloc[123]
     was = float(repeated["customer_avg_amount_7d"].iloc[123])
     change_a_record(again / "mlpkg.db", victim, "customer_avg_amount_7d", float(np.nextafter(was, np.inf)))
-    caught = stocked.run("verify", "fraud", state=again)
+    caught = cli("verify", "fraud", state=again)
     assert caught.status == 1
     assert f"{len(expected)} decisions by 1 models, 1 mismatches" in caught.out
     named = [line for line in caught.out.splitlines() if line.startswith("  ")]

@@ -1,9 +1,11 @@
 """What cannot be is refused where it is defined, in words that name the feature and say what to do."""
 
 import re
+import sys
 from typing import Any
 
 import pytest
+from command import Command
 from project import Project
 
 import mlpkg as ml
@@ -130,10 +132,14 @@ orders = ml.Source("orders", Order)
         ("shop = 3", "shop:shop is a int, not a UseCase"),
     ],
 )  # fmt: skip
-def test_a_module_that_fails_is_said_in_one_line_with_its_line(project: Project, text: str, message: str):
+def test_a_module_that_fails_is_said_in_one_line_with_its_line(
+    project: Project, cli: Command, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+):
     (project.folder / "settings.ini").write_text("[DEFAULT]\nstate = state\nuse_cases =\n    shop = shop:shop\n")
     (project.folder / "shop.py").write_text(f"{FINE}\n{text}\n")
-    answer = project.run("catalog", "shop")
+    monkeypatch.syspath_prepend(project.folder)
+    answer = cli("catalog", "shop")
+    sys.modules.pop("shop", None)
     answer.said_one_line("mlpkg: ", "shop")
     assert re.search(message, answer.err), answer.err
     assert "beside settings.ini" not in answer.err

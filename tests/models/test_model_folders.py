@@ -313,40 +313,48 @@ WORKS = {
 }
 
 
-def hashes_of(folder: Path, files: dict[str, str]) -> tuple[str, str]:
-    """The hash of the function `above` in these files before its module is run, and after."""
-    code = "from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun; works = find_module_text('works')"
-    code += "; print(hash_unrun(works, 'above')); import works; print(code_hash(works.above))"
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code],
-        env={"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read, after = done.stdout.split()
-    return read, after
+COMMENTED = "# a comment at the top\n" + WORKS["works.py"].replace("\n\n\n", "\n\n\n\n") + "\nUNUSED = 1\n"
+# Hashes `above` before its module is run and after, for each folder in a fork of its own.
+HASH_ALL = """
+import os, sys
+from mlpkg.schema.hashing import code_hash, find_module_text, hash_unrun
+
+for folder in sys.argv[1:]:
+    if os.fork():
+        assert os.wait()[1] == 0
+        continue
+    sys.path.insert(0, folder)
+    before = hash_unrun(find_module_text("works"), "above")
+    import works
+
+    print(before, code_hash(works.above), flush=True)
+    os._exit(0)
+"""
 
 
 @pytest.fixture(scope="module")
-def unchanged(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hash of the function as it stands, which is the same whether the module was run or is only read."""
-    read, after = hashes_of(tmp_path_factory.mktemp("unchanged") / "works", WORKS)
-    assert read == after
-    return read
+def hashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """The hashes of the function `above` before its module is run, and after, for each change of its files."""
+    versions = {"nothing": WORKS, "comments": WORKS | {"works.py": COMMENTED}}
+    for change, (old, new) in CHANGES.items():
+        versions[change] = {name: text.replace(old, new) for name, text in WORKS.items()}
+    folders = [tmp_path_factory.mktemp("works") for _ in versions]
+    for folder, files in zip(folders, versions.values(), strict=True):
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    command = [sys.executable, "-B", "-c", HASH_ALL, *map(str, folders)]
+    done = subprocess.run(command, env={}, capture_output=True, text=True, check=True)
+    pairs = [line.split() for line in done.stdout.splitlines()]
+    return {change: (before, after) for change, (before, after) in zip(versions, pairs, strict=True)}
 
 
-def test_comments_and_what_is_not_used_do_not_belong_to_the_code(unchanged: str, tmp_path: Path):
-    text = "# a comment at the top\n" + WORKS["works.py"].replace("\n\n\n", "\n\n\n\n") + "\nUNUSED = 1\n"
-    assert hashes_of(tmp_path / "works", WORKS | {"works.py": text}) == (unchanged, unchanged)
+def test_comments_and_what_is_not_used_do_not_belong_to_the_code(hashes: dict[str, tuple[str, str]]):
+    read, after = hashes["nothing"]
+    assert read == after and hashes["comments"] == (read, read)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_a_function_uses_belongs_to_its_code(unchanged: str, tmp_path: Path, change: str):
+def test_what_a_function_uses_belongs_to_its_code(hashes: dict[str, tuple[str, str]], change: str):
     """The same whether the module was run or is only read."""
-    old, new = CHANGES[change]
-    read, after = hashes_of(tmp_path / "works", {name: text.replace(old, new) for name, text in WORKS.items()})
-    assert read == after != unchanged
+    read, after = hashes[change]
+    assert read == after != hashes["nothing"][0]

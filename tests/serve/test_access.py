@@ -523,7 +523,8 @@ def test_on_loopback_no_token_is_needed_and_a_wrong_one_is_still_refused(made: P
         (seen,) = mlpkg("access-log", state=state)
         assert (seen["id"], seen["path"], seen["role"]) == ("loopback", "/v1/decisions/tx-here", None)
 
-        held = {role: mlpkg("token", "create", "--role", role, state=state)["token"] for role in ROLES}
+        with closing(ml.open_store(Settings(state=state))) as store:
+            held = {role: auth.create(store, role, by="a test")[0] for role in ROLES}
         for role, token in held.items():
             answer = http.get("/v1/decisions/tx-here", headers={"authorization": f"Bearer {token}"})
             assert answer.status_code == (200 if role == "auditor" else 403), "a token is its role, also here"
@@ -551,5 +552,5 @@ def test_serving_elsewhere_without_a_token_says_how_to_make_one(made: Packaged, 
             time.sleep(0.1)
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401, "the bento knows where it listens"
     finally:
-        process.terminate()
+        process.kill()  # and with it what it started
         process.wait()

@@ -32,7 +32,7 @@ RESEARCH = ("pandas", "pyarrow", "matplotlib", "papermill", "jupyter", "ipykerne
 @pytest.fixture(scope="module")
 def unpacked(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Bento:
     """The bento, copied to where it is to run."""
-    return made.bento.copy_to(tmp_path_factory.mktemp("production") / "fraud")
+    return made.built.copy_to(tmp_path_factory.mktemp("production") / "fraud")
 
 
 @pytest.fixture(scope="module")

@@ -169,11 +169,11 @@ def test_nobody_there_is_said_after_all_attempts():
         client.ready()
 
 
-def test_a_service_that_is_killed_and_comes_back_is_asked_again(made: Packaged, tmp_path: Path):
+def test_a_service_that_is_killed_and_comes_back_is_asked_again(server: Server):
     """No call fails, and nothing is decided twice."""
-    state, answers = made.state(tmp_path / "state"), []
+    answers = []
     events = [payment(f"k-{k}") for k in range(300)]
-    with serving(made.bento, state, tmp_path / "log") as server, Client(server.address, attempts=40) as client:
+    with Client(server.address, attempts=40) as client:
         begun = threading.Event()
 
         def decide_all() -> None:
@@ -188,6 +188,6 @@ def test_a_service_that_is_killed_and_comes_back_is_asked_again(made: Packaged, 
         server.start()
         load.join()
     assert [d.event for d in answers] == [event["id"] for event in events]
-    with closing(ml.open_store(Settings(state=state))) as store:
+    with closing(ml.open_store(Settings(state=server.state))) as store:
         recorded = [e.id for e in store.read(streams=["decisions.fraud"]) if e.id.startswith("k-")]
     assert sorted(recorded) == sorted(event["id"] for event in events)

@@ -147,6 +147,13 @@ def looked(server: Server) -> int:
         return len(list(auth.all_accesses(store)))
 
 
+def token(server: Server, role: str, name: str = "") -> str:
+    """A new token, made in the store of a server that is running."""
+    store: Any = ml.open_store(Settings(state=server.state))
+    with closing(store):
+        return auth.create(store, role, by="a test", name=name)[0]
+
+
 WAYS = {
     "straight": lambda port: contextlib.nullcontext(port),
     "forwarded port": forwarding,
@@ -179,10 +186,7 @@ def test_nothing_is_open_without_a_token_by_default(closed: Server, way: str):
 @pytest.mark.parametrize("way", WAYS)
 def test_with_a_token_a_proxy_is_no_obstacle(closed: Server, way: str):
     assert closed.port
-    tokens = {
-        role: mlpkg("token", "create", "--role", role, "--name", f"{role} {way}", state=closed.state)["token"]
-        for role in ("application", "monitor")
-    }
+    tokens = {role: token(closed, role, f"{role} {way}") for role in ("application", "monitor")}
     with WAYS[way](closed.port) as port:
         headers = {"authorization": f"Bearer {tokens['application']}"}
         decided = ask(port, "POST", "/v1/decide", headers, payment(f"tx-{way}"))
@@ -263,8 +267,7 @@ def test_a_page_of_another_origin_gets_nothing_and_leaves_no_trace(trusting: Ser
     """A browser sends no Origin with a GET of a picture or a link, but says where that came from."""
     assert trusting.port
     before = looked(trusting)
-    token = mlpkg("token", "create", "--role", "auditor", state=trusting.state)["token"]
-    for credentials in ({}, {"authorization": f"Bearer {token}"}):
+    for credentials in ({}, {"authorization": f"Bearer {token(trusting, 'auditor')}"}):
         headers = credentials | {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
         for method, path in ASKED:
             assert ask(trusting.port, method, path, headers).status_code == 403, (method, path)
@@ -318,7 +321,7 @@ def serve_until(made: Packaged, state: Path, log: Path, words: str, cwd: Path, *
             time.sleep(0.1)
         return output, ask(port, "GET", "/v1/models").status_code
     finally:
-        process.terminate()
+        process.kill()  # and with it what it started
         process.wait()
 
 

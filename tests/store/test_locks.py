@@ -1,10 +1,11 @@
 """A store that another process has locked, or whose disk hangs: only requests that need the store wait, and not for long."""
 
 import asyncio
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import closing
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from in_process_service import Service, another, stocked
 
 from mlpkg.serve.batching import RequestBatcher
 
-SECONDS = 3.0  # how long probes go on while the store is locked, or the disk hangs
+SECONDS = 1.2  # how long probes go on while the store is locked, or the disk hangs
 PATIENCE = 0.8  # seconds that the service waits for a lock or for the disk before it refuses
 
 
@@ -89,6 +90,18 @@ def locks_it_for_itself(service: Service) -> Any:
     return other
 
 
+@contextmanager
+def hanging(service: Service) -> Iterator[None]:
+    """A disk that hangs until the block ends."""
+    flush, goes_on = service.disk.flush, threading.Event()
+    service.disk.flush = lambda descriptor: (goes_on.wait(60), flush(descriptor))
+    try:
+        yield
+    finally:
+        service.disk.flush = flush
+        goes_on.set()
+
+
 @pytest.mark.parametrize("lock", [begins_a_write, locks_it_for_itself])
 def test_a_locked_store_holds_up_no_probe_and_all_who_wait_wait_together(
     tmp_path: Path, lock: Callable[[Service], Any]
@@ -107,28 +120,23 @@ def test_a_locked_store_holds_up_no_probe_and_all_who_wait_wait_together(
 def test_a_disk_that_hangs_holds_up_no_probe(tmp_path: Path):
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
         service.works_again("tx-first")
-        flush = service.disk.flush
-        service.disk.flush = lambda descriptor: (time.sleep(2 * SECONDS), flush(descriptor))
-        check_answers(asyncio.run(answered(service)))
-        assert service.ready().status_code == 503
-        service.disk.flush = flush
+        with hanging(service):
+            check_answers(asyncio.run(answered(service)))
+            assert service.ready().status_code == 503
         service.works_again("tx-1")
 
 
 def test_the_very_first_decision_holds_up_no_probe_either(tmp_path: Path):
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
-        flush = service.disk.flush
-        service.disk.flush = lambda descriptor: (time.sleep(2 * SECONDS), flush(descriptor))
-        check_answers(asyncio.run(answered(service)))
-        service.disk.flush = flush
+        with hanging(service):
+            check_answers(asyncio.run(answered(service)))
         service.works_again("tx-1")
 
 
 def test_a_wait_for_a_lock_shortens_the_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with closing(stocked(tmp_path / "state", durability="disk")) as service:
         service.works_again("tx-first")
-        flush, durable, left = service.disk.flush, service.app.durable, list[float]()
-        service.disk.flush = lambda descriptor: (time.sleep(3), flush(descriptor))
+        durable, left = service.app.durable, list[float]()
 
         async def noted(timeout: float = PATIENCE) -> None:
             left.append(timeout)
@@ -142,10 +150,10 @@ def test_a_wait_for_a_lock_shortens_the_wait_for_the_disk(tmp_path: Path, monkey
                 return (await waits).status_code
 
         monkeypatch.setattr(service.app, "durable", noted)
-        assert asyncio.run(unlocked_late()) == 503
+        with hanging(service):
+            assert asyncio.run(unlocked_late()) == 503
         assert left and all(timeout < PATIENCE - 0.4 for timeout in left), "of its time, the lock took half a second"
         monkeypatch.undo()
-        service.disk.flush = flush
         service.works_again("tx-1")
         service.kept_all()
 
