@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 # The modules that take longest, the longest first: with them at the start, both workers end at about the same time.
 LONGEST = (
-    *("serve/test_batches", "cli/test_workflow", "decisions/test_clicks", "aggregates/test_conformance"),
-    *("features/test_streams", "store/test_kill", "serve/test_hostile", "serve/test_proxies", "schema/test_clocks"),
-    *("serve/test_openapi", "models/test_swap", "rollout/test_shadow", "serve/test_access", "serve/test_bento"),
-    *("features/test_live_feature", "decisions/test_use_case", "store/test_locks", "decisions/test_rank"),
-    *("aggregates/test_same_bits", "serve/test_service", "serve/test_client", "models/test_model_folders"),
+    *("serve/test_batches", "aggregates/test_conformance", "decisions/test_clicks", "cli/test_workflow"),
+    *("features/test_streams", "serve/test_hostile", "rollout/test_shadow", "decisions/test_rank"),
+    *("serve/test_proxies", "schema/test_clocks", "store/test_kill", "serve/test_access", "serve/test_openapi"),
+    *("models/test_swap", "serve/test_bento", "decisions/test_use_case", "store/test_store_timelines"),
+    *("schema/test_people", "serve/test_service", "decisions/test_replay", "serve/test_client"),
+    *("features/test_live_feature", "store/test_locks", "aggregates/test_same_bits", "models/test_model_folders"),
 )
 
 

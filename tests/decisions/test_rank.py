@@ -40,9 +40,17 @@ from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
 
 
+@pytest.fixture(scope="module")
+def shop_of_march(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """The template of a shop in which it is March 2026."""
+    made = Shop(tmp_path_factory.mktemp("march") / "shop")
+    made.store.close()
+    return made
+
+
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    made = Shop(tmp_path / "shop")
+def shop(shop_of_march: Shop, tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(tmp_path / "shop", template=shop_of_march)
     with closing(made.store):
         yield made
 
@@ -394,10 +402,18 @@ class Web:
         return self.ask("POST", "/v1/rank", body, kind)
 
 
+@pytest.fixture(scope="module")
+def shop_of_today(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """The template of a shop in which it is today."""
+    made = Shop(tmp_path_factory.mktemp("today") / "shop", now())
+    made.store.close()
+    return made
+
+
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Shop]:
+def live(shop_of_today: Shop, tmp_path: Path) -> Iterator[Shop]:
     """A shop in which it is today."""
-    made = Shop(tmp_path / "shop", now())
+    made = Shop(tmp_path / "shop", template=shop_of_today)
     with closing(made.store):
         yield made
 

@@ -53,7 +53,7 @@ class Load(threading.Thread):
 
     def run(self) -> None:
         rng = random.Random(self.label)
-        while not self.over.is_set():
+        while not self.over.wait(0.005):
             fields = {"customer_id": rng.randrange(12), "terminal_id": rng.randrange(20)}
             body = payment(f"{self.label}-{len(self.answers)}", amount=round(rng.uniform(1, 300), 2), **fields)
             try:

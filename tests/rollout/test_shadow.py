@@ -86,7 +86,9 @@ class Shadowed:
 def pay(run: Shadowed, own: int, done: threading.Event) -> None:
     with closing(Client(run.server.port)) as client:
         for k in count():
-            if done.is_set():
+            if done.wait(
+                0.02
+            ):  # each payment is scored three times and verified, so as fast as can be would be too many
                 return
             pair = (own * 7919 + k * 31) % (CUSTOMERS * TERMINALS)
             body = payment(

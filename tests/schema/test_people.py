@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -279,12 +280,10 @@ def test_a_timeline_of_an_outcome_shows_the_truth(stocked: Project, cli: Command
     assert all(True in r.values() for r in timeline["latest"])
 
 
-@pytest.fixture
-def shop_platform(project: Project) -> Iterator[Any]:
-    """A shop whose orders come late, out of order and without coupons; its active model is none."""
-    cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n    mornings = {__name__}:by_morning\n"
-    (project.folder / "settings.ini").write_text(SETTINGS + cases)
-    store = ml.open_store(project.settings)
+@pytest.fixture(scope="module")
+def _platform(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = tmp_path_factory.mktemp("platform") / "state"
+    store: Any = ml.open_store(Settings(state=state))
     store.register("shop", habits)
     rng = np.random.default_rng(7)
     moment = START
@@ -302,6 +301,18 @@ def shop_platform(project: Project) -> Iterator[Any]:
         if rng.random() < 0.4:
             report = {"id": f"o{int(rng.integers(0, i + 1))}", "returned": True}
             store.report(returned, report, arrived=moment)
+    store.close()
+    return state
+
+
+@pytest.fixture
+def shop_platform(_platform: Path, project: Project) -> Iterator[Any]:
+    """A shop whose orders come late, out of order and without coupons; its active model is none."""
+    cases = f"    shop = {__name__}:shop\n    pairs = {__name__}:pairs\n    mornings = {__name__}:by_morning\n"
+    (project.folder / "settings.ini").write_text(SETTINGS + cases)
+    shutil.copytree(_platform, project.state)
+    store = ml.open_store(project.settings)
+    store.register("shop", habits)
     with contextlib.closing(store):
         yield store
 

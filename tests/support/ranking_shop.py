@@ -1,6 +1,7 @@
 """A shop that ranks offers: a store with clicks and visits, and a model that learned from them."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,18 @@ def click(k: int, rng: random.Random) -> dict[str, Any]:
 class Shop:
     """A store with clicks, and a model that learned from visits of which it is known what was shown."""
 
-    def __init__(self, state: Path, end: int = START):
-        self.rng, self.end, shift = random.Random(1), end, end - START
+    def __init__(self, state: Path, end: int = START, template: "Shop | None" = None):
+        self.rng, self.end = random.Random(1), template.end if template else end
+        if template:  # a copy of a shop that is closed costs little
+            shutil.copytree(template.store.settings.state, state)
+            self.rng.setstate(template.rng.getstate())
         self.store: Any = ml.open_store(Settings(state=state, trust_loopback=True))
+        self.version = template.version if template else self.stock()
+        self.decider = Decider(offers, self.store)
+
+    def stock(self) -> str:
+        """Fill the store, learn from what is in it, and promote the model; its version."""
+        end, shift = self.end, self.end - START
         self.store.register(offers.name, features)
         for body in sorted((click(k, self.rng) for k in range(500)), key=lambda body: body["time"]):
             moment = instant(body["time"]) + shift
@@ -42,8 +52,7 @@ class Shop:
             moment = end - 2 * DAY + k * 5 * MINUTE
             self.store.accept(visits, self.visit(f"h{k}", moment) | self.candidates(1)[0], arrived=moment)
         rows = lab.training_set(features, iso(end - 3 * DAY), iso(end), use_case=offers, store=self.store)
-        self.version = put_live(offers, self.store, self.learn(rows[features.names], rows["item_n_7d"] > 5))
-        self.decider = Decider(offers, self.store)
+        return put_live(offers, self.store, self.learn(rows[features.names], rows["item_n_7d"] > 5))
 
     def learn(self, rows: Any, labels: Any) -> lgb.Booster:
         categories = lab.categories_of(rows, features)

@@ -9,6 +9,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import zipfile
@@ -71,6 +72,7 @@ def mlpkg(*arguments: object, state: Path) -> Any:
             patch.delenv(name)
         patch.setenv("MLPKG_STATE", str(state))
         patch.chdir(ROOT)
+        patch.setattr(sys, "path", [*sys.path])  # to which the command adds the folder of the settings
         try:
             verbs([*map(str, arguments), "--json"], standalone_mode=False)
         except SystemExit as end:
