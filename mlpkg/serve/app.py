@@ -18,7 +18,7 @@ import msgspec
 from ..auth import LOOPBACK, Caller
 from ..errors import StoreError
 from ..schema import Outcome, Source
-from .auth import Authorizer, RequestHead, read_head
+from .auth import Authorizer, RequestHead, accepts_html, read_head
 from .batching import RequestBatcher
 from .bodies import BATCH_SIZE, ClientGone, ReadAhead
 from .follower import Following
@@ -26,9 +26,10 @@ from .health import HealthMonitor
 from .in_flight import InFlightLimit
 from .live_store import LiveStore, StoreReader
 from .metrics import Metrics
+from .pages.html import problem_page
+from .pages.last_hour import HourlySampler
 from .problems import Problem, problem
 from mlpkg.serve.requests import (
-    COMMON_HEADERS,
     Headers,
     Message,
     Receive,
@@ -38,7 +39,7 @@ from mlpkg.serve.requests import (
     encode,
     problem_response,
 )
-from .routes import Route, find_route, metric_label, openapi
+from .routes import Route, find_route, is_page, metric_label, openapi
 from ..settings import Settings
 from ..store import Store
 from ..times import iso, now
@@ -46,6 +47,7 @@ from ..untrusted import logger
 
 if TYPE_CHECKING:  # BentoML's supervisor imports a service too, and has no need of LightGBM
     from mlpkg.decisions import Decider, Decision, UseCase
+    from mlpkg.serve.pages.home import PageReader
 
 _log = logger("mlpkg.serve")
 
@@ -70,6 +72,7 @@ class DecisionService:
         self.authorizer = Authorizer(self.settings, lambda: self.live.store)
         self.batcher = RequestBatcher(self._write_lock)
         self.reader = StoreReader(self.settings)
+        self.last_hour = HourlySampler(lambda: self.metrics)
 
     @cached_property
     def use_case(self) -> "UseCase":
@@ -138,6 +141,7 @@ class Worker(DecisionService):
         if self.name in self.settings.use_cases:  # where the process that scores shadows finds it
             self._following = Following(self.settings, self.name, lambda: self.reader() if self.live.opened else None)
         self.health.start()
+        self.last_hour.start()
         if "uvicorn" in sys.modules:
             from mlpkg.serve import uvicorn_protocol
 
@@ -146,6 +150,7 @@ class Worker(DecisionService):
     def close(self) -> None:
         """Close the store."""
         self.health.close()
+        self.last_hour.close()
         if self._following is not None:
             self._following.close()
         self.reader.close()
@@ -190,6 +195,13 @@ class _SharedByRequests(Worker):
     def one_read(self) -> asyncio.Lock:
         """For the request that reads; one at a time, so that decisions get their turn."""
         return asyncio.Lock()
+
+    @cached_property
+    def page_reader(self) -> "PageReader":
+        """Reads the pages for people."""
+        from mlpkg.serve.pages.home import PageReader
+
+        return PageReader()
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -237,7 +249,7 @@ class Application(_SharedByRequests):
 # %% ../../nbs/14_serve/18_app.ipynb #dispatch
 async def _dispatch(app: Application, scope: Message, receive: Receive, send: Send) -> Response | None:
     head = read_head(scope)
-    path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
+    path, method = _path(scope), scope["method"]
     route, parameters = find_route(path, "GET" if method == "HEAD" else method)
     if route is None or not route.is_urgent:
         app.in_flight.check(method != "POST")
@@ -262,6 +274,10 @@ async def _authorize(app: Application, scope: Message, head: RequestHead, route:
     return await app.batcher.read(lambda: authorizer.authorize(authorizer.authenticate(scope, head), permission, scope))
 
 
+def _path(scope: Message) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 def _check_method(route: Route, method: str) -> None:
     if route.method == "POST" and method != "POST":
         raise Problem(405, "only POST is allowed here", "method", method, allow="POST")
@@ -283,14 +299,16 @@ async def _respond(app: Application, scope: Message, receive: Receive, send: Sen
         if isinstance(error, StoreError):
             app.health.status.note(error)
         response, further = problem_response(error)
+        if is_page(_path(scope)) and accepts_html(scope):
+            response = problem_page(error)
     finally:
         app.in_flight.active -= 1
     return await _send(send, response, further)
 
 
 async def _send(send: Send, response: Response, further: Headers) -> int:
-    status, content_type, body = response
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *COMMON_HEADERS, *further]
+    status, content_type, body, headers = response
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers, *further]
     try:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decide', 'rank_candidates', 'send_events', 'report_outcomes', 'get_event', 'get_decision', 'list_decisions',
-           'list_accesses', 'get_models', 'get_catalog', 'get_features', 'get_document', 'get_health', 'get_readiness',
-           'get_metrics']
+           'list_accesses', 'get_models', 'get_catalog', 'get_features', 'get_home', 'get_document', 'get_health',
+           'get_readiness', 'get_metrics']
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #imports
 import asyncio
@@ -151,6 +151,13 @@ async def get_features(app: "Application", request: Request) -> Response:
         return json_response(read_features(app.decider.model, app.store, request.query))
 
     return await app.batcher.read(read)
+
+
+async def get_home(app: "Application", request: Request) -> Response:
+    """Return the first page."""
+    from mlpkg.serve.pages.home import home
+
+    return await home(app, request)
 
 
 async def get_document(app: "Application", request: Request) -> Response:

@@ -210,8 +210,9 @@ _STATUS = {
 _ANY_OPERATION = (405, 414, 431, 500, 503)
 
 
-def _refusals(statuses: Iterable[int]) -> Json:
+def _refusals(statuses: Iterable[int], is_page: bool = False) -> Json:
     content = _content(ref("Problem"), "application/problem+json")
+    content |= _content({"type": "string"}, "text/html") if is_page else {}
     return {str(status): {"description": _STATUS[status], "content": content} for status in sorted(statuses)}
 
 # %% ../../nbs/14_serve/14_openapi.ipynb #entry
@@ -220,7 +221,10 @@ def entry(operation: Operation, permission: str | None, is_probe: bool = False) 
     roles = ", ".join(roles_with(permission))
     statuses = {*operation.refusals, *_ANY_OPERATION}
     statuses |= set() if is_probe else {401} | ({403} if permission else set())
-    responses = {"200": {"description": operation.success, "content": operation.content}, **_refusals(statuses)}
+    responses = {
+        "200": {"description": operation.success, "content": operation.content},
+        **_refusals(statuses, "text/html" in operation.content),
+    }
     entry: Json = {"operationId": operation.id, "summary": operation.summary, "responses": responses}
     if is_probe:
         entry["security"] = [{}, {"token": []}]

@@ -42,19 +42,6 @@ JSON, LINES, PROBLEM = b"application/json", b"application/x-ndjson", b"applicati
 encode = msgspec.json.Encoder().encode
 
 
-class Response(NamedTuple):
-    """Status, content type and body."""
-
-    status: int
-    content_type: bytes
-    body: bytes
-
-
-def json_response(content: Any) -> Response:
-    """Return a response with status 200."""
-    return Response(200, JSON, encode(content))
-
-# %% ../../nbs/14_serve/06_requests.ipynb #headers
 Headers = list[tuple[bytes, bytes]]
 COMMON_HEADERS: Headers = [
     (b"x-content-type-options", b"nosniff"),
@@ -63,6 +50,20 @@ COMMON_HEADERS: Headers = [
 ]
 
 
+class Response(NamedTuple):
+    """Status, content type, body, and headers that tell a browser what it may do with them."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+    headers: Headers = COMMON_HEADERS
+
+
+def json_response(content: Any) -> Response:
+    """Return a response with status 200."""
+    return Response(200, JSON, encode(content))
+
+# %% ../../nbs/14_serve/06_requests.ipynb #headers
 def problem_response(error: Exception) -> tuple[Response, Headers]:
     """Return the response for an error and its further headers; status 503 says when to try again."""
     document = problem(error)

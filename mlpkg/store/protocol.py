@@ -161,6 +161,10 @@ class DeadLetters(Protocol):
         """Return the refused events, oldest first."""
         ...
 
+    def latest_dead_letters(self, most: int) -> list[DeadLetter]:
+        """Return the refused events that were stored last, newest first; the others are not read."""
+        ...
+
 # %% ../../nbs/05_store/02_protocol.ipynb #timelines
 class TimelineReader(Protocol):
     """Reads the timelines of the registered use cases, and the contracts of their sources."""

@@ -228,7 +228,7 @@ def test_an_event_that_comes_too_late_is_refused_and_a_late_one_is_not(bank: Ban
         ("/v1/outcomes/nothing", "outcome", "nothing"),
         ("/v1/nothing", "path", "/v1/nothing"),
         ("/v2/decide", "path", "/v2/decide"),
-        ("/", "path", "/"),
+        ("/x", "path", "/x"),
     ],
 )
 def test_an_unknown_source_or_path_is_not_found(bank: Bank, path: str, field: str, value: str):

@@ -42,6 +42,7 @@ _INSERT = (
 _ONCE = (
     _INSERT + " where not exists (select 1 from dead_letter where source=?1 and event=?4 and reason=?7 and row is null)"
 )
+_SELECT = "select source, at, row, event, field, value, reason, body from dead_letter"
 
 
 class SqliteDeadLetters(Part):
@@ -67,5 +68,11 @@ class SqliteDeadLetters(Part):
     @with_store_errors
     def dead_letters(self) -> list[DeadLetter]:
         """Return the refused events, oldest first."""
-        rows = self.db.execute("select source, at, row, event, field, value, reason, body from dead_letter order by id")
+        rows = self.db.execute(f"{_SELECT} order by id")
+        return [DeadLetter(*row) for row in rows]
+
+    @with_store_errors
+    def latest_dead_letters(self, most: int) -> list[DeadLetter]:
+        """Return the refused events that were stored last, newest first."""
+        rows = self.db.execute(f"{_SELECT} order by id desc limit ?", (most,))
         return [DeadLetter(*row) for row in rows]

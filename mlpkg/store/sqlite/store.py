@@ -49,7 +49,7 @@ class SqliteStore:
         self.decision = SqliteDecisions(session, contracts, timelines, feedback, events).decision
 
         self.add_dead_letter, self.add_dead_letters = dead_letters.add_dead_letter, dead_letters.add_dead_letters
-        self.dead_letters = dead_letters.dead_letters
+        self.dead_letters, self.latest_dead_letters = dead_letters.dead_letters, dead_letters.latest_dead_letters
 
         self.register, self.contracts = Registration(session, contracts).register, contracts.contracts
         self.timeline, self.timelines = timelines.timeline, timelines.timelines
