@@ -1,9 +1,10 @@
-"""The pages for people, in a browser: hostile texts, roles, passwords, a store that fails, and what the service is without BentoML's pages."""
+"""The pages for people, in a browser: hostile texts, roles, passwords, and a store that fails."""
 
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import apsw
@@ -73,7 +74,9 @@ def test_hostile_texts_are_shown_and_nothing_runs(shop: Shop, browser: Browser, 
         assert visit.response.status == 200
         assert visit.page.title() == visit.page.locator("h1").inner_text()
         assert visit.requests == [shop.address + path] and visit.complaints == []
-        assert visit.page.locator("script, img, iframe, form, link, object, embed, [onfocus], [onmouseover]").count() == 0
+        assert (
+            visit.page.locator("script, img, iframe, form, link, object, embed, [onfocus], [onmouseover]").count() == 0
+        )
         assert visit.evaluate("document.documentElement.scrollWidth") == width, "the page does not scroll sideways"
         assert visit.evaluate("getComputedStyle(document.querySelector('nav')).display") == "flex", "it has its style"
         text = visit.page.locator("body").inner_text()
@@ -98,7 +101,7 @@ def test_a_screen_reader_and_a_keyboard_find_their_way(shop: Shop, browser: Brow
         page = visit.page
         assert page.locator("html").get_attribute("lang") == "en" and page.locator("h1, main").count() == 2
         levels = visit.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
-        assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), "no level is left out"
+        assert all(b - a <= 1 for a, b in pairwise(levels)), "no level is left out"
         assert page.locator("table:not(:has(caption)), th:not([scope])").count() == 0
         page.keyboard.press("Tab")
         assert visit.evaluate("document.activeElement.textContent") == "Overview"
@@ -161,9 +164,9 @@ def test_a_browser_asks_for_a_password_and_the_token_is_the_password(
         with visit.page.expect_navigation() as navigation:
             visit.page.locator("td a").first.click()
         assert navigation.value.status == 200, "the record too"
-    for wrong in ({}, {"http_credentials": login | {"password": "mlpkg_1_2"}}):
+    for wrong in (None, login | {"password": "mlpkg_1_2"}):
         try:
-            with visiting(browser, closed.address, **wrong) as visit:
+            with visiting(browser, closed.address, http_credentials=wrong) as visit:
                 status = visit.response.status
         except Error as error:  # it asked for a password, and nobody typed one
             status = 401 if "INVALID_AUTH_CREDENTIALS" in str(error) else 0

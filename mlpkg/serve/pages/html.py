@@ -125,7 +125,8 @@ _TABLE = """
 {%- if rows -%}
 <div class="scroll" role="region" aria-label="{{ caption }}" tabindex="0"><table>
 <caption>{{ caption }}</caption>
-<thead><tr>{% for name in head %}<th scope="col"{% if rows[0][loop.index0] is number %} class="num"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for name in head %}
+<th scope="col"{% if rows[0][loop.index0] is number %} class="num"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}
 <tr>{% for value in row %}<td{% if value is number %} class="num"{% endif %}>{{ cell(value) }}</td>{% endfor %}</tr>
 {%- endfor %}</tbody></table></div>
