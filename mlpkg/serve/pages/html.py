@@ -147,7 +147,7 @@ _FRAME = f"""{_CELL}{_TABLE}<!doctype html>
 {{% block main %}}{{% endblock %}}
 </main></body></html>
 """
-_LINKS = {"./": "Overview", "docs": "API"}
+_LINKS = {"./": "Overview", "openapi.json": "API"}
 
 # %% ../../../nbs/14_serve/19_pages/01_html.ipynb #environment
 class _Frame(BaseLoader):
