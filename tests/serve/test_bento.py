@@ -51,7 +51,7 @@ def bentoml_serve(python: Path, bento: Bento, state: Path, log: Path) -> Iterato
     with log.open("wb") as out:
         server = subprocess.Popen(command, cwd=bento.folder, env=environment(state), stdout=out, stderr=out)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while time.monotonic() < until and server.poll() is None:
             try:
                 Client(port).ask("GET", "/v1/health")
