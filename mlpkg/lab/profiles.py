@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import islice
 from typing import Any, Literal
 
 import pandas as pd
@@ -144,16 +145,19 @@ _NOTATIONS = (
 
 def _numbers(texts: Mapping[str, int]) -> tuple[float, list[dict[str, str]]]:
     """The share of cells that follow the best notation of numbers, and the notations that are as good but mean other numbers."""
-    shares = [_share_of(texts, lambda text, n=notation: number_of(text, **n)) for notation in _NOTATIONS]
+    few = dict(islice(texts.items(), 1_000))
+    tried = [_share_of(few, lambda text, n=notation: number_of(text, **n)) for notation in _NOTATIONS]
+    fitting = [n for n, share in zip(_NOTATIONS, tried, strict=True) if share > max(tried) - 0.1 and share > 0.4]
+    shares = [_share_of(texts, lambda text, n=notation: number_of(text, **n)) for notation in fitting]
     best: list[dict[str, str]] = []
     meanings: list[list[float]] = []
-    for notation, share in zip(_NOTATIONS, shares, strict=True):
+    for notation, share in zip(fitting, shares, strict=True):
         if share == max(shares):
             meaning = [float(number) for text in texts if (number := number_of(text, **notation)) is not None]
             if meaning not in meanings:
                 best.append(notation)
                 meanings.append(meaning)
-    return max(shares), best
+    return max(shares, default=0.0), best
 
 # %% ../../nbs/17_lab/52_profiles.ipynb #digits
 _CODE = re.compile(r"0\d+|[+-]?\d{16,}", re.ASCII)
@@ -254,6 +258,8 @@ def _profile_texts(
         unknown = {text: n for text, n in counted.items() if text.strip().casefold() not in _all_words(words)}
         share = 1 - sum(unknown.values()) / len(full)
         return Profile(name, "truth", words, share=share, odd=tuple(unknown)[:3], **known)
+    if is_number and all(len(text) < 16 or not text.lstrip("+-").isdigit() for text in counted):
+        return _as_number(name, counted, {}, 1.0, known)
     formats = [] if is_number or all(_SHORT.fullmatch(text) for text in full[:20]) else time_formats(full)
     if formats:
         times = replace(profile_times(name, pd.Series(full), formats[0]), **known)
@@ -279,11 +285,12 @@ def _as_number(
     def read(text: str) -> str | None:
         return number_of(text, **notation)
 
-    numbers = [float(number) for text in counted if (number := read(text)) is not None]
-    whole = all(number == int(number) and abs(number) < 2**53 for number in numbers if abs(number) < float("inf"))
-    odd = _few_without(counted, read)
+    found = (float(number) for text in counted if (number := read(text) if notation else text) is not None)
+    numbers = [number for number in found if abs(number) < float("inf")] or [0.0]
+    whole = all(number == int(number) and abs(number) < 2**53 for number in numbers)
+    odd = _few_without(counted, read) if notation else ()
     bounds = {"least": min(numbers), "most": max(numbers)}
-    known = {**known, "has_unit": any(read(text) not in (None, text) for text in counted)}
+    known = {**known, "has_unit": bool(notation) and any(read(text) not in (None, text) for text in counted)}
     return Profile(name, "int" if whole else "number", notation, share=share, odd=odd, **bounds, **known)
 
 

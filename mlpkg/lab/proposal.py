@@ -97,7 +97,8 @@ def _sample(path: Path, encoding: str | None, delimiter: str | None) -> RawRows:
 def _profiles(columns: Mapping[str, pd.Series]) -> dict[str, Profile]:
     """The profile of each column."""
     profiles = {name: profile_column(name, cells) for name, cells in columns.items()}
-    signs = Counter(p.notation["decimal"] for p in profiles.values() if p.kind == "number" and p.other is None)
+    certain = [p for p in profiles.values() if p.kind == "number" and p.other is None and p.notation]
+    signs = Counter(p.notation["decimal"] for p in certain)
     if signs:
         sign = signs.most_common(1)[0][0]
         doubtful = [name for name, profile in profiles.items() if profile.other is not None and profile.kind != "time"]

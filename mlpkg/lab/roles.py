@@ -44,9 +44,9 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 _KEY = re.compile(
-    r"(customer|client|user|account|card|member|person|visitor|session|merchant|terminal|product|item|sku|device|"
-    r"kunde|konto|artikel|produkt|filiale|stock|shop|store|cliente|usuario)",
-    re.IGNORECASE,
+    r"(customer|client|cliente|user|usuario|account|card|member|person|visitor|session|merchant|terminal|product|item|sku|"
+    r"device|kunden?|konto|artikel|produkt|filiale|stock|shop|store|patient|driver|employee|supplier|seller|buyer)s?"
+    r"_?((id|nr|no|num|number|nummer|code|key|name|email|uuid|hash|from|to)_?)*"
 )
 _OUTCOME = re.compile(
     r"^((is|has|was)_?)?(label|target|y|outcome|class|fraud|returned|returns?|churn(ed)?|default(ed)?|converted|clicked|"
@@ -54,6 +54,12 @@ _OUTCOME = re.compile(
     r"refund(ed)?|response|responded|survived|storniert|betrug|bezahlt|gekauft|charged_?off|(class|label|target)_\w+)$",
     re.IGNORECASE,
 )
+
+
+def _is_key(column: str) -> bool:
+    """Whether a column names customers or the like, and not a property of theirs such as `item_price`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", column).strip("_").lower()
+    return any(_KEY.fullmatch(words[place:]) for place in range(len(words)) if not place or words[place - 1] == "_")
 
 
 def _choose(option: str, name: str | None, fitting: Sequence[str], known: Sequence[str], what: str) -> str:
@@ -75,38 +81,58 @@ def time_column(profiles: Mapping[str, Profile], rows: RawRows, name: str | None
     Question
         When none or several columns are times, or the named one is none.
     """
-    counted = {p.name: _counted(p) for p in profiles.values() if _TIME.search(p.name) and p.kind == "int"}
-    times = {p.name: p for p in profiles.values() if p.kind == "time"}
-    times |= {column: profile for column, profile in counted.items() if profile is not None}
+    times = _times(profiles, rows, format)
     many = [p.name for p in times.values() if p.filled > 0.9]
     named = [column for column in many if _TIME.search(column)]
     full = [column for column in named or many if times[column].filled > 0.99]
     if name is None and not many:
+        for p in profiles.values():
+            if _TIME.search(p.name):
+                _refuse_days(p, _example(rows[p.name]))
         numbered = {"every": "1h", "start": "2024-01-01"}
         more = f" if the rows are in the order of time; the columns are: {', '.join(profiles)}"
         raise Question("no column is a time", {"time": "COLUMN"}, numbered, more=more)
     chosen = _choose("time", name, full or named or many, list(profiles), "a time")
     if format is not None:
         return _in_format(profiles[chosen], rows, format)
-    profile = times.get(chosen) or _counted(profiles[chosen]) or profiles[chosen]
-    return _certain(profile, rows)
+    return _certain(times.get(chosen) or _counted(profiles[chosen], rows) or profiles[chosen], rows)
 
 
-def _counted(profile: Profile) -> Profile | None:
-    """Whole numbers as times since 1970; None if they cannot be."""
-    unit = epoch_format(profile.least, profile.most) if profile.kind == "int" else None
-    return unit and replace(profile, kind="time", notation={"format": unit}, has_zone=True, other=None)  # type: ignore[return-value]
+def _times(profiles: Mapping[str, Profile], rows: RawRows, format: str | None) -> dict[str, Profile]:
+    """The columns that hold times, in the format that a person named if there is one."""
+    times = {p.name: p for p in profiles.values() if p.kind == "time"}
+    for p in profiles.values():
+        if format is not None and p.kind not in ("empty", "nested", "truth"):
+            profile = profile_times(p.name, _full(p, rows), format)
+            times |= {p.name: replace(profile, filled=p.filled)} if profile.share >= NEARLY_ALL else {}
+        elif _TIME.search(p.name) and (counted := _counted(p, rows)):
+            times[p.name] = counted
+    return times
+
+
+def _counted(profile: Profile, rows: RawRows) -> Profile | None:
+    """Numbers as times since 1970; None if they cannot be."""
+    if profile.kind not in ("int", "number", "text"):
+        return None
+    numbers = pd.to_numeric(_full(profile, rows), errors="coerce").astype(float)
+    share = float(numbers.notna().mean())
+    unit = epoch_format(numbers.quantile(0.01), numbers.quantile(0.99)) if share >= NEARLY_ALL else None
+    if unit is None:
+        return None
+    return replace(profile, kind="time", notation={"format": unit}, share=share, odd=(), other=None, mostly=None)
+
+
+def _full(profile: Profile, rows: RawRows) -> pd.Series:
+    """The cells of a column that are not empty and no word for nothing."""
+    cells = rows[profile.name].dropna()
+    return cells[cells.map(lambda cell: str(cell).strip().casefold() not in profile.nulls)]
 
 # %% ../../nbs/17_lab/54_roles.ipynb #format
 def _in_format(profile: Profile, rows: RawRows, format: str) -> Profile:
     """The profile of a column of times in a format that a person named."""
-    cells = rows[profile.name]
-    full = pd.Series(
-        [c for c in cells if not (isinstance(c, str) and c.strip().casefold() in profile.nulls)], dtype=object
-    )
-    times = profile_times(profile.name, full, format)
+    times = profile_times(profile.name, _full(profile, rows), format)
     if times.share < NEARLY_ALL:
-        seen = _example(cells)
+        seen = _example(rows[profile.name])
         raise Question(f"{profile.name!r} does not hold times as in {format!r}: {seen}", {"format": "%d.%m.%Y %H:%M"})
     return replace(times, filled=profile.filled, nulls=profile.nulls, has_zone=times.has_zone or format in UNITS)
 
@@ -114,8 +140,7 @@ def _in_format(profile: Profile, rows: RawRows, format: str) -> Profile:
 def _certain(profile: Profile, rows: RawRows) -> Profile:
     """The profile of times, if nothing about it is in doubt."""
     seen = _example(rows[profile.name])
-    if profile.kind in ("int", "number") and 20_000 <= profile.least <= profile.most <= 80_000:
-        raise Question(f"{profile.name!r} has days as a spreadsheet counts them: {seen}", {"format": "excel"})
+    _refuse_days(profile, seen)
     if profile.kind != "time" or profile.share < NEARLY_ALL:
         more = ", or as it is written" if profile.kind == "text" else ""
         raise Question(f"{profile.name!r} does not hold times: {seen}", {"format": "%d.%m.%Y %H:%M"}, more=more)
@@ -123,6 +148,12 @@ def _certain(profile: Profile, rows: RawRows) -> Profile:
         formats = ({"format": notation["format"]} for notation in (profile.notation, profile.other))
         raise Question(f"{profile.name!r} could be read in two ways: {seen}", *formats)
     return profile
+
+
+def _refuse_days(profile: Profile, seen: str) -> None:
+    """Raise `Question` if numbers may be the days of a spreadsheet, from 1954 to 2118."""
+    if profile.kind in ("int", "number") and 20_000 <= profile.least <= profile.most <= 80_000:
+        raise Question(f"{profile.name!r} has days as a spreadsheet counts them: {seen}", {"format": "excel"})
 
 
 def _example(cells: pd.Series) -> str:
@@ -151,7 +182,7 @@ def id_column(profiles: Mapping[str, Profile], rows: int, name: str | None) -> s
         if p.kind in ("int", "text") and p.filled > 0.9 and p.distinct > 0.9 * rows * p.filled and p.longest <= 200
     ]
     exact = [p.name for p in unique if p.filled == 1 and p.distinct == rows]
-    named = [p.name for p in unique if _ID.search(p.name) and not _KEY.search(p.name)]
+    named = [p.name for p in unique if _ID.search(p.name) and not _is_key(p.name)]
     keys = [p.name for p in unique if p.name in exact and _ID.search(p.name)]
     texts = [p.name for p in unique if p.name in exact and p.kind == "text" and p.longest <= 40]
     return next(iter([*(c for c in named if c in exact), *named, *keys, *texts]), None)
@@ -201,6 +232,6 @@ def key_columns(profiles: Mapping[str, Profile], rows: int, used: Sequence[str])
     fitting = [
         p
         for p in profiles.values()
-        if p.name not in used and p.kind in ("int", "text") and _KEY.search(p.name) and 2 <= p.distinct < rows * 0.9
+        if p.name not in used and p.kind in ("int", "text") and _is_key(p.name) and 2 <= p.distinct < rows * 0.9
     ]
     return [p.name for p in sorted(fitting, key=lambda p: -p.distinct)][:3]
