@@ -190,10 +190,17 @@ def time_formats(texts: Sequence[str]) -> list[str]:
     shares = {format: _share_of(counted, _reader(format)) for format in fitting}
     most = max(shares.values(), default=0.0)
     best = [format for format, share in shares.items() if share == most and share >= NEARLY_ALL]
+    best = _different(best, list(islice(counted, 1_000)))
     if len(best) < 2:
         return best
     ordered = [format for format in best if _goes_up(texts, format)]
     return ordered if len(ordered) == 1 else best[:2]
+
+
+def _different(formats: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The formats in which the texts mean different times."""
+    meanings = {tuple(map(_reader(format), texts)): format for format in reversed(formats)}
+    return [format for format in formats if format in meanings.values()]
 
 
 def _reader(format: str) -> Callable[[str], str | None]:
@@ -285,8 +292,8 @@ def _as_number(
     def read(text: str) -> str | None:
         return number_of(text, **notation)
 
-    found = (float(number) for text in counted if (number := read(text) if notation else text) is not None)
-    numbers = [number for number in found if abs(number) < float("inf")] or [0.0]
+    parsed = (float(number) for text in counted if (number := read(text) if notation else text) is not None)
+    numbers = [number for number in parsed if abs(number) < float("inf")] or [0.0]
     whole = all(number == int(number) and abs(number) < 2**53 for number in numbers)
     odd = _few_without(counted, read) if notation else ()
     bounds = {"least": min(numbers), "most": max(numbers)}

@@ -113,7 +113,7 @@ def test_good_rows_are_logged_and_others_named(
 
     done = command("ingest", name, file.path, "--json")
     assert done.status == 0, done.err
-    refused = {row: reason for row, reason in done.json["refused"]}
+    refused = dict(done.json["refused"])
     assert set(refused) == set(file.bad), {row: refused[row] for row in set(refused) - set(file.bad)}
     for row, word in file.bad.items():
         assert word in refused[row], refused[row]
@@ -128,3 +128,42 @@ def test_good_rows_are_logged_and_others_named(
     ]
     assert not wrong, (len(wrong), wrong[:5], proposal.fields)
     assert done.json["known"] == file.repeated
+
+
+ROWS = [f"2025-03-{n % 28 + 1:02} 10:00,{n % 9},{n % 2}" for n in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "answers", "problem", "options"),
+    [
+        (ROWS, {}, "have no zone", "--tz UTC or --tz Europe/Berlin"),
+        (ROWS, {"tz": "IST"}, "an abbreviation that several places share", None),
+        (ROWS, {"time": "whn", "tz": "UTC"}, "there is no column 'whn'; did you mean 'when'", None),
+        (ROWS[:10], {"tz": "UTC"}, "has 10 rows that can be read; a proposal needs at least 20", None),
+        (
+            [f"{row[:-1]}{'' if n % 30 else n % 2}" for n, row in enumerate(ROWS)],
+            {},
+            "missing in 290 of 300 rows",
+            None,
+        ),
+        ([f"{row[:-1]}1" for row in ROWS], {"tz": "UTC"}, "the outcome 'late' is '1' in all rows", None),
+        ([row[17:] for row in ROWS], {}, "no column is a time", "--time COLUMN or --every 1h --start 2024-01-01"),
+        (
+            [row.replace(row[:16], str(45_000 + n)) for n, row in enumerate(ROWS)],
+            {},
+            "as a spreadsheet",
+            "--format excel",
+        ),
+    ],
+)
+def test_what_a_file_does_not_tell_is_one_line(
+    tmp_path: Path, lines: list[str], answers: dict[str, str], problem: str, options: str | None
+):
+    header = "when,size,late" if lines[0].count(",") == 2 else "size,late"
+    (tmp_path / "file.csv").write_text("\n".join([header, *lines]))
+    with pytest.raises(ml.MlpkgError) as caught:
+        lab.propose(tmp_path / "file.csv", **({"tz": "UTC"} if "missing" in problem else answers))
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, lab.Question) == (options is not None)
+    if isinstance(caught.value, lab.Question):
+        assert options in str(caught.value.as_options())
