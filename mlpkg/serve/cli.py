@@ -17,7 +17,7 @@ import click
 from ..auth import holds, is_loopback
 from ..cli import show
 from ..errors import MlpkgError
-from .bento.package import build, find_bento, need_bentoml
+from .bento.package import Bento, build, find_bento, has_bento, need_bentoml, news
 from .bento.run import start_server, stop_server, wait_until_up
 from ..settings import Settings
 from ..store import open_store
@@ -37,6 +37,22 @@ def package(use_case: str, model: str | None, output: Path | None, as_json: bool
     else:
         show(f"{built.tag} starts with model {built.model} and lies in {folder}; run it with: mlpkg serve {use_case}")
 
+# %% ../../nbs/14_serve/30_cli.ipynb #choose
+def _choose(use_case: str, which: str | None, settings: Settings) -> Bento:
+    """Return the bento to run: the one that is named, else the newest, else one that is built now."""
+    if which is None and use_case in settings.use_cases and not has_bento(use_case, settings):
+        active = None
+        if settings.store_path.exists():
+            with closing(open_store(settings)) as store:
+                active = store.active_version(use_case)
+        built = build(use_case, settings, active)
+        show(f"there was no bento of {use_case}: built {built.tag} with model {built.model}")
+        return built
+    chosen = find_bento(use_case, settings, which)
+    if which is None and (change := news(use_case, settings, chosen)):
+        show(f"since {chosen.tag} was built, {change}; a new bento brings it: mlpkg package {use_case}", err=True)
+    return chosen
+
 # %% ../../nbs/14_serve/30_cli.ipynb #serve
 @click.command()
 @click.argument("use_case")
@@ -44,10 +60,10 @@ def package(use_case: str, model: str | None, output: Path | None, as_json: bool
 @click.option("--host", help="The address to listen on; by default that of the settings.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The port to listen on; by default that of the settings.")
 def serve(use_case: str, bento: str | None, host: str | None, port: int | None) -> None:
-    """Run a bento until Ctrl-C."""
+    """Run a bento until Ctrl-C; the first one is built if there is none."""
     need_bentoml()
     settings = Settings.load(host=host, port=port)
-    chosen = find_bento(use_case, settings, bento)
+    chosen = _choose(use_case, bento, settings)
     server = start_server(chosen, settings)
     signal.signal(signal.SIGTERM, _interrupt)
     try:

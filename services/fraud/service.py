@@ -1,26 +1,17 @@
-"""Card fraud over HTTP. `mlpkg package fraud` makes a bento of this folder, `mlpkg serve fraud` runs it."""
+"""Card fraud over HTTP: an example of a service of one's own, which `mlpkg package fraud` takes instead of the one it makes."""
 
 from pathlib import Path
 
 import bentoml
 
 from mlpkg.serve.app import Application
-from mlpkg.serve.bento.worker import handle_all_requests, settings, start
+from mlpkg.serve.bento.worker import OPTIONS, handle_all_requests, settings, start
 
 HERE = Path(__file__).parent
 app = Application("fraud", settings(HERE))
 
 
-@bentoml.service(
-    name="fraud",
-    workers=1,  # one writer: a decision is one short transaction
-    http={"host": "127.0.0.1"},  # type: ignore[arg-type]
-    # layers of BentoML, which a request passes only if uvicorn does not use httptools
-    traffic={"timeout": 1},
-    logging={"access": {"enabled": False}},
-    metrics={"enabled": False},
-    tracing={"excluded_urls": ".*"},
-)
+@bentoml.service(name="fraud", **OPTIONS)
 @bentoml.asgi_app(app)
 class Fraud:
     """POST /v1/decide takes a card payment and answers approve, review or decline; GET /openapi.json lists the rest."""
