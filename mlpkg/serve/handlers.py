@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decide', 'rank_candidates', 'send_events', 'report_outcomes', 'get_event', 'get_decision', 'list_decisions',
-           'list_accesses', 'get_models', 'get_catalog', 'get_features', 'get_home', 'get_document', 'get_health',
-           'get_readiness', 'get_metrics']
+           'list_accesses', 'get_models', 'get_catalog', 'get_features', 'get_home', 'get_docs', 'get_document',
+           'get_health', 'get_readiness', 'get_metrics']
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #imports
 import asyncio
@@ -158,6 +158,15 @@ async def get_home(app: "Application", request: Request) -> Response:
     from mlpkg.serve.pages.home import home
 
     return await home(app, request)
+
+
+async def get_docs(app: "Application", request: Request) -> Response:
+    """Return the OpenAPI document as a page."""
+    from mlpkg.serve.pages.docs import docs, origin
+
+    base = origin(request.scope, request.head, f"{app.settings.host}:{app.settings.port}")
+    document = msgspec.json.decode(app.document)
+    return await asyncio.to_thread(docs, document, base, request.caller.role is not None)
 
 
 async def get_document(app: "Application", request: Request) -> Response:

@@ -112,6 +112,7 @@ _OPERATIONS = {
     "access": get("access", "Who looked at what, newest first.", page_of("access", MAP), query=PAGE_LIMIT),
     "metrics": get("metrics", _METRICS_SUMMARY, {"type": "string"}, kind="text/plain"),
     "home": get("home", _HOME_SUMMARY, {"type": "string"}, kind="text/html"),
+    "docs": get("docs", "This document as a page for people.", {"type": "string"}, kind="text/html"),
     "openapi": get("openapi", "This document.", MAP),
     "health": get("health", "Alive?", _STATUS_ONLY),
     "ready": get("ready", _READY_SUMMARY, _STATUS_ONLY)._replace(refusals=(401,)),
@@ -121,6 +122,7 @@ _OPERATIONS = {
 _e, _h = _OPERATIONS, handlers
 ROUTES = (
     Route("/", "GET", None, _h.get_home, _e["home"], is_page=True),
+    Route("/docs", "GET", None, _h.get_docs, _e["docs"], is_page=True),
     Route("/v1/decide", "POST", "decide", _h.decide, _e["decide"]),
     Route("/v1/rank", "POST", "decide", _h.rank_candidates, _describe_rank),
     Route("/v1/decisions", "GET", "decisions", _h.list_decisions, _describe_decisions),

@@ -27,6 +27,7 @@ from mlpkg.times import DAY, HOUR, MINUTE, iso, now
 EVENTS, FRAUD = "/v1/events/transactions", "/v1/outcomes/transactions.fraud"
 NEEDS = {  # every operation there is, but for the probes, and the permission that it takes
     ("GET", "/"): None,
+    ("GET", "/docs"): None,
     ("POST", "/v1/decide"): "decide",
     ("GET", "/v1/decisions"): "decisions",
     ("GET", "/v1/decisions/{id}"): "decisions",

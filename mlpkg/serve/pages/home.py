@@ -208,7 +208,7 @@ def _last_hour(known: Rates) -> dict[str, Any]:
 
 # %% ../../../nbs/14_serve/19_pages/03_home.ipynb #parts
 _LINKS_TO = (
-    (None, "openapi.json", "API: every path, as OpenAPI"),
+    (None, "docs", "API: every path, with a line to copy"),
     ("metrics", "metrics", "Metrics, for Prometheus"),
     ("models", "v1/models", "Models, as JSON"),
     ("catalog", "v1/catalog", "Catalog: sources, features and models, as JSON"),
