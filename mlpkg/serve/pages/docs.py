@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .html import Address, Code, page
+from .html import Code, page
 from ..requests import Response
 from ...times import iso, now
 
