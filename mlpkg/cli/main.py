@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 import click
 
 from .catalog import catalog_command, features_group
+from .check import check_command
 from .decisions import decide_command, decisions_command, outcome_command
 from mlpkg.cli.models import (
     follow_command,
@@ -63,7 +64,11 @@ def _raiser(error: Exception) -> Callable[[], None]:
     return fail
 
 # %% ../../nbs/16_cli/09_main.ipynb #mlpkg
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: mlpkg check. It says what is there, what is missing, and the command for it.",
+)
 @click.version_option(package_name="mlpkg")
 def mlpkg() -> None:
     """Real-time machine learning from the notebook to production, bit for bit."""
@@ -73,6 +78,7 @@ for _command in (
     access_log_command,
     backup_command,
     catalog_command,
+    check_command,
     dead_letters_command,
     decide_command,
     decisions_command,
