@@ -195,7 +195,6 @@ def _features_of(proposal: Proposal) -> dict[str, Any]:
 
     return {
         "keys": named(proposal.keys),
-        "numbers": proposal.numbers,
         "plain": named(proposal.features),
         "subject": next(iter(proposal.keys), None),
     }
@@ -227,29 +226,24 @@ def _context(name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool) -
         for field in proposal.fields
     }
     outcome = _target(proposal.outcome, _converted(proposal.outcome, rows), proposal.outcome_default)
-    source = _source_name(proposal, name)
+    source, times = _source_name(proposal, name), _times(proposal)
     return {
         "name": name,
         "source": source,
         "event": _class_name(source),
         "file": proposal.file.name if is_mapped else None,
         "rows": f"{proposal.rows:,}",
-        "fields": proposal.fields,
+        "reading": _reading(proposal),
         "outcome": outcome,
         "imports": _imports(*(field.annotation for field in proposal.fields), outcome.annotation),
         "shapes": shapes,
-        "id_code": proposal.id_code,
-        "time_code": proposal.time_code,
-        "reading": _reading(proposal),
+        "example": _example_of(shapes, times["rehearsal"]),
+        "proposal": proposal,
         "notes": proposal.notes if is_mapped else (),
-        "windows": json.dumps(proposal.windows),
-        "longest": proposal.windows[-1],
-        "retention": proposal.retention,
-        "matures_after": proposal.matures_after,
         **_features_of(proposal),
-        **_times(proposal),
+        **times,
         **_words(outcome),
-    } | {"example": _example_of(shapes, f"{pd.Timestamp(proposal.last):%Y-%m-%dT%H:%M:%SZ}")}
+    }
 
 # %% ../../nbs/17_lab/60_project.ipynb #context-parts
 def _source_name(proposal: Proposal, name: str) -> str:
@@ -289,6 +283,7 @@ def _times(proposal: Proposal) -> dict[str, Any]:
     return {
         "start": f"{first.floor('h'):%Y-%m-%d %H:%M}",
         "days": days,
+        "rehearsal": f"{last.ceil('D') + pd.Timedelta(proposal.matures_after) + pd.Timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}",
         "first_day": f"{first:%Y-%m-%d}",
         "last_day": f"{last + pd.Timedelta(days=1):%Y-%m-%d}",
         "live_from": f"{live:%Y-%m-%dT%H:%M:%SZ}",
