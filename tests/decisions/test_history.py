@@ -119,6 +119,20 @@ def test_corrections_mean_the_same_in_whatever_order_they_are_loaded(
     assert (len(built), built.columns["about"].tolist()) == (1, held_about(store))
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_a_correction_that_does_not_say_when_it_arrived_repeats_none_with_an_arrival_of_its_own(
+    stores: Callable[[], Any], order: tuple[int, ...]
+):
+    """Both have the same content; the one without an arrival counts from the maturity of the outcome on, after seven days."""
+    store = stores()
+    truth, later, unstated = fraud("a", True, 3), fraud("a", False, 12, corrects=True), fraud("a", False, None, corrects=True)
+    for row in (([payment("a", 0), truth, later, unstated])[i] for i in order):
+        assert not store.load(batch_of([row])).refused
+        assert store.load(batch_of([row])).known == 1, "what is loaded again is known"
+    assert reported(store) == [(1, START + 3 * DAY, False), (0, START + 7 * DAY, True), (0, START + 12 * DAY, True)]
+    assert held(store) == [0] and store.waiting() == []
+
+
 def held_about(store: Any) -> list[int]:
     return store.timeline("transactions.fraud", "terminal_id", 7).columns["about"].tolist()
 

@@ -57,7 +57,12 @@ def holding_report(outcome: Outcome, reports: Sequence[LoggedReport]) -> LoggedR
 
 
 def same_report(
-    outcome: Outcome, row: ValidatedEvent, arrived: int, is_now: bool, reports: Sequence[LoggedReport]
+    outcome: Outcome,
+    row: ValidatedEvent,
+    arrived: int,
+    is_now: bool,
+    reports: Sequence[LoggedReport],
+    event: LoggedEvent | None = None,
 ) -> LoggedReport | None:
     """Return the report in the log that a new one repeats, or None; raise `Rejected` if they contradict each other.
 
@@ -71,8 +76,19 @@ def same_report(
     if is_now:
         last = holding_report(outcome, reports) if reports else None
         return last if last and outcome.codes_of(last.body) == row.codes else None
-    same = (r for r in reports if r.body == row.body and (arrived == NULL or r.arrived == arrived))
+    same = (r for r in reports if r.body == row.body and _same_arrival(outcome, arrived, r, event))
     return next(same, None)
+
+
+def _same_arrival(outcome: Outcome, arrived: int, report: LoggedReport, event: LoggedEvent | None) -> bool:
+    """Whether a correction arrived when a logged report did; `arrived` is NULL if it does not say when."""
+    if arrived != NULL:
+        return report.arrived == arrived
+    if event is None:
+        return report.time == 0  # both wait for their event, which decides when they arrived
+    clock = now()
+    assumed = outcome.assumed_arrival(event.time, clock)
+    return assumed in (report.arrived, clock)  # at the clock it may still repeat any
 
 
 def id_reused(stream: str, row: ValidatedEvent) -> Rejected:
@@ -146,7 +162,7 @@ class SqliteFeedback(Part):
         event = self.log.event(outcome.source.name, row.id)
         number = self._contracts.number(outcome.stream)
         reports = self.log.reports(number, row.id)
-        if (known := same_report(outcome, row, arrived, is_now, reports)) is not None:
+        if (known := same_report(outcome, row, arrived, is_now, reports, event)) is not None:
             return Receipt(row.id, known.position, False, event is None)
         time = arrived
         if arrived == NULL:
