@@ -163,6 +163,7 @@ def lab_of(use_case: str, verb: str, settings: Settings) -> Callable[..., Any] |
 
     It stands in the module that the settings name for the use case, or in a module ``simulator`` beside that one.
     """
+    settings.add_to_path()
     own = settings.use_cases.get(use_case, "").partition(":")[0]
     package = own.rpartition(".")[0]
     for module in (own, package and f"{package}.simulator"):
