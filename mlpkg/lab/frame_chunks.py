@@ -21,6 +21,11 @@ from .files import Chunk
 Frame = pd.DataFrame | pa.Table | Chunk
 _UNCHANGED = (pa.types.is_string, pa.types.is_large_string, pa.types.is_int64, pa.types.is_float64, pa.types.is_boolean)
 
+_NUMBERS = {
+    "int64": "integer",
+    "double": "floating",
+}  # a column of objects that Arrow reads so may hold a truth, which became 1
+
 
 def _cells(values: pd.Series) -> pa.Array | list[Any]:
     """A column of a frame as an Arrow array, or as Python values if Arrow would change one."""
@@ -29,6 +34,9 @@ def _cells(values: pd.Series) -> pa.Array | list[Any]:
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return values.tolist()
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    expected = _NUMBERS.get(str(cells.type))
+    if values.dtype == object and expected and pd.api.types.infer_dtype(values) != expected:
+        return values.tolist()
     has_type = values.dtype != object or pa.types.is_null(cells.type)
     return cells if has_type or any(is_such(cells.type) for is_such in _UNCHANGED) else values.tolist()
 
