@@ -125,7 +125,11 @@ def test_a_correction_that_does_not_say_when_it_arrived_repeats_none_with_an_arr
 ):
     """Both have the same content; the one without an arrival counts from the maturity of the outcome on, after seven days."""
     store = stores()
-    truth, later, unstated = fraud("a", True, 3), fraud("a", False, 12, corrects=True), fraud("a", False, None, corrects=True)
+    truth, later, unstated = (
+        fraud("a", True, 3),
+        fraud("a", False, 12, corrects=True),
+        fraud("a", False, None, corrects=True),
+    )
     for row in (([payment("a", 0), truth, later, unstated])[i] for i in order):
         assert not store.load(batch_of([row])).refused
         assert store.load(batch_of([row])).known == 1, "what is loaded again is known"

@@ -27,13 +27,20 @@ class Newcomer:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLPKG_", "BENTOML_", "PYTHON"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MLPKG_", "BENTOML_", "PYTHON"))
+        }
         return kept | {"HOME": str(self.folder), "PATH": f"{self.python.parent}:{os.environ['PATH']}"}
 
     def run(self, *command: str, cwd: str = ".") -> str:
         """Run a command that has to succeed; what it printed."""
         done = subprocess.run(
-            command, cwd=self.folder / cwd, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            command,
+            cwd=self.folder / cwd,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
@@ -46,7 +53,12 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     subprocess.run(build, check=True, env=os.environ | index(), stdin=subprocess.DEVNULL)
     (wheel,) = (folder / "wheel").glob("mlpkg-*.whl")
     python = fresh_environment(
-        folder, "--constraint", ROOT / "constraints.txt", f"mlpkg[lab,serve] @ {wheel.as_uri()}", cwd=folder, env=os.environ
+        folder,
+        "--constraint",
+        ROOT / "constraints.txt",
+        f"mlpkg[lab,serve] @ {wheel.as_uri()}",
+        cwd=folder,
+        env=os.environ,
     )
     return Newcomer(folder, python)
 
@@ -79,7 +91,9 @@ def service(shop: Newcomer) -> Iterator[Client]:
     port, env = free_port(), shop.environment | {"MLPKG_STATE": "build/demo"}
     command = ["mlpkg", "serve", "shop", "--port", str(port)]
     with (shop.folder / "serve.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=shop.folder / "shop", env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            command, cwd=shop.folder / "shop", env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
     try:
         yield _client(server, port, shop.folder / "serve.log")
     finally:

@@ -5,9 +5,7 @@ import contextlib
 import io
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from background import free_port
 from bank import put_live
 from paths import ROOT
 
@@ -37,14 +36,6 @@ from mlpkg.times import iso, now
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 LOST = (OSError, HTTPException, json.JSONDecodeError)  # what a client sees when the server is gone
 CUSTOMERS, TERMINALS = 120, 150
-
-
-def free_port() -> int:
-    """A free port below the range that the system gives to clients, so that no client takes it."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def environment(state: Path, **more: str) -> dict[str, str]:
