@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import MlpkgError
-from .times import now
+from .times import iso, now
 from .untrusted import path_name
 
 # %% ../nbs/00_core/05_settings.ipynb #file
@@ -106,6 +106,12 @@ class Settings(BaseModel):
     def now(self) -> int:
         """The present instant of the clock of a service, in microseconds: the machine's, unless it rehearses."""
         return now() + self.clock_offset
+
+    def at_clock(self, as_of: int) -> "Settings":
+        """Return the settings of a service whose clock says `as_of` now; `MlpkgError` if that is in the future."""
+        if as_of > (clock := now()):
+            raise MlpkgError(f"{iso(as_of)} is in the future", f"the clock of this machine says {iso(clock)}")
+        return self.model_copy(update={"clock_offset": as_of - clock})
 
 # %% ../nbs/00_core/05_settings.ipynb #load
 def _load(start: Path, overrides: Mapping[str, object]) -> Settings:

@@ -27,12 +27,12 @@ from ..store import Entry, Store, decisions_of
 # %% ../../nbs/07_decisions/08_verify.ipynb #difference
 @dataclass
 class Difference:
-    """One number that was recomputed as another."""
+    """One value that was recomputed as another."""
 
     event: str
     what: str
-    recorded: float | int | None
-    recomputed: float | int | None
+    recorded: Any
+    recomputed: Any
 
     def __str__(self) -> str:
         return f"{self.event}: {self.what} is recorded as {self.recorded!r}, recomputed as {self.recomputed!r}"

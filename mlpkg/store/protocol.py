@@ -77,6 +77,10 @@ class LogReader(Protocol):
         """Return the last position of the log, 0 if the log is empty."""
         ...
 
+    def last_arrival(self, streams: Sequence[str]) -> int | None:
+        """Return the latest arrival in some streams, or None if they have no entry. It looks at every entry."""
+        ...
+
     def read(
         self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
     ) -> Iterator[Entry]:

@@ -45,6 +45,7 @@ def _environment(bento: Bento, settings: Settings) -> dict[str, str]:
         "MLPKG_ENV": settings.env,
         "MLPKG_HOST": settings.host,
         "MLPKG_PORT": str(settings.port),
+        "MLPKG_CLOCK_OFFSET": str(settings.clock_offset),
         "BENTOML_HOME": str(settings.state / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         # the mlpkg that was packaged, not the one that runs here

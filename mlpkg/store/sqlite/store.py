@@ -39,7 +39,8 @@ class SqliteStore:
         events = EventWriter(session, contracts, timelines, feedback)
 
         log = SqliteColumnReader(session)
-        self.last_position, self.read, self.entry = log.last_position, log.read, log.entry
+        self.last_position, self.last_arrival = log.last_position, log.last_arrival
+        self.read, self.entry = log.read, log.entry
         self.latest_entries, self.decided = log.latest_entries, log.decided
         self.history, self.pages = log.history, log.pages
 
