@@ -28,7 +28,7 @@ from .shared import show
 from .store import backup_command, dead_letters_command, restore_command
 from .timeline import timeline_command
 from .tokens import access_log_command, token_group
-from .verify import replay_command, verify_command
+from .verify import verify_command
 from ..errors import Missing, MlpkgError
 from ..schema import Rejected
 
@@ -87,7 +87,6 @@ for _command in (
     models_command,
     outcome_command,
     promote_command,
-    replay_command,
     restore_command,
     retire_command,
     rollback_command,
