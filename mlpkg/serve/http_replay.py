@@ -124,58 +124,13 @@ class _HttpLoader:
         send = self._client.report_many if isinstance(stream, Outcome) else self._client.send_many
         return send(_name_of(stream), bodies)
 
-# %% ../../nbs/14_serve/25_http_replay.ipynb #play
-class HttpReplay:
-    """Sends the steps of a replay to a service.
+# %% ../../nbs/14_serve/25_http_replay.ipynb #send
+class _Sender:
+    """Sends one step of a replay to a service, and counts what comes back."""
 
-    Parameters
-    ----------
-    client
-        Calls the service, as an operator or without a token.
-    speed
-        The multiple of real time; by default as fast as the service answers.
-    history
-        Whether to load what arrived before the stretch.
-    only_decided
-        Whether to decide only events on which the log has a decision. The others are sent without one.
-    """
-
-    def __init__(
-        self,
-        use_case: UseCase,
-        client: Client,
-        *,
-        speed: float | None = None,
-        history: bool = True,
-        only_decided: bool = False,
-    ):
-        self.use_case, self.client, self.speed = use_case, client, speed
-        self.history, self.only_decided = history, only_decided
+    def __init__(self, use_case: UseCase, client: Client, only_decided: bool):
+        self.use_case, self.client, self.only_decided = use_case, client, only_decided
         self.played = Played()
-        self._loader = _HttpLoader(client, self.played)
-        self._began: tuple[float, int] | None = None  # by the clock of this process, and the first arrival
-
-    def take(self, step: Step) -> None:
-        """Take one step."""
-        if step.kind == "load" and self.history:
-            self._loader.add(step)
-        elif step.kind not in ("load", "later"):
-            self._loader.flush()
-            self._wait(step.arrived)
-            self._send(step, {**step.body, "arrived": iso(step.arrived)})
-
-    def finish(self) -> Played:
-        """Load what still waits, and return what came out."""
-        self._loader.flush()
-        if self._began:
-            self.played.seconds = time.monotonic() - self._began[0]
-        return self.played
-
-    def _wait(self, arrived: int) -> None:
-        """Wait until it is time to send what arrived then."""
-        began, first = self._began = self._began or (time.monotonic(), arrived)
-        if self.speed:
-            time.sleep(max(0.0, began + (arrived - first) / 1e6 / self.speed - time.monotonic()))
 
     def _send(self, step: Step, body: Mapping[str, Any]) -> None:
         played, stream = self.played, step.stream
@@ -207,6 +162,58 @@ def _first(answers: list[Receipt | Refused]) -> Receipt:
     if isinstance(answers[0], Refused):
         raise answers[0]
     return answers[0]
+
+# %% ../../nbs/14_serve/25_http_replay.ipynb #play
+class HttpReplay(_Sender):
+    """Sends the steps of a replay to a service.
+
+    Parameters
+    ----------
+    client
+        Calls the service, as an operator or without a token.
+    speed
+        The multiple of real time; by default as fast as the service answers.
+    history
+        Whether to load what arrived before the stretch.
+    only_decided
+        Whether to decide only events on which the log has a decision. The others are sent without one.
+    """
+
+    def __init__(
+        self,
+        use_case: UseCase,
+        client: Client,
+        *,
+        speed: float | None = None,
+        history: bool = True,
+        only_decided: bool = False,
+    ):
+        super().__init__(use_case, client, only_decided)
+        self.speed, self.history = speed, history
+        self._loader = _HttpLoader(client, self.played)
+        self._began: tuple[float, int] | None = None  # by the clock of this process, and the first arrival
+
+    def take(self, step: Step) -> None:
+        """Take one step."""
+        if step.kind == "load" and self.history:
+            self._loader.add(step)
+        elif step.kind not in ("load", "later"):
+            self._loader.flush()
+            self._wait(step.arrived)
+            self._send(step, {**step.body, "arrived": iso(step.arrived)})
+
+    def finish(self) -> Played:
+        """Load what still waits, and return what came out."""
+        self._loader.flush()
+        if self._began:
+            self.played.seconds = time.monotonic() - self._began[0]
+        return self.played
+
+    def _wait(self, arrived: int) -> None:
+        """Wait until it is time to send what arrived then."""
+        began, first = self._began = self._began or (time.monotonic(), arrived)
+        if self.speed:
+            time.sleep(max(0.0, began + (arrived - first) / 1e6 / self.speed - time.monotonic()))
 
 # %% ../../nbs/14_serve/25_http_replay.ipynb #summary
 def summary(played: Played) -> list[str]:

@@ -95,13 +95,13 @@ def _as_json(played: "Played") -> dict[str, Any]:
 def _rehearse(case: _decisions.UseCase, store: Store, start: int, end: int, into: Path, **options: Any) -> None:
     """Replay in a service that is started for it, verify its store, and print what came out; exit 1 if anything differs."""
     need_bentoml()
-    from mlpkg.serve.rehearsal import load_history, rehearsal, rehearsal_settings
+    from mlpkg.serve.rehearsal import start_with_history, rehearsal, rehearsal_settings
 
     bento = find_bento(case.name, store.settings, options["bento"])
     own = rehearsal_settings(store.settings, into.resolve())
     steps, total = _decisions.replay_steps(case, store, start, end), _entries(case, store)
     with progress("load", None, "entries") as bar:
-        loaded, steps = load_history(case, own, steps, bar.update)
+        loaded, steps = start_with_history(case, own, steps, bar.update)
     if (first := next(steps, None)) is None:
         raise MlpkgError(f"nothing arrived from {iso(start)} to {iso(end)}", "choose another --from and --to")
     is_json = options["as_json"]

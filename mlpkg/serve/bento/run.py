@@ -45,7 +45,6 @@ def _environment(bento: Bento, settings: Settings) -> dict[str, str]:
         "MLPKG_ENV": settings.env,
         "MLPKG_HOST": settings.host,
         "MLPKG_PORT": str(settings.port),
-        "MLPKG_CLOCK_OFFSET": str(settings.clock_offset),
         "BENTOML_HOME": str(settings.state / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         # the mlpkg that was packaged, not the one that runs here
@@ -53,6 +52,8 @@ def _environment(bento: Bento, settings: Settings) -> dict[str, str]:
     }
     if "trust_loopback" in settings.model_fields_set:
         environment["MLPKG_TRUST_LOOPBACK"] = str(settings.trust_loopback).lower()
+    if settings.clock_offset:
+        environment["MLPKG_CLOCK_OFFSET"] = str(settings.clock_offset)
     return environment
 
 # %% ../../../nbs/14_serve/20_bento/04_run.ipynb #start

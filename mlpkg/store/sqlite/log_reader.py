@@ -35,14 +35,6 @@ class SqliteLogReader(Part):
         """Return the last position of the log."""
         return self.db.execute("select max(position) from log").fetchone()[0] or 0
 
-    @with_store_errors
-    def last_arrival(self, streams: Sequence[str]) -> int | None:
-        """Return the latest arrival in some streams, or None if they have no entry."""
-        self.refresh()
-        numbers = json.dumps([self.cache.streams[s] for s in streams if s in self.cache.streams])
-        query = "select max(arrived) from log where source in (select value from json_each(?))"
-        return self.db.execute(query, (numbers,)).fetchone()[0]
-
     def read(
         self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
     ) -> Iterator[Entry]:
@@ -103,6 +95,14 @@ class SqliteLogReader(Part):
 # %% ../../../nbs/05_store/05_sqlite/26_log_reader.ipynb #columns
 class SqliteColumnReader(SqliteLogReader):
     """Reads the log as int64 columns, too."""
+
+    @with_store_errors
+    def last_arrival(self, streams: Sequence[str]) -> int | None:
+        """Return the latest arrival in some streams, or None if they have no entry."""
+        self.refresh()
+        numbers = json.dumps([self.cache.streams[s] for s in streams if s in self.cache.streams])
+        query = "select max(arrived) from log where source in (select value from json_each(?))"
+        return self.db.execute(query, (numbers,)).fetchone()[0]
 
     @with_store_errors
     def history(
