@@ -20,7 +20,8 @@ from .. import decisions as _decisions
 from ..cli import Instant, as_json, opened, say, show, use_case_argument
 from ..errors import MlpkgError
 from ..progress import progress
-from .bento.package import find_bento, need_bentoml
+from .bento.package import need_bentoml
+from .cli import choose_bento
 from ..store import Store, open_store
 from ..times import iso
 
@@ -95,11 +96,12 @@ def _as_json(played: "Played") -> dict[str, Any]:
 def _rehearse(case: _decisions.UseCase, store: Store, start: int, end: int, into: Path, **options: Any) -> None:
     """Replay in a service that is started for it, verify its store, and print what came out; exit 1 if anything differs."""
     need_bentoml()
-    from mlpkg.serve.rehearsal import start_with_history, rehearsal, rehearsal_settings
+    from mlpkg.serve.rehearsal import rehearsal, rehearsal_settings, start_with_history
 
-    bento = find_bento(case.name, store.settings, options["bento"])
+    bento = choose_bento(case.name, options["bento"], store.settings)
     own = rehearsal_settings(store.settings, into.resolve())
     steps, total = _decisions.replay_steps(case, store, start, end), _entries(case, store)
+    steps = (step for step in steps if step.kind != "later")
     with progress("load", None, "entries") as bar:
         loaded, steps = start_with_history(case, own, steps, bar.update)
     if (first := next(steps, None)) is None:

@@ -122,8 +122,8 @@ def test_a_log_played_against_a_service_is_equal_or_the_difference_is_named(
         ready = httpx.get(f"{server.address}/v1/ready").json()
         assert ready["rehearsal"].startswith(iso(start + HOUR)[:11]), "its readiness says that it rehearses"
         first = command("replay", "fraud", *span, "--http", server.address, "--json", state=log)
-        played = json.loads(first.stdout)
         assert first.returncode == 0, first.stdout + first.stderr
+        played = json.loads(first.stdout)
         assert played["decided"] > 20 and (played["new"], played["different"], played["refused"]) == (0, 0, 0)
         assert played["loaded"] > 1_000 and played["known"] == 0
 
