@@ -10,7 +10,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,8 @@ def _replay_http(case: _decisions.UseCase, store: Store, start: int, end: int, u
 
 def _as_json(played: "Played") -> dict[str, Any]:
     """Return what came out for a program: percentiles instead of single latencies, and no samples."""
-    fields = asdict(played) | played.percentiles()
-    return {name: value for name, value in fields.items() if name not in ("latencies", "samples")}
+    left_out = ("latencies", "samples")
+    return {f.name: getattr(played, f.name) for f in fields(played) if f.name not in left_out} | played.percentiles()
 
 # %% ../../nbs/14_serve/31_replay_cli.ipynb #serve
 def _rehearse(case: _decisions.UseCase, store: Store, start: int, end: int, into: Path, **options: Any) -> None:

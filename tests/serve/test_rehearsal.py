@@ -107,7 +107,7 @@ def test_decisions_by_stated_arrival_have_the_features_of_a_training_set(
     assert len(rows) == len(live)
     for name in fraud.features.names:
         served = np.array([np.nan if live[id][name] is None else live[id][name] for id in rows["id"]], np.float64)
-        expected = rows[name].to_numpy(np.float64)
+        expected = np.array(rows[name].tolist(), np.float64)
         assert ((served == expected) | (np.isnan(served) & np.isnan(expected))).all(), name
 
 
