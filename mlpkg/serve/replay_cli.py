@@ -140,7 +140,7 @@ def _check_form(http: str | None, serve: bool, into: Path | None, model: str | N
     if model and (http or serve):
         raise click.UsageError("--model is for a replay in this process; a service decides with its own model")
 
-
+# %% ../../nbs/14_serve/31_replay_cli.ipynb #speed
 class _Speed(click.ParamType):
     """A multiple of real time, or ``max``."""
 
