@@ -86,7 +86,7 @@ bench-service: install ## time the decision service beside its peers, in ten min
 	@$(TIDY) $(UNSET) $(PY) benchmarks/service/run.py $(BENCH_ARGS)
 
 lab: install ## JupyterLab on the state that settings.ini names
-	@$(TIDY) $(PY) .ci/lab.py $(LAB_ARGS)
+	@$(TIDY) $(PY) -m mlpkg.cli lab $(LAB_ARGS)
 
 export: install ## format and clean the notebooks, write mlpkg/ from them
 	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-clean && $(PY) .ci/export.py

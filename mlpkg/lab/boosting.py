@@ -7,8 +7,11 @@ __all__ = ['TrainedModel', 'train']
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #imports
 import html
+import io
+import re
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import pandas as pd
 
 from ..decisions import UseCase
 from ..engine.timeline import Array
-from ..errors import MlpkgError, short
+from ..errors import MlpkgError, did_you_mean, short
 from .archive import Archive
 from .frames import When, find_store, texts_of_outcome
 from .matrix import categories_of, matrix
@@ -148,6 +151,17 @@ def _check_classes(train: Array, test: Array) -> None:
         if min(int((label == 1).sum()), int((label != 1).sum())) < _FEW:
             text = f"the {name} rows are {_count_words(label)}: too few for figures that can be relied on"
             warnings.warn(text, stacklevel=3)
+
+# %% ../../nbs/17_lab/33_boosting.ipynb #names
+def _check_names(params: Mapping[str, Any]) -> None:
+    """Raise `MlpkgError` if LightGBM does not know a parameter of that name."""
+    data = lgb.Dataset(np.zeros((2, 1)), np.zeros(2))
+    with redirect_stdout(io.StringIO()) as printed:
+        empty = lgb.Booster(dict.fromkeys(params, "") | {"verbosity": 0}, data)
+    if unknown := re.findall(r"Unknown parameter: (.*)", printed.getvalue()):
+        known = re.findall(r"^\[(\w+): ", empty.model_to_string(), re.MULTILINE)
+        hint = did_you_mean(unknown[0], ["rounds", "patience", "outcome", "test_from", *known])
+        raise MlpkgError(f"train: LightGBM has no parameter {unknown[0]!r}", short(hint))
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #options
 _NAMES = {
@@ -311,9 +325,11 @@ def train(
     Raises
     ------
     MlpkgError
-        When the label is a text, the rows are not of this log, or there is nothing to learn or nothing to test with.
+        When the label is a text, the rows are not of this log, LightGBM does not know a parameter, or there is nothing to learn
+        or nothing to test with.
     """
     _check_rows_of(case, rows)
+    _check_names(params)
     train_rows, test, left_out = _split_rows(rows, case, _cut_time(rows, test_from), outcome, store)
     label, is_truth = _target(train_rows["label"], params.get("objective"))
     truth, _ = _target(test["label"], params.get("objective"))
