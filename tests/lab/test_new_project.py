@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from background import free_port
 from package_index import fresh_environment, index
 from paths import ROOT
-from serving import Client, free_port
+from serving import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
