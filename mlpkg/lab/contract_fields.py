@@ -146,10 +146,15 @@ class ProposedField:
     column: str = ""
 
 
+def _shown(number: float) -> str:
+    """A number for a reader: a whole one with all its digits."""
+    return f"{int(number)}" if abs(number) < 1e18 and number == int(number) else f"{number:g}"
+
+
 def field_of(name: str, profile: Profile, cells: pd.Series, tz: str | None = None) -> ProposedField:
     """The field that is proposed for a column."""
     is_number = profile.kind in ("int", "number")
-    seen = f"{profile.least:g} to {profile.most:g}" if is_number else f"{profile.distinct} different"
+    seen = f"{_shown(profile.least)} to {_shown(profile.most)}" if is_number else f"{profile.distinct} different"
     seen = f"a time in seconds since 1970: {seen}" if profile.kind == "time" else seen
     seen += f", {1 - profile.filled:.0%} missing" if profile.filled < 1 else ""
     seen += f", also {', '.join(repr(text[:20]) for text in profile.odd)}" if profile.odd else ""

@@ -6,10 +6,13 @@
 __all__ = ['check_project_name', 'comment', 'notebook_of', 'shape_of', 'sample_orders', 'NewProject', 'new_project']
 
 # %% ../../nbs/17_lab/60_project.ipynb #imports
+import builtins
 import importlib.util
 import json
 import keyword
+import math
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_
 from ..errors import MlpkgError
 from .proposal import Proposal, ProposedField, field_name, propose
 from .raw_rows import RawRows, read_rows
+from ..times import duration
 from ..untrusted import printable
 
 # %% ../../nbs/17_lab/60_project.ipynb #check-name
@@ -56,6 +60,11 @@ def comment(text: object) -> str:
     return line if len(line) <= 100 else f"{line[:99]}…"
 
 
+def _quote(path: str) -> str:
+    """The name of a file as one word of a command in one line."""
+    return shlex.quote(printable(path))
+
+
 def _environment() -> jinja2.Environment:
     """What renders the templates; a name that is not defined is an error."""
     environment = jinja2.Environment(
@@ -64,7 +73,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"comment": comment, "repr": repr, "pretty": partial(pformat, sort_dicts=False, width=100)}
+    pretty = partial(pformat, sort_dicts=False, width=100)
+    environment.filters |= {"comment": comment, "quote": _quote, "repr": repr, "pretty": pretty}
     return environment
 
 # %% ../../nbs/17_lab/60_project.ipynb #notebook
@@ -102,15 +112,19 @@ def shape_of(field: ProposedField, values: pd.Series, *, is_key: bool, is_option
             "shares": _rounded(shares / shares.sum()),
             **missing,
         }
-    if field.kind == "text" or is_key:
+    if is_key or field.kind == "text":
         return {"entities": max(2, int(known.nunique())), "prefix": field.name, "whole": field.kind == "int", **missing}
-    resolution = re.search(r"Resolution\(1e-(\d+)\)", field.annotation)
-    decimals = 0 if field.kind == "int" else min(2, int(resolution[1])) if resolution else 2
-    return {
-        "quantiles": [round(float(q), decimals) for q in known.quantile(_QUANTILES)],
-        "decimals": decimals,
-        **missing,
-    }
+    decimals = _decimals_of(field)
+    quantiles = [round(float(q), decimals or None) for q in known.astype(float).quantile(_QUANTILES)]
+    return {"quantiles": quantiles, "decimals": decimals, **missing}
+
+
+def _decimals_of(field: ProposedField) -> int:
+    """How many decimals made-up numbers of a field have: those of its type, but at most two."""
+    if field.kind in ("int", "time"):
+        return 0
+    step = re.search(r"Resolution\((.*?)\)", field.annotation)
+    return min(2, round(-math.log10(float(step[1])))) if step else 2
 
 
 def _rounded(shares: pd.Series) -> list[float]:
@@ -118,12 +132,28 @@ def _rounded(shares: pd.Series) -> list[float]:
     rounded = [round(float(share), 3) for share in shares]
     return [round(1 - sum(rounded[1:]), 3), *rounded[1:]]
 
+# %% ../../nbs/17_lab/60_project.ipynb #names
+_USED = (  # names that the templates use themselves
+    *("features", "policy", "read", "simulate", "use_case", "ml", "lab", "np", "pd", "plt", "path", "rows", "known"),
+    *("target", "idea", "tried", "daily", "ax", "column", "groups", "name", "decisions", "truth", "label", "one"),
+    *("checked", "find_store", "verify", "example", "frame", "model", "shape", *dir(builtins)),
+)
+
+
+def _class_name(source: str) -> str:
+    """The name of an event's class: `orders` is Order."""
+    single = source[:-1] if source.endswith("s") and not source.endswith("ss") and len(source) > 1 else source
+    name = "".join(part.capitalize() for part in single.split("_"))
+    is_used = name in {"Annotated", "Any", "Field", "Literal", "Path", *dir(builtins)}
+    return f"{name}Event" if is_used else name
+
 # %% ../../nbs/17_lab/60_project.ipynb #outcome
 @dataclass(frozen=True)
 class _Target:
-    """The outcome as the templates need it; `default` is the code of what counts if nothing is reported."""
+    """The outcome as the templates need it: its variable, and as `default` the code of what counts if nothing is reported."""
 
     name: str
+    variable: str
     annotation: str
     code: str
     kind: str
@@ -132,14 +162,16 @@ class _Target:
     share: float
     threshold: float
     reason: str
-    scale: float
+    scale: float = 1.0
+    decimals: int = 0
 
 
 def _target(field: ProposedField, values: pd.Series, default: str) -> _Target:
     """The outcome of a file, of which `values` are known."""
     known = values.dropna()
-    common = {
+    common: dict[str, Any] = {
         "name": field.name,
+        "variable": field_name(field.name, _USED),
         "annotation": field.annotation,
         "code": field.code,
         "kind": field.kind,
@@ -148,16 +180,14 @@ def _target(field: ProposedField, values: pd.Series, default: str) -> _Target:
     if field.kind in ("int", "number"):
         threshold = float(known.quantile(0.8))
         reason = f"one in five is larger: {threshold:.4g}"
-        spread = float(known.max() - known.min()) or 1.0
-        return _Target(
-            **common, default=None, words=("", ""), share=0.2, threshold=threshold, reason=reason, scale=spread
-        )
+        sizes = {"scale": float(known.max() - known.min()) or 1.0, "decimals": _decimals_of(field)}
+        return _Target(**common, words=("", ""), share=0.2, threshold=threshold, reason=reason, **sizes)
     by_count = known.value_counts()
     words = (by_count.index[min(1, len(by_count) - 1)], by_count.index[0]) if field.kind == "text" else (True, False)
     share = float((known == words[0]).mean())
     threshold = min(0.5, round(2 * share, 3))
     reason = "more likely than not" if threshold == 0.5 else "twice the usual share"
-    return _Target(**common, words=words, share=share, threshold=threshold, reason=reason, scale=1.0)
+    return _Target(**common, words=words, share=share, threshold=threshold, reason=reason)
 
 # %% ../../nbs/17_lab/60_project.ipynb #context
 def _converted(field: ProposedField, rows: RawRows) -> pd.Series:
@@ -167,13 +197,7 @@ def _converted(field: ProposedField, rows: RawRows) -> pd.Series:
     cells = pd.Series(eval(field.code, {"__builtins__": {}}, {"rows": rows, "lab": lab}))  # propose wrote this code
     if field.kind == "truth":
         return cells.map({"true": True, "false": False, True: True, False: False})
-    return pd.Series(pd.to_numeric(cells, errors="coerce")) if field.kind in ("int", "number") else cells
-
-
-def _class_name(source: str) -> str:
-    """The name of an event's class: `orders` is Order."""
-    single = source[:-1] if source.endswith("s") and not source.endswith("ss") else source
-    return "".join(part.capitalize() for part in single.split("_"))
+    return pd.Series(pd.to_numeric(cells, errors="coerce")) if field.kind in ("int", "number", "time") else cells
 
 
 def _imports(*annotations: str) -> str:
@@ -184,20 +208,29 @@ def _imports(*annotations: str) -> str:
     return "\n\n".join([*lines, *(["from pydantic import Field"] if "Field(" in text else [])])
 
 # %% ../../nbs/17_lab/60_project.ipynb #plan-of-features
-_RESERVED = ("name", "on", "self")  # arguments of a feature set
+_RESERVED = ("name", "on", "self", "label", "weight")  # arguments of a feature set, and columns of a training set
 
 
 def _features_of(proposal: Proposal) -> dict[str, Any]:
     """What the first features are made of, with the names that they have in the feature set."""
+    made = [f"{key}{part}" for key in proposal.keys for part in ("", "_past")]
+    made += [f"{key}_{part}" for key in proposal.keys for part in _parts(proposal)]
 
-    def named(fields: Sequence[str]) -> list[dict[str, str]]:
-        return [{"name": field, "group": f"{field}_" if field in _RESERVED else field} for field in fields]
+    def named(fields: Sequence[str], taken: Sequence[str]) -> list[dict[str, str]]:
+        return [{"name": name, "group": f"{name}_as_sent" if name in taken else name} for name in fields]
 
     return {
-        "keys": named(proposal.keys),
-        "plain": named(proposal.features),
+        "keys": named(proposal.keys, _RESERVED),
+        "plain": named(proposal.features, [*_RESERVED, *made]),
         "subject": next(iter(proposal.keys), None),
     }
+
+
+def _parts(proposal: Proposal) -> Iterator[str]:
+    """How the names of a key's features end."""
+    yield from (f"n_{window}" for window in proposal.windows)
+    yield from (f"mean_{name}_{proposal.windows[-1]}" for name in proposal.numbers)
+    yield f"past_mean_{proposal.windows[-1]}"
 
 
 def _example_of(shapes: Mapping[str, dict[str, Any]], time: str) -> dict[str, Any]:
@@ -249,22 +282,7 @@ def _context(name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool) -
 def _source_name(proposal: Proposal, name: str) -> str:
     """The name of the source: that of the file, unlike all names that the templates use."""
     fields = [*(field.name for field in proposal.fields), proposal.outcome.name]
-    used = [
-        *fields,
-        "features",
-        "policy",
-        "read",
-        "simulate",
-        "use_case",
-        "ml",
-        "lab",
-        "rows",
-        "known",
-        "target",
-        "idea",
-        "tried",
-    ]
-    return field_name(proposal.file.stem, used)
+    return field_name(proposal.file.stem, [*fields, field_name(proposal.outcome.name, _USED), *_USED])
 
 
 def _reading(proposal: Proposal) -> str:
@@ -278,12 +296,13 @@ def _times(proposal: Proposal) -> dict[str, Any]:
     """The span of the file, and the stretch that the demo decides: its last twentieth."""
     first, last = pd.Timestamp(proposal.first), pd.Timestamp(proposal.last)
     span: Any = last - first
+    known: Any = last.ceil("D") + pd.Timedelta(microseconds=duration(proposal.matures_after))
     days = max(1, int(np.ceil(span / pd.Timedelta(days=1))))
     live: Any = (last - span / 20).floor("h" if days > 2 else "min")
     return {
         "start": f"{first.floor('h'):%Y-%m-%d %H:%M}",
         "days": days,
-        "rehearsal": f"{last.ceil('D') + pd.Timedelta(proposal.matures_after) + pd.Timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}",
+        "rehearsal": f"{known + pd.Timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}",
         "first_day": f"{first:%Y-%m-%d}",
         "last_day": f"{last + pd.Timedelta(days=1):%Y-%m-%d}",
         "live_from": f"{live:%Y-%m-%dT%H:%M:%SZ}",

@@ -190,25 +190,32 @@ def _good_rows(rows: RawRows, roles: _Roles, instants: pd.Series) -> RawRows:
     return RawRows(rows.numbers[good], columns, rows.unreadable)
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #notes-id
+def _many(number: int, one: str, more: str) -> str:
+    """A number of things with the words that fit it."""
+    return f"{number} {one if number == 1 else more}"
+
+
 def _id_notes(roles: _Roles, rows: RawRows) -> list[str]:
     """Which id was chosen, and how many rows lack one or repeat it."""
     if roles.id is None:
         number = "" if roles.time else " and its number"
         cells = pd.DataFrame({name: rows[name].map(repr) for name in roles.id_columns(rows)})
         repeated = int(cells.duplicated().sum()) if roles.time else 0
-        same = f"; {repeated} rows repeat another row and are one event with it" if repeated else ""
+        words = _many(repeated, "row repeats another row and is", "rows repeat another row and are")
+        same = f"; {words} one event with it" if repeated else ""
         return [f"No column has an id of its own for each row, so the id is a hash of the row{number}{same}."]
     cells = rows[roles.id]
     empty, repeated = int(cells.isna().sum()), int(cells.dropna().duplicated().sum())
-    faults = [f"{empty} rows have none and will be rejected"] if empty else []
-    faults += [f"{repeated} repeat an earlier one and count once, or are rejected if they differ"] if repeated else []
+    faults = [f"{_many(empty, 'row has', 'rows have')} none and will be rejected"] if empty else []
+    words = _many(repeated, "row repeats an earlier one and counts", "rows repeat an earlier one and count")
+    faults += [f"{words} once, or will be rejected if its values differ"] if repeated else []
     return [f"The id is {roles.id!r}{': ' + ', '.join(faults) if faults else ''}."]
 
 
 def _time_notes(roles: _Roles, rows: RawRows, instants: pd.Series) -> list[str]:
     """The zone, times that cannot be read, and times in the future."""
     future = int((instants > pd.Timestamp(now(), unit="us", tz="UTC")).sum())
-    notes = [f"{future} times are in the future."] if future else []
+    notes = [f"{_many(future, 'time is', 'times are')} in the future."] if future else []
     if roles.time is None:
         return [
             f"No column is a time: row 0 is at {roles.start}, and each row {roles.every} after the row before.",
@@ -219,14 +226,20 @@ def _time_notes(roles: _Roles, rows: RawRows, instants: pd.Series) -> list[str]:
     empty = int(_nulls(rows[profile.name], profile).sum())
     if local and roles.tz and (twice := _in_double_hour(instants, roles.tz)):
         notes.insert(
-            0, f"{twice} times lie in the hour that comes twice when clocks are put back; the first one is taken."
+            0,
+            f"{_many(twice, 'time lies', 'times lie')} in the hour that comes twice when clocks are put back; the first one is taken.",
         )
     if empty:
-        notes.insert(0, f"{empty} rows have no time and will be rejected.")
+        notes.insert(0, f"{_many(empty, 'row has', 'rows have')} no time and will be rejected.")
     if wrong := int(instants.isna().sum()) - empty:
-        skipped = " or lie in the hour that the zone skips" if local else ""
-        notes.insert(0, f"{wrong} times cannot be read{skipped}; their rows will be rejected.")
+        skipped = f" or {'lies' if wrong == 1 else 'lie'} in the hour that the zone skips" if local else ""
+        notes.insert(
+            0, f"{_many(wrong, 'time', 'times')} cannot be read{skipped}; {_REJECTED[wrong == 1]} will be rejected."
+        )
     return [f"The time is {profile.name!r}, read as {profile.notation['format']} in {zone}.", *notes]
+
+
+_REJECTED = ("their rows", "its row")
 
 
 def _nulls(cells: pd.Series, profile: Profile) -> pd.Series:
@@ -254,7 +267,7 @@ def _field_notes(profiles: Sequence[Profile], left: Mapping[str, str], rows: int
         if p.odd and p.mostly is None and (wrong := round((1 - p.share) * cells)):
             shown = ", ".join(repr(text[:20]) for text in p.odd)
             notes.append(
-                f"{p.name!r}: {wrong} cells are no {_KINDS[p.kind]}, such as {shown}; their rows will be rejected."
+                f"{p.name!r}: {_many(wrong, *_KINDS[p.kind])}, such as {shown}; {_REJECTED[wrong == 1]} will be rejected."
             )
         if p.mostly is not None and p.name not in left:
             shown = ", ".join(repr(text[:20]) for text in p.odd)
@@ -273,7 +286,13 @@ def _field_notes(profiles: Sequence[Profile], left: Mapping[str, str], rows: int
     return notes + [f"Left out, as they are {why}: {', '.join(names)}." for why, names in groups.items()]
 
 
-_KINDS = {"int": "numbers", "number": "numbers", "truth": "words for true or false", "time": "times", "text": "texts"}
+_KINDS = {
+    "int": ("cell is no number", "cells are no numbers"),
+    "number": ("cell is no number", "cells are no numbers"),
+    "truth": ("cell is no word for true or false", "cells are no words for true or false"),
+    "time": ("cell is no time", "cells are no times"),
+    "text": ("cell is no text", "cells are no texts"),
+}
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #notes-outcome
 def _outcome_notes(profile: Profile, truths: pd.Series, default: str, matures_after: str) -> list[str]:
@@ -354,11 +373,14 @@ def propose(
     return _proposal(path, encoding, delimiter, rows, profiles, roles)
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #defaults
-def _names(profiles: Mapping[str, Profile]) -> dict[str, str]:
+_OF_DECISIONS = ("label", "score", "action", "position", "version", "model", "weight")  # columns beside an outcome
+
+
+def _names(profiles: Mapping[str, Profile], outcome: str) -> dict[str, str]:
     """The name of the field of each column."""
     names: list[str] = []
     for column in profiles:
-        names.append(field_name(column, names))
+        names.append(field_name(column, [*names, *(_OF_DECISIONS if column == outcome else ())]))
     return dict(zip(profiles, names, strict=True))
 
 
@@ -384,7 +406,7 @@ def _proposal(
     instants = roles.times(rows)
     good = _good_rows(rows, roles, instants)
     profiles = profiles if good is rows else _profiles(good.columns)
-    names, label = _names(profiles), replace(roles.outcome, filled=1.0, odd=())
+    names, label = _names(profiles, roles.outcome.name), replace(roles.outcome, filled=1.0, odd=())
     free = {name: profile for name, profile in profiles.items() if name not in roles.used}
     key_names = key_columns(profiles, len(good), roles.used)
     left = {name: why for name, p in free.items() if (why := _left_out(p, len(good), key_names, roles.tz))}
@@ -424,7 +446,9 @@ def _notes(
         *(_leak_notes(columns, truths) if roles.outcome.kind == "truth" else []),
     ]
     if rows.unreadable:
-        notes.append(f"{len(rows.unreadable)} rows have too many or too few cells and will be rejected.")
+        notes.append(
+            f"{_many(len(rows.unreadable), 'row has', 'rows have')} too many or too few cells and will be rejected."
+        )
     if len(rows) + len(rows.unreadable) >= _ROWS:
         notes.append(f"Only the first {_ROWS:,} rows were looked at.")
     return tuple(notes)

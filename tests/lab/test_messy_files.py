@@ -1,5 +1,6 @@
 """A file of any notation becomes a project whose log has every good row with its right values, and says of every other row why."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -10,65 +11,30 @@ from typing import Any
 import pandas as pd
 import pytest
 from command import Answer
-from messy_files import MAKERS, MessyFile
+from messy_files import MAKERS, MessyFile, hostile_names, parquet_of_types, rows_without_times
 
 import mlpkg as ml
 from mlpkg import cli as command_line
 from mlpkg import lab
+from mlpkg.lab.project import new_project
 from mlpkg.settings import Settings
 
 
-def code_of(proposal: lab.Proposal, name: str) -> str:
-    """The module of a use case, as a person would write it from a proposal."""
-    fields = "\n".join(f"    {f.name}: {f.annotation}  # {f.seen}" for f in proposal.fields)
-    own = "".join(f"    {f}=ml.field({f!r}),\n" for f in proposal.features)
-    sums = "".join(f", {f}=ml.mean({f!r}, over={proposal.windows[-1]!r})" for f in proposal.numbers)
-    count = f"n=ml.count(over={list(proposal.windows)!r})"
-    groups = "".join(f"    by_{key}=events.by({key!r}).agg({count}{sums}),\n" for key in proposal.keys)
-    assigned = "".join(f"            {f.name}={f.code},\n" for f in (*proposal.fields, proposal.outcome))
-    kind = proposal.outcome.annotation.partition(" |")[0]
-    return f"""from typing import Annotated
-
-from pydantic import Field
-
-import mlpkg as ml
-
-
-class Row(ml.Event):
-{fields}
-
-
-events = ml.Source("events", Row, retention={proposal.retention!r}, allowed_lateness={proposal.retention!r})
-label = events.outcome(
-    {proposal.outcome.name!r}, {kind}, default={proposal.outcome_default}, matures_after={proposal.matures_after!r}
-)
-features = ml.FeatureSet(
-    {name!r},
-    on=events,
-{own}{groups})
-use_case = ml.UseCase({name!r}, features, policy=lambda score, event: "go", fallback="go")
-
-
-def read(path):
-    from mlpkg import lab
-
-    for rows in lab.read_rows(path):
-        yield rows.as_events(
-            id={proposal.id_code},
-            time={proposal.time_code},
-{assigned}        )
-"""
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The folder of a project that is made."""
+    return tmp_path / "project"
 
 
 @pytest.fixture
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Answer]:
-    """The command `mlpkg` in this process, in a folder with a use case."""
+    """The command `mlpkg` in this process, in the folder of a project."""
 
     def call(*arguments: object) -> Answer:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.chdir(project)
+        monkeypatch.syspath_prepend(str(project))
         monkeypatch.setattr(sys, "argv", ["mlpkg", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
@@ -81,10 +47,11 @@ def command(
 
 def logged(module: Any, folder: Path, file: MessyFile) -> dict[Any, dict[str, Any]]:
     """The events in the log with their outcomes, by the key of the file."""
+    source = module.use_case.on
     with closing(ml.open_store(Settings.load(folder))) as store:
         store.register(module.use_case.name, module.features)
-        frame = lab.events(module.events, store=store)
-    outcome = module.label
+        frame = lab.events(source, store=store)
+    (outcome,) = source.outcomes.values()
     frame[outcome.name] = frame[outcome.name].astype(object).where(frame[outcome.name].notna(), outcome.default)
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     if file.key == "time":
@@ -101,15 +68,13 @@ def same(value: Any, truth: Any) -> bool:
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_good_rows_are_logged_and_others_named(
-    make: Callable[[Path], MessyFile], tmp_path: Path, command: Callable[..., Answer]
+    make: Callable[[Path], MessyFile], tmp_path: Path, project: Path, command: Callable[..., Answer]
 ):
     file, name = make(tmp_path), make.__name__
     proposal = lab.propose(file.path, **file.answers)
     for note in file.notes:
         assert any(note in line for line in proposal.notes), proposal.notes
-    (tmp_path / f"{name}.py").write_text(code_of(proposal, name), "utf-8")
-    use_cases = f"[DEFAULT]\nstate = state\nuse_cases =\n    {name} = {name}:use_case\n"
-    (tmp_path / "settings.ini").write_text(use_cases, "utf-8")
+    new_project(name, proposal, into=project, bare=True)
 
     done = command("ingest", name, file.path, "--json")
     assert done.status == 0, done.err
@@ -118,7 +83,7 @@ def test_good_rows_are_logged_and_others_named(
     for row, word in file.bad.items():
         assert word in refused[row], refused[row]
 
-    rows = logged(import_module(name), tmp_path, file)
+    rows = logged(import_module(name), project, file)
     assert set(rows) == set(file.good)
     wrong = [
         (key, n, rows[key].get(n), v)
@@ -128,6 +93,32 @@ def test_good_rows_are_logged_and_others_named(
     ]
     assert not wrong, (len(wrong), wrong[:5], proposal.fields)
     assert done.json["known"] == file.repeated
+
+
+@pytest.mark.parametrize(
+    ("make", "outcome"),
+    [(hostile_names, "a text"), (parquet_of_types, "sum"), (rows_without_times, "of a file without keys")],
+)
+def test_a_whole_project_learns_from_what_it_makes_up(
+    make: Callable[[Path], MessyFile], outcome: str, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, name = make(tmp_path), f"whole_{make.__name__}"
+    answers = file.answers | ({"outcome": outcome} if " " not in outcome else {})
+    new_project(name, lab.propose(file.path, **answers), into=project)
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(str(project))
+    monkeypatch.setenv("PYTHONPATH", str(project), prepend=os.pathsep)
+    policy, simulator, _, _ = (
+        import_module(f"{name}.{module}") for module in ("policy", "simulator", "features", "model")
+    )
+
+    events = simulator.simulate(400, seed=1)
+    with closing(ml.open_store(Settings.load(), create=True)) as store:
+        done = lab.ingest(policy.use_case, events, store)
+        assert (done.refused, done.new[policy.use_case.on.name]) == ([], 400)
+        span = {"start": str(events["time"].min()), "end": str(events["time"].max()), "rounds": 5}
+        model = lab.run_training(policy.use_case, store, span)
+        assert store.active_version(name) == model.version
 
 
 ROWS = [f"2025-03-{n % 28 + 1:02} 10:00,{n % 9},{n % 2}" for n in range(300)]

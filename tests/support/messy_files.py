@@ -379,7 +379,33 @@ def rows_without_times(folder: Path) -> MessyFile:
     return file
 
 
+HOSTILE = [
+    *("copy", "json", "schema", "model_x", "model_config", "name", "on", "self", "label", "score", "format", "list"),
+    *("it's", '"""', "{{ x }}", "{% raw %}", "\N{PILE OF POO} \N{MATHEMATICAL BOLD SMALL A}", "\\", "# %% cell", "customer_id"),
+]
+
+
+def hostile_names(folder: Path) -> MessyFile:
+    """Names and texts that mean something to Python, pydantic, jinja, notebooks or shells; a name of the file that is no identifier."""
+    rng = _random(13)
+    file = MessyFile(folder / "fields' \"2025\" $(x).csv", "events")
+    texts = ["it's", '"""', "two\nlines", "{{ 7 * 7 }}", "\\", "\N{PILE OF POO}", "# %% cell", "{% raw %}"]
+    rows = [["id", "time", *HOSTILE, "events"]]
+    for n in range(ROWS):
+        time = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(minutes=53 * n)
+        word = texts[int(rng.integers(len(texts)))]
+        cells = [texts[(n * place + place) % len(texts)] for place in range(1, len(HOSTILE))]
+        rows.append([f"h'{n}", time.isoformat(), *cells, str(n * 7 % 90), word])
+        file.good[f"h'{n}"] = {"time": time, "copy_": cells[0], "name_": cells[5], "on_": cells[6], "it_s": cells[12]}
+        file.good[f"h'{n}"] |= {"customer_id": n * 7 % 90, "events": word}
+    file.path.write_text(_lines(rows, ","), "utf-8")
+    file.notes = ("The outcome 'events' has 8 different values",)
+    file.answers = {"outcome": "events"}
+    return file
+
+
 MAKERS: tuple[Callable[[Path], MessyFile], ...] = (
     *(german_spreadsheet, american_export, british_tabs, unicode_text, titled_report, log_of_milliseconds),
     *(spreadsheet_days, french_nanoseconds, json_lines, parquet_of_types, parquet_with_zone, rows_without_times),
+    hostile_names,
 )
