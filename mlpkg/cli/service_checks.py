@@ -50,7 +50,7 @@ def check_bento(use_case: str, settings: Settings, newest: str | None) -> Findin
     built = list((settings.state / "bentoml" / "bentos" / use_case).glob("*/bento.yaml"))
     command = f"mlpkg package {use_case}"
     if not built:
-        return Finding("bento", "missing", "none is built", command)
+        return Finding("bento", "note", "none is built; mlpkg serve builds the first one", command)
     folder = max(built, key=lambda path: path.stat().st_mtime_ns).parent
     tag, model = (
         f"{use_case}:{folder.name}",

@@ -19,6 +19,7 @@ from ..engine.timeline import Timeline
 from ..errors import MlpkgError
 from ..features import FeatureSet
 from ..store import Entry, Store
+from ..store.sqlite.inspection import inspect
 from ..times import instant, iso
 from ..untrusted import printable
 
@@ -85,6 +86,16 @@ def _as_table(rows: list[dict[str, Any]]) -> list[str]:
     return ["  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 # %% ../../nbs/16_cli/06_timeline.ipynb #timelines
+def _being_built(case: _decisions.UseCase, store: Store, stream: str) -> MlpkgError | None:
+    """How far the building of timelines is; None if no process builds any."""
+    summary = inspect(store.settings, [])
+    if summary is None or not summary.is_building:
+        return None
+    needed, missing = len(case.features.streams), len(summary.missing(case.features))
+    what = f"the timelines of {stream} are being built; {needed - missing} of {needed} of {case.name!r} are there"
+    return MlpkgError(what, "try again in a moment; mlpkg check says how far it is")
+
+
 def _find_timelines(
     case: _decisions.UseCase, store: Store, entity: dict[str, str], stream: str | None, most: int
 ) -> list[dict[str, Any]]:
@@ -106,7 +117,7 @@ def _find_timelines(
         try:
             timeline = store.timeline(name, by, code)
         except MlpkgError as error:  # a feature that was never registered: others may have been
-            not_built = error
+            not_built = _being_built(case, store, name) or error
             continue
         rows = _rows(store, timeline, _columns_of(features, name), most)
         timelines.append({"stream": name, "key": by, "rows": len(timeline), "latest": rows})

@@ -19,7 +19,7 @@ from ..decisions import UseCase
 from ..errors import MlpkgError
 from .checked_rows import RejectedRow
 from .files import Chunk, check_file_columns, read_file
-from .frame_chunks import Frame, chunk_of, frames_of
+from .frame_chunks import Frame, chunk_of, frames_of, pieces_of
 from .log_order import MixedRows, OutcomeRows, SourceRows
 from ..schema import Outcome, Source
 from ..settings import Settings
@@ -108,7 +108,7 @@ def ingest(
     source: str | None = None,
     max_rejected: int | float | None = None,
 ) -> Ingested:
-    """Put rows into the log, durably, one transaction for each frame. Rejected rows go to the dead letters.
+    """Put rows into the log, durably, in transactions of at most 100,000 rows. Rejected rows go to the dead letters.
 
     Parameters
     ----------
@@ -131,20 +131,21 @@ def ingest(
     mixed, result, gone = MixedRows(use_case), Ingested(), set[int]()
     for frame in frames_of(frames, use_case.name):
         chunk = frame if isinstance(frame, Chunk) else chunk_of(frame, result.rows)
-        result.rows += len(chunk)
         result.assumed |= "arrived" not in chunk.columns and chunk.lines is None
         is_mixed = "source" in chunk.columns and "source" not in use_case.on.seen
         if not is_mixed and chunk.lines is None and len(chunk.rows):
             check_file_columns(f"a frame of {use_case.name!r}", stream, chunk.columns)
-        rejected: list[RejectedRow] = []
-        batch = (mixed if is_mixed else single).batch(chunk, rejected, gone)
-        try:
-            _check_limit(result, len(result.refused) + len(rejected), max_rejected, use_case.name)
-            _write_batch(result, batch, store, rejected, gone)
-        finally:
-            _write_dead_letters(result, store, rejected)
-        _check_limit(result, len(result.refused), max_rejected, use_case.name)
-        progress(len(chunk))
+        for piece in pieces_of(chunk):
+            rejected: list[RejectedRow] = []
+            result.rows += len(piece)
+            batch = (mixed if is_mixed else single).batch(piece, rejected, gone)
+            try:
+                _check_limit(result, len(result.refused) + len(rejected), max_rejected, use_case.name)
+                _write_batch(result, batch, store, rejected, gone)
+            finally:
+                _write_dead_letters(result, store, rejected)
+            _check_limit(result, len(result.refused), max_rejected, use_case.name)
+            progress(len(piece))
     if isinstance(single, SourceRows):
         _write_rest(result, single.rest(gone), store, gone)
     return result

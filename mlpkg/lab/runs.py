@@ -10,7 +10,6 @@ import getpass
 import hashlib
 import json
 import os
-import re
 import secrets
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .. import models
+from ..cli.project_checks import training_notebooks
 from ..decisions import UseCase
 from ..errors import MlpkgError
 from ..features import from_json, to_json, version_of
@@ -244,10 +244,7 @@ def find_notebook(root: Path, use_case: str) -> Path:
     MlpkgError
         When there is none, or more than one.
     """
-    nbs, number = root / "nbs", r"(\d+_)?"
-    pattern = re.compile(rf"(.*/)?{number}{re.escape(use_case)}/{number}train\.ipynb|{number}train\.ipynb")
-    candidates = sorted(nbs.rglob("*train.ipynb"))
-    paths = [path for path in candidates if pattern.fullmatch(path.relative_to(nbs).as_posix())]
+    nbs, paths = root / "nbs", training_notebooks(root, use_case)
     if len(paths) == 1:
         return paths[0]
     hint = f"name one: mlpkg train {use_case} --notebook FILE"

@@ -17,6 +17,7 @@ import numpy as np
 from ...engine.columns import NULL
 from ...engine.history import Events
 from ...engine.timeline import Array, pack
+from ...progress import progress
 from ...schema import Feedback, Source
 from ...settings import Settings
 from .connection import connect
@@ -187,7 +188,8 @@ def build_lock(settings: Settings) -> Iterator[None]:
     lock = apsw.Connection(str(path.with_name(path.name + ".building")))
     try:
         lock.set_busy_timeout(2**31 - 1)
-        lock.execute("begin exclusive")
+        with progress("wait for a process that builds timelines", unit=""):
+            lock.execute("begin exclusive")
         yield
     finally:
         lock.close()
@@ -220,12 +222,15 @@ class Backfill:
         number = self._session.cache.streams[stream.stream]
         pages = EventPages(stream, number) if isinstance(stream, Source) else ReportPages(stream, number)
         new, reached = NewTimelines(self._session, self._builds, missing), 0
-        with closing(connect(self._session.settings)) as reader:
+        what, last = f"build timelines of {stream.stream}", self._log.last_position()
+        with closing(connect(self._session.settings)) as reader, progress(what, last, "entries") as bar:
             while not self._finish(new, pages, reached):
                 until = reader.execute("select max(position) from log").fetchall()[0][0] or 0
                 for page in pages.read(reader, reached, until):
                     new.write(page)
+                    bar.update(max([0, *(page.events.position[-1:] - bar.n).tolist()]))
                 reached = until
+                bar.update(max(0, reached - bar.n))
 
     def _finish(self, new: NewTimelines, pages: EventPages | ReportPages, reached: int) -> bool:
         """Catch up with the log and activate the new timelines, if little is left; return whether that is done."""
