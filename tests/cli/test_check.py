@@ -104,7 +104,6 @@ def test_a_project_without_a_state_is_led_to_the_first_command_and_stays_as_it_i
     assert commands == {
         "store": "mlpkg ingest shop FILE",
         "model": "mlpkg train shop",
-        "bento": "mlpkg package shop",
     }
     assert finding(answer, "use case")["detail"] == "decides on orders (2 fields), learns returned, 1 features"
     assert not shop.state.exists()
