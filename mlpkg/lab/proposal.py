@@ -190,9 +190,9 @@ def _good_rows(rows: RawRows, roles: _Roles, instants: pd.Series) -> RawRows:
     return RawRows(rows.numbers[good], columns, rows.unreadable)
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #notes-id
-def _many(number: int, one: str, more: str) -> str:
+def _many(number: int, singular: str, plural: str) -> str:
     """A number of things with the words that fit it."""
-    return f"{number} {one if number == 1 else more}"
+    return f"{number} {singular if number == 1 else plural}"
 
 
 def _id_notes(roles: _Roles, rows: RawRows) -> list[str]:

@@ -27,9 +27,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Answer]:
+def command(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """The command `mlpkg` in this process, in the folder of a project."""
 
     def call(*arguments: object) -> Answer:

@@ -381,14 +381,23 @@ def rows_without_times(folder: Path) -> MessyFile:
 
 HOSTILE = [
     *("copy", "json", "schema", "model_x", "model_config", "name", "on", "self", "label", "score", "format", "list"),
-    *("it's", '"""', "{{ x }}", "{% raw %}", "\N{PILE OF POO} \N{MATHEMATICAL BOLD SMALL A}", "\\", "# %% cell", "customer_id"),
+    *(
+        "it's",
+        '"""',
+        "{{ x }}",
+        "{% raw %}",
+        "\N{PILE OF POO} \N{MATHEMATICAL BOLD SMALL A}",
+        "\\",
+        "# %% cell",
+        "customer_id",
+    ),
 ]
 
 
 def hostile_names(folder: Path) -> MessyFile:
     """Names and texts that mean something to Python, pydantic, jinja, notebooks or shells; a name of the file that is no identifier."""
     rng = _random(13)
-    file = MessyFile(folder / "fields' \"2025\" $(x).csv", "events")
+    file = MessyFile(folder / 'fields\' "2025" $(x).csv', "events")
     texts = ["it's", '"""', "two\nlines", "{{ 7 * 7 }}", "\\", "\N{PILE OF POO}", "# %% cell", "{% raw %}"]
     rows = [["id", "time", *HOSTILE, "events"]]
     for n in range(ROWS):
