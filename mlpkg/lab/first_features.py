@@ -9,6 +9,7 @@ __all__ = ['window_lengths', 'maturity_of', 'retention_of', 'usable_fields', 'su
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ def summed_fields(fields: Sequence[ProposedField], usable: Sequence[str]) -> tup
 # %% ../../nbs/17_lab/55_first_features.ipynb #leak
 def area_under_curve(cells: pd.Series, truths: pd.Series) -> float:
     """How well a column alone tells two outcomes apart: 0.5 is not at all, 1 is perfectly."""
-    values = pd.to_numeric(cells, errors="coerce") if _is_numeric(cells) else cells.map(str)
+    values: Any = pd.to_numeric(cells, errors="coerce") if _is_numeric(cells) else cells.map(str)
     if values.dtype == object or pd.api.types.is_string_dtype(values):
         values = truths.groupby(values).transform("mean")
     ranks = values.fillna(-np.inf).rank()
@@ -92,12 +93,16 @@ def area_under_curve(cells: pd.Series, truths: pd.Series) -> float:
 def _is_numeric(cells: pd.Series) -> bool:
     """Whether nearly all cells that are not empty are numbers."""
     full = cells.dropna()
-    return len(full) > 0 and pd.to_numeric(full, errors="coerce").notna().mean() > 0.9
+    return len(full) > 0 and pd.Series(pd.to_numeric(full, errors="coerce")).notna().mean() > 0.9
 
 
 def suspects(columns: Mapping[str, pd.Series], truths: pd.Series, most: int) -> list[str]:
     """The columns that tell the outcome nearly alone; texts of more than `most` values are not looked at."""
     known = truths.notna()
-    truths = truths[known].astype(float)
-    few = {name: cells[known] for name, cells in columns.items() if _is_numeric(cells) or cells.nunique() <= most}
+    truths = pd.Series(truths[known]).astype(float)
+    few = {
+        name: pd.Series(cells[known])
+        for name, cells in columns.items()
+        if _is_numeric(cells) or cells.nunique() <= most
+    }
     return [name for name, cells in few.items() if area_under_curve(cells, truths) >= 0.98]

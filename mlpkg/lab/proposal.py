@@ -186,7 +186,7 @@ def _good_rows(rows: RawRows, roles: _Roles, instants: pd.Series) -> RawRows:
         good = good & rows[roles.id].notna().to_numpy()
     if good.all() or good.mean() < 0.5:
         return rows
-    columns = {name: cells[good].reset_index(drop=True) for name, cells in rows.columns.items()}
+    columns = {name: pd.Series(cells[good]).reset_index(drop=True) for name, cells in rows.columns.items()}
     return RawRows(rows.numbers[good], columns, rows.unreadable)
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #notes-id

@@ -300,7 +300,7 @@ def _parts_of(name: str, cells: Any) -> Iterator[tuple[str, list[Any]]]:
         yield name, cells.to_pylist()
         return
     for place, part in enumerate(cells.type):
-        yield from _parts_of(f"{name}.{part.name}", pc.struct_field(cells, place))
+        yield from _parts_of(f"{name}.{part.name}", pc.struct_field(cells, place))  # type: ignore[attr-defined]
 
 
 def _objects(chunk: Chunk) -> tuple[list[int], list[dict[str, Any]], list[Unreadable]]:

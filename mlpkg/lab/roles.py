@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -114,7 +115,7 @@ def _counted(profile: Profile, rows: RawRows) -> Profile | None:
     """Numbers as times since 1970; None if they cannot be."""
     if profile.kind not in ("int", "number", "text"):
         return None
-    numbers = pd.to_numeric(_full(profile, rows), errors="coerce").astype(float)
+    numbers: Any = pd.Series(pd.to_numeric(_full(profile, rows), errors="coerce")).astype(float)
     share = float(numbers.notna().mean())
     unit = epoch_format(numbers.quantile(0.01), numbers.quantile(0.99)) if share >= NEARLY_ALL else None
     if unit is None:
@@ -125,7 +126,7 @@ def _counted(profile: Profile, rows: RawRows) -> Profile | None:
 def _full(profile: Profile, rows: RawRows) -> pd.Series:
     """The cells of a column that are not empty and no word for nothing."""
     cells = rows[profile.name].dropna()
-    return cells[cells.map(lambda cell: str(cell).strip().casefold() not in profile.nulls)]
+    return pd.Series(cells[cells.map(lambda cell: str(cell).strip().casefold() not in profile.nulls)])
 
 # %% ../../nbs/17_lab/54_roles.ipynb #format
 def _in_format(profile: Profile, rows: RawRows, format: str) -> Profile:
@@ -217,7 +218,7 @@ def outcome_column(profiles: Mapping[str, Profile], rows: RawRows, name: str | N
 def _as_truth(profile: Profile, rows: RawRows) -> Profile:
     """An outcome of two values, or of one and nothing, as a truth."""
     texts = pd.Series([str(cell) for cell in rows[profile.name] if cell is not None])
-    values = [value for value in texts.value_counts().index if value.strip().casefold() not in profile.nulls]
+    values = [value for value in map(str, texts.value_counts().index) if value.strip().casefold() not in profile.nulls]
     values = [value[:-2] if value.endswith(".0") else value for value in values]
     if len(values) < 2 and profile.filled == 1:
         raise MlpkgError(

@@ -155,4 +155,4 @@ def test_what_a_file_does_not_tell_is_one_line(
     assert problem in str(caught.value) and "\n" not in str(caught.value)
     assert isinstance(caught.value, lab.Question) == (options is not None)
     if isinstance(caught.value, lab.Question):
-        assert options in str(caught.value.as_options())
+        assert options and options in str(caught.value.as_options())

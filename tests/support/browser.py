@@ -57,7 +57,12 @@ def visiting(browser: Browser, address: str, width: int = 1280, **context: Any) 
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+
+        def dismiss(dialog: Any) -> None:
+            complaints.append(dialog.message)
+            dialog.dismiss()
+
+        page.on("dialog", dismiss)
         response = page.goto(address)
         assert response is not None
         yield Visit(page, response, requests, complaints)

@@ -67,7 +67,7 @@ def purchase(id: str, buyer: str = "ann") -> dict[str, Any]:
 def fill(state: Path) -> Path:
     """Store a model, a shadow and dead letters with hostile texts."""
     with closing(ml.open_store(Settings(state=state))) as store:
-        first = put_live(shop, store, **{SCRIPT: 0.5, ATTRIBUTE: 1.0, "nan": float("nan"), LONG[:50_000]: 2.0})
+        first = put_live(shop, store, None, **{SCRIPT: 0.5, ATTRIBUTE: 1.0, "nan": float("nan"), LONG[:50_000]: 2.0})
         second = models.find(state, shop.name, put_live(shop, store))
         models.promote(store, models.find(state, shop.name, first), by=f"{SCRIPT}{BIDI}", why=f"{ATTRIBUTE}{LONG}")
         shadow(store, second, by=TEMPLATE, why=f"{SCRIPT}{ZALGO}")

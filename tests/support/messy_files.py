@@ -350,8 +350,7 @@ def parquet_with_zone(folder: Path) -> MessyFile:
     frame["fare"] = [f"{value:.3f}" for value in rng.gamma(2, 9, ROWS)]
     frame["distance"] = rng.gamma(2, 4000, ROWS).round(4)
     frame["note"] = [None if n % 3 else f"type {n % 5}" for n in range(ROWS)]
-    frame["late"] = rng.random(ROWS) < 0.3
-    frame["late"] = frame["late"].map({True: "late", False: "on time"})
+    frame["late"] = np.where(rng.random(ROWS) < 0.3, "late", "on time").astype(object)
     frame.to_parquet(file.path)
     for row in frame.to_dict("records"):
         values = {
