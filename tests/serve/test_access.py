@@ -492,6 +492,7 @@ AHEAD = iso(now() + DAY)
         (1522663200, 422, "Transaction.arrived", "1522663200", "is a number, not a time"),
         ("soon", 422, "Transaction.arrived", "soon", "is not a time"),
     ],
+    ids=["before its event", "too late", "ahead of the clock", "no zone", "before 1970", "a number", "no time"],
 )
 def test_an_arrival_that_the_log_does_not_take_is_named(
     office: Office, arrived: Any, status: int, field: str, value: str, reason: str
