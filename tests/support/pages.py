@@ -40,7 +40,7 @@ for line in sys.stdin:
             sys.path.insert(0, os.getcwd())  # as for `python FILE`
             runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as end:
-        if end.code:
+        if end.code and arguments[0] != "check":  # which exits with 1 as long as something is missing
             raise
     finally:
         sys.path[:1] = [] if sys.path[0] == os.getcwd() else sys.path[:1]
