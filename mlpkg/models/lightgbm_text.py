@@ -23,8 +23,10 @@ def _numbers(fields: Mapping[str, str], name: str, kind: Any = int) -> list[Any]
         numbers = [kind(text) for text in fields[name].split()]
     except (KeyError, ValueError):
         raise ValueError(f"{name} is missing or holds something that is no number") from None
-    if kind is float and not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} holds a number that is not finite")
+    if kind is float and not all(
+        math.isfinite(number) or (number == math.inf and name == "threshold") for number in numbers
+    ):
+        raise ValueError(f"{name} holds a number that is not finite")  # a threshold of inf tells nulls from numbers
     return numbers
 
 
