@@ -177,7 +177,7 @@ def with_feedback(events: Events, reports: Reports) -> Events:
     reports = reports.effective()
     place, match = _events_of(events, reports)
     rows = np.flatnonzero(match)
-    rows = rows[reports.known[rows].argsort(kind="stable")]
+    rows = rows[np.lexsort((-reports.about[rows], reports.known[rows]))]
     place, until = place[rows], reports.until()[rows]
     return Events(
         reports.known[rows],

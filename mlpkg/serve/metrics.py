@@ -139,11 +139,13 @@ class Counts(_NamedSlots):
         self._values[0] = number
 
     def close(self) -> None:
-        """Leave the file to another worker."""
+        """Leave the file to another worker; what is counted from now on stays in memory."""
         if self.file is not None:
             from fcntl import LOCK_UN, flock
 
-            flock(self.file, LOCK_UN)  # the mapping would keep the file open, and locked
+            self.data = memoryview(bytearray(self.data))  # lets go of the mapping, which would keep the file open
+            self._values = self.data.cast("d")
+            flock(self.file, LOCK_UN)
             os.close(self.file)
             self.file = None
 

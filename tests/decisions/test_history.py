@@ -324,6 +324,27 @@ def store_of(path: Path, decided: list[Sent], batches: list[list[Sent]]) -> Any:
     return store
 
 
+@pytest.mark.parametrize("entry_between", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_report_that_waited_for_its_event_stands_before_the_next_entry_of_the_log(
+    stores: Callable[[], Any], entry_between: bool, at_once: bool
+):
+    """Both are about payments of the same time, and both count from the same position where no entry lies between."""
+    store = stores(any_order)
+    first, second = ((paid, {"id": id, "time": iso(START), "card": 1, "shop": "a", "amount": 9.0}, START) for id in "ab")
+    waits, follows = ((refund_of, {"id": id, "refund": amount}, START + DAY) for id, amount in (("b", 2.0), ("a", 1.0)))
+    other = (visits, {"id": "v", "time": iso(START), "card": 2}, START)
+    sent: list[Sent] = [first, waits, second, *([other] if entry_between else []), follows]
+    for batch in [sent] if at_once else [[row] for row in sent]:
+        put(store, batch)
+    order = store.timeline("paid.refund", "card", 1).columns["about"].tolist()
+    assert order == [store.entry("paid", id).position for id in "ba"]
+    built = ml.FeatureSet("more", on=paid, by=refund_of.by("card").agg(n=ml.count(over="30d", where="amount > 1")))
+    store.register("more", built)
+    timeline = store.timeline("paid.refund", "card", 1)
+    assert "amount" in timeline.columns and timeline.columns["about"].tolist() == order
+
+
 def same_bits(frame: pd.DataFrame, expected: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(frame, expected, check_exact=True)
     for name in any_order.names:

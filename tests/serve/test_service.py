@@ -427,6 +427,8 @@ def test_its_description_is_openapi_and_names_every_path(bank: Bank):
     document = bank.http.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1") and document["info"]["title"] == "fraud"
     assert set(document["paths"]) == {
+        "/",
+        "/docs",
         "/v1/decide",
         "/v1/decisions",
         "/v1/decisions/{id}",

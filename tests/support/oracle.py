@@ -180,7 +180,7 @@ class World:
                     and e.time <= moment.time - stream.after
                 ):
                     rows.append(ValidatedEvent(e.time, e.position, e.position, {**e.values, **stream.presumed}))
-        return sorted(rows, key=lambda r: (r.time, r.order, r.event))
+        return sorted(rows, key=lambda r: (r.time, r.order, -r.event))
 
     def mine(self, ask: Ask, moment: Moment) -> list[ValidatedEvent]:
         """Those of a stream that have the key of the event."""
