@@ -17,7 +17,7 @@ from ..decisions import UseCase
 from ..errors import MlpkgError
 from .cell_values import read_cells
 from .checked_rows import AcceptedRows, RejectedRow
-from .column_checks import EventChecks, ReportChecks
+from .column_checks import EventChecks, ReportChecks, reject_unreadable
 from .files import Chunk
 from ..schema import Outcome, Source
 from ..store import Batch
@@ -188,6 +188,9 @@ class MixedRows:
     def batch(self, chunk: Chunk, rejected: list[RejectedRow], gone: set[int]) -> Batch:
         """The batch of one chunk."""
         names, streams = _streams_in(self._use_case, chunk)
+        bad = replace(chunk, unreadable=tuple(row for row in chunk.unreadable if row.row not in gone))
+        reject_unreadable(bad, next(iter(streams.values()), self._use_case.on), rejected)
+        gone |= {row.row for row in chunk.unreadable}
         parts = []
         for name, stream in streams.items():
             places = np.flatnonzero(names == name)
@@ -208,12 +211,12 @@ class MixedRows:
 
 # %% ../../nbs/17_lab/07_log_order.ipynb #take-rows
 def _take_rows(chunk: Chunk, places: np.ndarray) -> Chunk:
-    """Some rows of a chunk."""
+    """Some rows of a chunk, without those that cannot be read."""
     columns = {
         name: cells.take(pa.array(places)) if isinstance(cells, pa.Array) else [cells[p] for p in places.tolist()]
         for name, cells in chunk.columns.items()
     }
-    return replace(chunk, rows=chunk.rows[places], columns=columns)
+    return replace(chunk, rows=chunk.rows[places], columns=columns, unreadable=())
 
 # %% ../../nbs/17_lab/07_log_order.ipynb #join
 def _join(parts: Sequence[tuple[Source | Outcome, np.ndarray, AcceptedRows]], rows: np.ndarray) -> Batch:

@@ -188,10 +188,17 @@ class RawRows:
             raise MlpkgError(f"the file has no column {name!r}", did_you_mean(name, list(self.columns)))
         return self.columns[name]
 
-    def as_events(self, **fields: pd.Series) -> Chunk:
-        """These rows with other columns, as `mlpkg.lab.ingest` takes them: ``id``, ``time`` and the fields of a contract."""
-        cells = {name: column.tolist() for name, column in fields.items()}
+    def as_events(self, **fields: pd.Series | str | bool) -> Chunk:
+        """These rows with other columns, as `mlpkg.lab.ingest` takes them: ``id``, ``time`` and the fields of a contract.
+
+        A text or a truth in place of a column stands in each row, as in ``source="returned", returned=True``.
+        """
+        cells = {name: self._cells(column) for name, column in fields.items()}
         return Chunk(self.numbers, cells, text=True, unreadable=self.unreadable)
+
+    def _cells(self, column: pd.Series | str | bool) -> list[Any]:
+        """The cells of a column, or the same value for each row."""
+        return column.tolist() if isinstance(column, pd.Series) else [column] * len(self)
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #read
 def read_rows(

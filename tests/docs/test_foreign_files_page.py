@@ -1,14 +1,18 @@
-"""The page `docs/foreign-files.md`: the export of a spreadsheet is loaded, and every row that is no order is named."""
+"""The page `docs/foreign-files.md`: exports of other systems are loaded, and every row that is no event is named."""
+
+import re
 
 import pytest
 from pages import after, run_page
 from paths import ROOT
 
+PAGE = ROOT / "docs" / "foreign-files.md"
+
 
 @pytest.fixture(scope="module")
 def transcript(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the commands of the page print."""
-    return run_page(ROOT / "docs" / "foreign-files.md", tmp_path_factory.mktemp("foreign"))
+    return run_page(PAGE, tmp_path_factory.mktemp("foreign"))
 
 
 def test_the_proposal_knows_the_notation_of_each_column(transcript: str):
@@ -29,3 +33,18 @@ def test_every_row_is_an_order_or_a_dead_letter(transcript: str):
     letters = after(transcript, "mlpkg dead-letters shop")
     for reason in ("auf Anfrage is a text, not a number", "02.13.2025", "has 5 cells, the header has 6"):
         assert reason in letters
+
+
+def test_several_files_become_events_rows_of_a_table_and_reports(transcript: str):
+    assert after(transcript, "mlpkg ingest chain returns-march.csv").endswith("24 outcomes wait for their event")
+    assert after(transcript, "mlpkg ingest chain sales.csv") == "359 sales"
+    assert after(transcript, "mlpkg ingest chain returns-april.csv") == "21 sales.returned"
+    assert after(transcript, "mlpkg ingest chain members.csv") == "9 members"
+    assert after(transcript, "mlpkg outcome chain --waiting") == "none waits"
+    letters = after(transcript, "mlpkg dead-letters chain").splitlines()[-2:]
+    assert "void is a text, not a number" in letters[0] and "Total,360 has 2 cells" in letters[1]
+
+
+def test_a_sale_knows_of_a_return_from_its_arrival_on(transcript: str):
+    shown = re.findall(r"(?<=\n\n)```\n(.*?)\n```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert [after(transcript, "python look_back.py")] == [text.strip() for text in shown]
