@@ -331,7 +331,9 @@ def test_a_report_that_waited_for_its_event_stands_before_the_next_entry_of_the_
 ):
     """Both are about payments of the same time, and both count from the same position where no entry lies between."""
     store = stores(any_order)
-    first, second = ((paid, {"id": id, "time": iso(START), "card": 1, "shop": "a", "amount": 9.0}, START) for id in "ab")
+    first, second = (
+        (paid, {"id": id, "time": iso(START), "card": 1, "shop": "a", "amount": 9.0}, START) for id in "ab"
+    )
     waits, follows = ((refund_of, {"id": id, "refund": amount}, START + DAY) for id, amount in (("b", 2.0), ("a", 1.0)))
     other = (visits, {"id": "v", "time": iso(START), "card": 2}, START)
     sent: list[Sent] = [first, waits, second, *([other] if entry_between else []), follows]
