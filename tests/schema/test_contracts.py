@@ -1,4 +1,4 @@
-"""The page `docs/contracts.md`: its blocks run, its examples print what it says, and its table is true."""
+"""The page `docs/contracts.md`: its blocks run, its examples print what it says, and its tables are true."""
 
 import doctest
 import json
@@ -12,6 +12,7 @@ import mlpkg as ml
 
 PAGE = (ROOT / "docs" / "contracts.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+TYPES = re.findall(r"^\| `(.*?)` \| `(.*?)` \| .* \|$", PAGE.partition("| a value in JSON |")[2], re.MULTILINE)
 REFUSED = re.findall(r"^\| `(\".*)` \| (\w+: .*) \|$", PAGE, re.MULTILINE)
 
 
@@ -47,6 +48,14 @@ def test_every_type_of_field_is_on_the_page(page: dict[str, Any]):
     }
 
 
+@pytest.mark.parametrize(("declared", "value"), TYPES, ids=[declared for declared, _ in TYPES])
+def test_each_type_of_the_table_holds_its_value(page: dict[str, Any], declared: str, value: str):
+    names = dict(page)
+    exec("class Sample(ml.Event):\n    sample: " + declared.replace("\\|", "|"), names)
+    body = {"id": "s-1", "time": "2025-03-01T10:00:00Z", "sample": json.loads(value)}
+    assert ml.Source("samples", names["Sample"]).parse(body).values["sample"] == json.loads(value)
+
+
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[change for change, _ in REFUSED])
 def test_each_refusal_of_the_table_is_what_is_said(page: dict[str, Any], change: str, message: str):
     order = {name: value for name, value in page["order"].items() if f'"{name}": ' not in change}
@@ -55,5 +64,5 @@ def test_each_refusal_of_the_table_is_what_is_said(page: dict[str, Any], change:
     assert str(refused.value).removeprefix("Order.").partition(" (event")[0].partition(" (source")[0] == message
 
 
-def test_the_table_of_refusals_is_read():
-    assert len(REFUSED) > 20
+def test_the_tables_are_read():
+    assert len(TYPES) == 10 and len(REFUSED) > 20
