@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm as lgb
 import numpy as np
 import pandas as pd
 
@@ -32,6 +31,9 @@ from .training import find_outcome, label_of
 from ..models import Categories
 from ..store import Store
 from ..times import instant, iso, now
+
+if TYPE_CHECKING:
+    import lightgbm as lgb  # takes a second or two, which only a training needs
 
 _Table = Any  # pandas' annotations are stricter than its use here
 
@@ -155,6 +157,8 @@ def _check_classes(train: Array, test: Array) -> None:
 # %% ../../nbs/17_lab/33_boosting.ipynb #names
 def _check_names(params: Mapping[str, Any]) -> None:
     """Raise `MlpkgError` if LightGBM does not know a parameter of that name."""
+    import lightgbm as lgb
+
     data = lgb.Dataset(np.zeros((2, 1)), np.zeros(2))
     with redirect_stdout(io.StringIO()) as printed:
         empty = lgb.Booster(dict.fromkeys(params, "") | {"verbosity": 0}, data)
@@ -203,18 +207,24 @@ class _Trainer:
     categories: Categories
     options: dict[str, Any]
 
-    def dataset(self, rows: _Table, label: Array, reference: lgb.Dataset | None = None) -> lgb.Dataset:
+    def dataset(self, rows: _Table, label: Array, reference: "lgb.Dataset | None" = None) -> "lgb.Dataset":
         """Rows as LightGBM reads them."""
+        import lightgbm as lgb
+
         names, texts = self.case.features.names, list(self.case.features.categories)
         data = matrix(rows[names], self.categories)
         return lgb.Dataset(data, label, reference=reference, feature_name=names, categorical_feature=texts)
 
-    def fit(self, rows: _Table, label: Array, rounds: int) -> lgb.Booster:
+    def fit(self, rows: _Table, label: Array, rounds: int) -> "lgb.Booster":
         """A model of that many trees."""
+        import lightgbm as lgb
+
         return lgb.train(self.options, self.dataset(rows, label), rounds)
 
     def best_rounds(self, rows: _Table, label: Array, rounds: int, patience: int) -> int:
         """The number of trees that is best on the last fifth of the rows."""
+        import lightgbm as lgb
+
         cut = len(rows) * 4 // 5
         early, later = label[:cut], label[cut:]
         if min(len(np.unique(early)), len(np.unique(later))) < 2:
@@ -246,7 +256,7 @@ class TrainedModel:
     """
 
     case: UseCase
-    booster: lgb.Booster
+    booster: "lgb.Booster"
     categories: Categories
     rows: pd.DataFrame
     test: pd.DataFrame

@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm as lgb
 import numpy as np
 import pandas as pd
 
@@ -34,6 +33,9 @@ from ..schema import code_hash
 from ..settings import Settings
 from ..store import Store
 from ..times import iso
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
 
 # %% ../../nbs/17_lab/20_runs.ipynb #checks
 def _check_rows(rows: Any) -> None:
@@ -95,7 +97,7 @@ def _trained_on(rows: pd.DataFrame, subject: str | None) -> dict[str, Any]:
 def _write_handover(
     folder: Path,
     case: UseCase,
-    booster: lgb.Booster,
+    booster: "Booster",
     rows: pd.DataFrame,
     metrics: Mapping[str, Any],
     hyperparameters: Mapping[str, Any] | None,
@@ -142,14 +144,15 @@ def _user() -> str:
 
 def _packages() -> dict[str, str]:
     """The installed packages and their versions."""
-    names = sorted(distributions(), key=lambda package: str(package.metadata["Name"]).lower())
-    return {package.metadata["Name"]: package.version for package in names}
+    packages = [package.metadata for package in distributions()]
+    return {about["Name"]: about["Version"] for about in sorted(packages, key=lambda about: str(about["Name"]).lower())}
 
 # %% ../../nbs/17_lab/20_runs.ipynb #make-model
 def _make_model(
     use_case: str, run: Path, settings: Settings, lineage: Mapping[str, Any] | None = None, *, by: str = "", why: str
 ) -> models.Model:
     """The model of what was handed over in the folder of a run."""
+    from lightgbm import Booster  # takes a second or two, which only a training needs
 
     def read(name: str) -> str:
         return (run / name).read_text("utf-8")
@@ -160,7 +163,7 @@ def _make_model(
     version = models.save(
         settings.state,
         use_case,
-        lgb.Booster(model_file=str(run / "model.txt")),
+        Booster(model_file=str(run / "model.txt")),
         features,
         metrics=json.loads(read("metrics.json")),
         lineage={
@@ -200,7 +203,7 @@ def _new_run(state: Path, use_case: str) -> Path:
 
 def save_model(
     case: UseCase,
-    booster: lgb.Booster,
+    booster: "Booster",
     rows: pd.DataFrame,
     *,
     metrics: Mapping[str, float],
