@@ -355,7 +355,7 @@ def same_bits(frame: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
-SEEDS, ORDERS = (10, 50) if LONG else (2, 5)
+SEEDS, ORDERS = (10, 50) if LONG else (1, 5)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

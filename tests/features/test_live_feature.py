@@ -1,16 +1,16 @@
 """A feature set that nobody kept anything for goes live while the service decides."""
 
 import random
-import sys
 import threading
 import time
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bank import booster
-from serving import LOST, Client, Packaged, environment, payment, run, serving
+from serving import LOST, Client, Packaged, payment, serving
 
 import mlpkg as ml
 from mlpkg import decisions, lab, models
@@ -18,19 +18,6 @@ from mlpkg.examples.fraud.features import transactions
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, iso, now
-
-PROMOTE = """
-import sys
-from pathlib import Path
-from mlpkg import decisions, models
-from mlpkg.store import open_store
-from mlpkg.settings import Settings
-
-state, version = Path(sys.argv[1]), sys.argv[2]
-store = open_store(Settings.load(state=state))
-models.promote(store, models.find(state, "fraud", version), by="a test", why="new features")
-store.close()
-"""
 
 # A column that the customer's timeline does not keep, and a key that has no timelines at all.
 NEW = {
@@ -77,7 +64,8 @@ def test_a_new_feature_goes_live_under_load_and_is_right_from_the_first_decision
         for client in clients:
             client.start()
         time.sleep(1)
-        run(sys.executable, "-c", PROMOTE, state, version, env=environment(state))
+        with closing(ml.open_store(Settings(state=state))) as store:
+            models.promote(store, models.find(state, "fraud", version), by="a test", why="new features")
         until = time.monotonic() + 60
         while not all(client.has("pair_n_tx_all") for client in clients) and time.monotonic() < until:
             time.sleep(0.05)

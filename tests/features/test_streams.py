@@ -525,8 +525,8 @@ def asks_of(rng: random.Random, seed: int) -> dict[str, Ask]:
     return one_of_each(rng) | (CLASSIC if seed % 3 == 0 else {})
 
 
-STREAMS_A_TEST = 10 if LONG else 4
-TESTS = 210 if LONG else 10
+STREAMS_A_TEST = 10 if LONG else 3
+TESTS = 210 if LONG else 4
 
 
 @pytest.mark.parametrize("k", range(TESTS))
@@ -557,7 +557,7 @@ def test_threads_and_connections_decide_side_by_side(tmp_path):
     run.asked = run.features
     run.close()
     run.stores = [run.open(), run.open()]
-    stream = [h for seed in range(8) for h in happenings(random.Random(seed)) if h.kind == "payments"]
+    stream = [h for seed in range(8 if LONG else 4) for h in happenings(random.Random(seed)) if h.kind == "payments"]
     stream = list({id(h.values): h for h in stream}.values())  # some are sent twice
     for k, h in enumerate(stream):
         h.id = h.body["id"] = f"p{k}"

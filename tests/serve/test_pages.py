@@ -2,14 +2,12 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import apsw
 import httpx
 import pytest
 from browser import WIDTHS, browsing, visiting
@@ -220,41 +218,3 @@ def test_programs_get_no_page_and_no_password_is_asked_of_them(closed: Shop):
         answer = WEB.request(method, closed.address + path)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.headers["content-type"] == "application/problem+json"
-
-
-def test_the_page_says_so_when_the_store_is_busy_damaged_or_gone(tmp_path: Path):
-    state = fill(tmp_path / "state")
-    with serving_hostile(state) as address:
-        assert WEB.post(f"{address}/v1/decide", json=purchase("a")).status_code == 200
-
-        def page() -> str:
-            began = time.monotonic()
-            answer = WEB.get(f"{address}/", headers={"accept": "text/html"})
-            assert answer.status_code == 200 and time.monotonic() - began < 15, "two seconds, on a machine that is busy"
-            return answer.text
-
-        assert "Ready: it decides." in page()
-        database = str(state / "mlpkg.db")
-        with closing(apsw.Connection(database)) as other:
-            other.execute("begin immediate")  # somebody writes for long
-            text = page()
-            assert "cannot be recorded" in text and "locked" in text and "v1/decisions/a" not in text
-            assert "Entries of the log" in text, "what needs no record stays"
-            other.execute("rollback")
-        until = time.monotonic() + 30
-        while "v1/decisions/a" not in page():
-            assert time.monotonic() < until
-        state.rename(tmp_path / "elsewhere")
-        text = page()
-        assert "Not ready: " in text and "Ready: it decides." not in text and "v1/decisions/a" not in text
-        (tmp_path / "elsewhere").rename(state)
-        until = time.monotonic() + 30
-        while "v1/decisions/a" not in page():
-            assert time.monotonic() < until
-        size = (state / "mlpkg.db").stat().st_size
-        with (state / "mlpkg.db").open("r+b") as file:
-            file.seek(4_096)
-            file.write(b"\xff" * (size - 4_096))
-        while "damaged" not in page():
-            assert time.monotonic() < until
-        assert "v1/decisions/a" not in page()

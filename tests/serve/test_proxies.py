@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+from command import Command
+from project import Project
 from serving import SCRIPTS, Packaged, Server, environment, free_port, mlpkg, payment, serving
 
 import mlpkg as ml
@@ -213,6 +215,30 @@ def test_who_calls_from_this_machine_needs_no_token_where_settings_say_so(trusti
     assert ask(trusting.port, "GET", "/metrics").status_code == 200
 
 
+def test_on_loopback_no_token_is_needed_and_a_wrong_one_is_still_refused(trusting: Server):
+    state = trusting.state
+    with httpx.Client(base_url=trusting.address) as http:
+        decided = http.post("/v1/decide", json=payment("tx-here")).json()
+        assert decided["caller"] is None
+        assert http.get("/v1/decisions/tx-here").json() == decided
+        (seen,) = mlpkg("access-log", "-n", 1, state=state)
+        assert (seen["id"], seen["path"], seen["role"]) == ("loopback", "/v1/decisions/tx-here", None)
+
+        for role in auth.ROLES:
+            answer = http.get("/v1/decisions/tx-here", headers={"authorization": f"Bearer {token(trusting, role)}"})
+            assert answer.status_code == (200 if role == "auditor" else 403), "a token is its role, also here"
+        for far in (
+            {"authorization": "Bearer x"},
+            {"x-forwarded-for": "127.0.0.1"},
+            {"x-forwarded-for": "203.0.113.7"},
+            {"forwarded": "for=127.0.0.1"},
+            {"via": "1.1 proxy"},
+            {"origin": "http://evil.example.com"},
+            {"host": f"evil.example.com:{trusting.port}"},
+        ):
+            assert http.get("/v1/decisions/tx-here", headers=far).status_code == 401, far
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -328,21 +354,20 @@ def serve_until(made: Packaged, state: Path, log: Path, words: str, cwd: Path, *
 def test_serve_says_who_needs_a_token(made: Packaged, tmp_path: Path):
     """In one line, which holds also where the settings in the bento say otherwise."""
     state = made.state(tmp_path / "state")
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
-    output, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path)
-    assert status == 401 and "there is none yet; make one: mlpkg token create --role application" in output
-    mlpkg("token", "create", "--role", "application", state=state)
     (tmp_path / "settings.ini").write_text("[local]\ntrust_loopback = true\n")
+    output, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path, "--host", "0.0.0.0")
+    assert status == 401 and "there is none yet; make one: mlpkg token create --role application" in output, (
+        "who listens to others trusts nobody"
+    )
     output, status = serve_until(made, state, tmp_path / "log", "trust_loopback", tmp_path)
     assert status == 200 and len(re.findall("token", output)) == 1
-    output, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path, "--host", "0.0.0.0")
-    assert status == 401 and "every caller needs a token; 1 hold" in output, "who listens to others trusts nobody"
+    mlpkg("token", "create", "--role", "application", state=state)
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
+    output, status = serve_until(made, state, tmp_path / "log", "every caller", tmp_path)
+    assert status == 401 and "every caller needs a token; 1 hold" in output
 
 
-def test_a_setting_that_is_neither_true_nor_false_is_refused(made: Packaged, tmp_path: Path):
-    state = made.state(tmp_path / "state")
+def test_a_setting_that_is_neither_true_nor_false_is_refused(made: Packaged, project: Project, cli: Command):
     for value in ("maybe", "loopback", "2", ""):
-        (tmp_path / "settings.ini").write_text(f"[local]\ntrust_loopback = {value}\n")
-        command = [SCRIPTS / "mlpkg", "serve", "fraud", "--bento", str(made.bento.folder)]
-        done = subprocess.run(command, env=environment(state), cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 1 and "trust_loopback" in done.stderr and len(done.stderr.splitlines()) == 1
+        (project.folder / "settings.ini").write_text(f"[local]\ntrust_loopback = {value}\n")
+        cli("serve", "fraud", "--bento", made.bento.folder).said_one_line("trust_loopback")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from command import Command
 from made_once import made_once
-from serving import SCRIPTS, Packaged, environment, free_port, payment, serving
+from serving import SCRIPTS, Packaged, environment, free_port, payment, run, serving
 
 import mlpkg as ml
 from mlpkg import lab
@@ -35,18 +35,6 @@ def opened(state: Path) -> Iterator[Store]:
         yield store
 
 
-def command(*arguments: object, state: Path) -> subprocess.CompletedProcess[str]:
-    """Run `mlpkg` in a process of its own."""
-    return subprocess.run(
-        [str(part) for part in (SCRIPTS / "mlpkg", *arguments)],
-        env=environment(state),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope="module")
 def rehearsed(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """A state that a rehearsal of half a day left, when that began, and what the command printed."""
@@ -57,19 +45,9 @@ def rehearsed(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> tuple
         assert last is not None
         start = last - 20 * DAY
         span = ("--from", iso(start), "--to", iso(start + SPAN))
-        done = command(
-            "replay",
-            "fraud",
-            *span,
-            "--serve",
-            "--into",
-            folder / "state",
-            "--bento",
-            made.bento.folder,
-            state=made.history,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder / "made.json").write_text(json.dumps([start, done.stdout]))
+        how = ("--serve", "--into", folder / "state", "--bento", made.bento.folder)
+        output = run(SCRIPTS / "mlpkg", "replay", "fraud", *span, *how, env=environment(made.history))
+        (folder / "made.json").write_text(json.dumps([start, output]))
 
     folder = made_once(tmp_path_factory, "rehearsed", make)
     start, output = json.loads((folder / "made.json").read_text())
@@ -112,7 +90,7 @@ def test_decisions_by_stated_arrival_have_the_features_of_a_training_set(
 
 
 def test_a_log_played_against_a_service_is_equal_or_the_difference_is_named(
-    rehearsed: tuple[Path, int, str], made: Packaged, tmp_path: Path
+    rehearsed: tuple[Path, int, str], made: Packaged, tmp_path: Path, cli: Command
 ):
     """Over HTTP, into an empty service, with history; then again after a record of the log was changed."""
     log, start, _ = rehearsed
@@ -121,9 +99,9 @@ def test_a_log_played_against_a_service_is_equal_or_the_difference_is_named(
     with serving(made.bento, tmp_path / "state", tmp_path / "log", MLPKG_CLOCK_OFFSET=offset) as server:
         ready = httpx.get(f"{server.address}/v1/ready").json()
         assert ready["rehearsal"].startswith(iso(start + HOUR)[:11]), "its readiness says that it rehearses"
-        first = command("replay", "fraud", *span, "--http", server.address, "--json", state=log)
-        assert first.returncode == 0, first.stdout + first.stderr
-        played = json.loads(first.stdout)
+        first = cli("replay", "fraud", *span, "--http", server.address, "--json", state=log)
+        assert first.status == 0, first.out + first.err
+        played = first.json
         assert played["decided"] > 20 and (played["new"], played["different"], played["refused"]) == (0, 0, 0)
         assert played["loaded"] > 1_000 and played["known"] == 0
 
@@ -134,19 +112,17 @@ def test_a_log_played_against_a_service_is_equal_or_the_difference_is_named(
         with closing(sqlite3.connect(log / "mlpkg.db")) as db, db:
             change = "update log set body=json_set(body, '$.action', 'hold', '$.features.amount', 1.0) where id=? and about is not null"
             assert db.execute(change, (ids[3],)).rowcount == 1
-        again = command("replay", "fraud", *span, "--http", server.address, state=log)
-        assert again.returncode == 1, "a difference"
-        assert f"{len(ids) - 1:,} of {len(ids):,} equal to what was decided" in again.stdout
-        assert f"{ids[3]}: amount is recorded as 1.0, recomputed as" in again.stdout
-        assert f"{ids[3]}: action is recorded as 'hold', recomputed as" in again.stdout
-        assert re.search(r"(\d[\d,]*) entries before \S+ loaded, \1 of them were there", again.stdout), (
-            "an id counts once"
-        )
+        again = cli("replay", "fraud", *span, "--http", server.address, state=log)
+        assert again.status == 1, "a difference"
+        assert f"{len(ids) - 1:,} of {len(ids):,} equal to what was decided" in again.out
+        assert f"{ids[3]}: amount is recorded as 1.0, recomputed as" in again.out
+        assert f"{ids[3]}: action is recorded as 'hold', recomputed as" in again.out
+        assert re.search(r"(\d[\d,]*) entries before \S+ loaded, \1 of them were there", again.out), "an id counts once"
     with opened(tmp_path / "state") as store:
         assert ml.decisions.verify(fraud, store).mismatches == 0
 
 
-def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path):
+def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path, cli: Command):
     """`mlpkg serve --as-of`: events arrive at its clock, features are of that time, and tokens go by the machine's clock."""
     state, as_of = tmp_path / "state", now() - 400 * DAY
     served = [SCRIPTS / "mlpkg", "serve", "fraud", "--bento", made.bento.folder, "--port", str(free_port())]
@@ -161,9 +137,7 @@ def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path
             time.sleep(0.2)
         assert f"a rehearsal whose clock started at {iso(as_of)}" in output
         address = output.split("is served on ")[1].split(" ")[0]
-        secret = json.loads(
-            command("token", "create", "--role", "auditor", "--expires", "1h", "--json", state=state).stdout
-        )
+        secret = cli("token", "create", "--role", "auditor", "--expires", "1h", "--json", state=state).json
         with httpx.Client(base_url=address, timeout=20) as http:
             decided = http.post("/v1/decide", json=payment("old", time=iso(as_of))).json()
             assert decided["caller"] is None and decided["event"] == "old"
@@ -185,24 +159,14 @@ def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path
     with opened(state) as store:
         result = ml.decisions.verify(fraud, store)
     assert (result.decisions, result.mismatches) == (2, 0)
-    early = command(*served[1:], "--as-of", iso(as_of), state=state)
-    assert early.returncode == 1 and "the log of fraud goes on until" in early.stderr
-    assert "MLPKG_STATE=FOLDER" in early.stderr and len(early.stderr.strip().splitlines()) == 1
+    early = cli(*served[1:], "--as-of", iso(as_of), state=state)
+    early.said_one_line("the log of fraud goes on until", "MLPKG_STATE=FOLDER")
 
 
 def test_a_rehearsal_cannot_start_in_the_future_or_with_nothing(made: Packaged, tmp_path: Path, cli: Command):
-    ahead = command("serve", "fraud", "--bento", made.bento.folder, "--as-of", "2199-01-01", state=tmp_path / "state")
-    assert ahead.returncode == 1 and "2199-01-01T00:00:00Z is in the future" in ahead.stderr
+    how = ("--bento", made.bento.folder)
+    ahead = cli("serve", "fraud", *how, "--as-of", "2199-01-01", state=tmp_path / "state")
+    assert ahead.status == 1 and "2199-01-01T00:00:00Z is in the future" in ahead.err
     span = ("--from", "2001-01-01", "--to", "2001-01-02")
-    nothing = command(
-        "replay",
-        "fraud",
-        *span,
-        "--serve",
-        "--into",
-        tmp_path / "again",
-        "--bento",
-        made.bento.folder,
-        state=made.history,
-    )
-    assert nothing.returncode == 1 and "nothing arrived from 2001-01-01T00:00:00Z" in nothing.stderr
+    nothing = cli("replay", "fraud", *span, "--serve", "--into", tmp_path / "again", *how, state=made.history)
+    assert nothing.status == 1 and "nothing arrived from 2001-01-01T00:00:00Z" in nothing.err

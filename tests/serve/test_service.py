@@ -25,7 +25,6 @@ from serving import Packaged, payment, serving
 
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.serve.app import Application
-from mlpkg.serve.bento.package import Bento
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
 
@@ -493,34 +492,39 @@ def test_nothing_unexpected_happened_inside(bank: Bank):
 
 def test_without_a_model_it_decides_by_the_fallback_and_is_not_ready(tmp_path: Path):
     """And it is ready as soon as there is a model, without being started again."""
-    state = tmp_path / "state"
-    with serving(Bento(ROOT / "services" / "fraud"), state, tmp_path / "log") as server, closing(Bank(server)) as bank:
-        assert bank.http.get("/v1/health").status_code == 200
-        assert bank.http.get("/readyz").status_code == 503
-        readiness = bank.http.get("/v1/ready").json()
+    with closing(Application(fraud, Settings(state=tmp_path / "state", trust_loopback=True))) as app:
+        app.start()
+
+        def ask(method: str, path: str, body: Any = None) -> httpx.Response:
+            return asyncio.run(ask_here(app, method, path, body))
+
+        assert ask("GET", "/v1/health").status_code == 200
+        assert ask("GET", "/readyz").status_code == 503
+        readiness = ask("GET", "/v1/ready").json()
         assert "no model is active" in readiness["reason"] and "mlpkg train fraud" in readiness["reason"]
-        made = bank.decide(payment("tx-0", time=iso(now() - HOUR))).json()
+        made = ask("POST", "/v1/decide", payment("tx-0", time=iso(now() - HOUR))).json()
         assert (made["action"], made["score"], made["model"]) == ("review", None, {})
         assert made["fallback"]["why"] == "model" and "no model is active" in made["fallback"]["detail"]
-        version = put_live(fraud, bank.store)
+        version = put_live(fraud, app.store)
         until = time.monotonic() + 10
-        while (ready := bank.http.get("/v1/ready")).status_code != 200:
+        while (ready := ask("GET", "/v1/ready")).status_code != 200:
             assert time.monotonic() < until, ready.text
             time.sleep(0.05)
         assert ready.json()["model"] == version
-        assert bank.decide(payment("tx-1")).json()["features"]["customer_n_tx_1d"] == 2
-        assert "Traceback" not in server.output, server.output
+        assert ask("POST", "/v1/decide", payment("tx-1")).json()["features"]["customer_n_tx_1d"] == 2
+
+
+async def ask_here(app: Any, method: str, path: str, body: Any = None) -> httpx.Response:
+    """An answer of an application in this process."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+        return await http.request(method, path, json=body)
 
 
 def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
     """And what could not be decided was not taken."""
     with closing(Application(handbook.fraud, Settings(state=tmp_path, trust_loopback=True))) as app:
-
-        async def ask(method: str, path: str, body: Any = None) -> httpx.Response:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:  # type: ignore[arg-type]
-                return await http.request(method, path, json=body)
-
-        for answer in (asyncio.run(ask("GET", "/v1/ready")), asyncio.run(ask("POST", "/v1/decide", payment("tx-1")))):
+        for request in (("GET", "/v1/ready"), ("POST", "/v1/decide", payment("tx-1"))):
+            answer = asyncio.run(ask_here(app, *request))
             problem = answer.json()
             assert (answer.status_code, problem["status"], answer.headers["retry-after"]) == (503, 503, "1")
             assert "no model is active" in problem["reason"] and "mlpkg train fraud" in problem["reason"]

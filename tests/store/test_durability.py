@@ -18,7 +18,7 @@ import mlpkg as ml
 from mlpkg.decisions import verify
 from mlpkg.times import instant
 
-ROUNDS = 4
+ROUNDS = 2
 WRITERS = ["one", "two"]
 
 
