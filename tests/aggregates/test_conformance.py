@@ -99,8 +99,10 @@ def not_a_value(verb: str) -> Iterator[str]:
 
 def differences(verb: str, world: World, rng: random.Random) -> Iterator[str]:
     """Where an aggregate is wrong on a stream: computed at its own events, and at those of another source."""
+    has_events = any(stream.events for stream in world.streams.values())
     for on in ("payments", "looks"):
-        yield from differences_on(on, verb, world, rng)
+        if LONG or world.streams[on].events or not has_events:  # no rows at all are one stream of the hard ones
+            yield from differences_on(on, verb, world, rng)
 
 
 def differences_on(on: str, verb: str, world: World, rng: random.Random) -> Iterator[str]:
@@ -118,7 +120,7 @@ def differences_on(on: str, verb: str, world: World, rng: random.Random) -> Iter
     whole = past(world, every, every)
 
     def drawn() -> bool:
-        return LONG or rng.random() < 0.4
+        return LONG or rng.random() < 0.25
 
     def compare(what: str, columns: dict[str, list[Any]], places: Sequence[int]) -> Iterator[str]:
         for name, column in columns.items():
@@ -259,7 +261,7 @@ def test_it_is_right_where_it_is_hard(verb: str):
 @ALL
 def test_it_is_right_on_random_streams(verb: str):
     @settings(
-        max_examples=250 if LONG else 8, deadline=None, derandomize=not LONG, database=None,
+        max_examples=250 if LONG else 5, deadline=None, derandomize=not LONG, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     @given(streams(), st.integers(0, 2**32))

@@ -33,7 +33,7 @@ def digests() -> Iterator[tuple[str, str]]:
     """The bits of every aggregate's examples on fixed random data, with disorder, ties, nulls and values of all sizes."""
     rng = random.Random(7)
     rows = []
-    for _ in range(600):
+    for _ in range(300):
         level = rng.choice([None, rng.randrange(-3, 4), rng.randrange(-1000, 1001)])
         tip = rng.choice(
             [None, rng.randrange(-100, 100), rng.randrange(-5_000_000, 5_000_000), rng.randrange(-MOST, MOST)]
@@ -50,7 +50,7 @@ def digests() -> Iterator[tuple[str, str]]:
         features, _ = features_of(verb, REGISTRY[verb], "payments")
         for name, column in many(features, history_of(world), np.arange(len(events)), position).items():
             yield f"{verb} {name}", digest(column)
-        alone = [one(features, world, Moment(e.time, e.position, e.position, e.values)) for e in events[::60]]
+        alone = [one(features, world, Moment(e.time, e.position, e.position, e.values)) for e in events[::30]]
         for name in features.names:
             yield f"{verb} {name}, alone", digest([values[name] for values in alone])
 

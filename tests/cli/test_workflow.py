@@ -84,7 +84,7 @@ class Shop:
     def _send(self) -> None:
         with closing(Client(self.port)) as client:
             for k in count():
-                if self._closed.wait(0.05):
+                if self._closed.wait(0.2):
                     return
                 try:
                     answer = client.ask("POST", "/v1/decide", payment(f"shop-{k}", customer_id=k % 20))
@@ -148,7 +148,7 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
     ):
         edit(checkout)
         run(*export, env=env, cwd=checkout)
-        trained = json.loads(run(*train, *period, "-p", "quick", "true", "--json", env=env, cwd=checkout))
+        trained = json.loads(run(*train, *period, "-p", "quick", "true", "-p", "rounds", "20", "--json", env=env, cwd=checkout))
         run(*package, env=env, cwd=checkout)
         packaged_by_then = len(shop.answers)
         with mlpkg_serve(serve, checkout, env, tmp_path / "new.log") as port, closing(Client(port)) as ask_new:
@@ -158,7 +158,7 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
             paid = [payment(f"mine-{k}", customer_id=10_000_019, time=iso(now() - (2 - k) * DAY)) for k in range(3)]
             decided = [(ask, ask_new)[k % 2].ask("POST", "/v1/decide", body).json for k, body in enumerate(paid)]
             assert ask.ask("GET", "/v1/decisions/mine-1").json == decided[1], "whoever decided it"
-            until = time.monotonic() + 20
+            until = time.monotonic() + 30
             while len(shop.answers) < took_over + 5 and time.monotonic() < until:
                 time.sleep(0.05)
 

@@ -56,6 +56,13 @@ def notebook(path: Path, *cells: str) -> Path:
     return path
 
 
+def run_cells(*cells: str, most: int = 254) -> None:
+    """Run cells as a script on the store of the settings: in this process, which has loaded what a kernel would load."""
+    names: dict[str, Any] = {"days": DAYS, "most": most}
+    for cell in cells:
+        exec(cell, names)
+
+
 @pytest.fixture(scope="module")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two weeks of purchases and a model of them that is active."""
@@ -216,15 +223,15 @@ def test_what_was_trained_otherwise_than_it_would_be_served_is_no_model(
     monkeypatch.chdir(tmp_path)
     before = models.versions(shop.settings.state, "shopping")
     with pytest.raises(ml.MlpkgError, match=words):
-        lab.run_training(shopping, shop, notebook=notebook(tmp_path / "train.ipynb", TRAIN, cell))
+        run_cells(TRAIN, cell)
     assert models.versions(shop.settings.state, "shopping") == before
 
 
 def test_a_rare_text_can_be_left_to_the_unknown(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
-    path = notebook(tmp_path / "train.ipynb", TRAIN, HAND_OVER)
-    model = lab.run_training(shopping, shop, {"most": 3}, notebook=path)
+    run_cells(TRAIN, HAND_OVER, most=3)
+    model = models.find(shop.settings.state, "shopping", models.versions(shop.settings.state, "shopping")[-1])
     assert set(model.categories.tables["kind"]) == {text_code(kind) for kind in ("book", "food", "shirt")}
     promote(shop, model, by="a test", why="to decide")
     rare, unseen = decided(

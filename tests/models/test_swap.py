@@ -1,6 +1,6 @@
 """Models with different features take turns every second while clients send payments: nobody notices, and each record is of one model.
 
-Seven thousand requests, or a hundred thousand (`make test-swap`).
+Four thousand requests, or a hundred thousand (`make test-swap`).
 """
 
 import json
@@ -27,7 +27,7 @@ from mlpkg.examples.fraud.features import transactions
 from mlpkg.models import Model, registry
 from mlpkg.settings import Settings
 
-REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 7_000
+REQUESTS = 100_000 if os.environ.get("MLPKG_LONG") else 4_000
 CLIENTS = 4
 
 

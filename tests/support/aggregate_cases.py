@@ -150,17 +150,22 @@ def gives_text(ask: Ask) -> bool:
 
 
 def asked(verb: str) -> list[Ask]:
-    """Each example of an aggregate in several forms: plain, with a condition, delayed, with a value for nothing."""
+    """Each example of an aggregate in several forms: plain, with a condition, delayed, with a value for nothing.
+
+    In the short form all but the plain one have every other window only.
+    """
     asks = []
     for n, example in enumerate(EXAMPLES[verb]):
         plain = replace(example, verb=verb, over=WINDOWS)
+        some, others = (WINDOWS, WINDOWS) if LONG else (WINDOWS[n % 2 :: 2], WINDOWS[1 - n % 2 :: 2])
         asks += [
             plain,
-            replace(plain, where=(UNSURE, BIG, MIXED, GIVEN, NIGHT)[n % 5]),
-            replace(plain, delay="6h", over=WINDOWS[1:]),
+            replace(plain, where=(UNSURE, BIG, MIXED, GIVEN, NIGHT)[n % 5], over=some),
+            replace(plain, delay="6h", over=tuple(window for window in others if window != "90s")),
         ]
         if not gives_text(plain):
-            asks.append(replace(plain, late="45m", delay="90s", where=(BIG, NIGHT)[n % 2], empty=(-1.5, 0.0)[n % 2]))
+            choices: dict[str, Any] = {"where": (BIG, NIGHT)[n % 2], "empty": (-1.5, 0.0)[n % 2]}
+            asks.append(replace(plain, late="45m", delay="90s", over=others, **choices))
     return asks
 
 
