@@ -148,7 +148,9 @@ def test_an_edited_feature_goes_to_production_in_four_commands(made: Packaged, t
     ):
         edit(checkout)
         run(*export, env=env, cwd=checkout)
-        trained = json.loads(run(*train, *period, "-p", "quick", "true", "-p", "rounds", "20", "--json", env=env, cwd=checkout))
+        trained = json.loads(
+            run(*train, *period, "-p", "quick", "true", "-p", "rounds", "20", "--json", env=env, cwd=checkout)
+        )
         run(*package, env=env, cwd=checkout)
         packaged_by_then = len(shop.answers)
         with mlpkg_serve(serve, checkout, env, tmp_path / "new.log") as port, closing(Client(port)) as ask_new:
