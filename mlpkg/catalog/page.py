@@ -65,7 +65,7 @@ def _paragraph(case: Mapping[str, Any]) -> str:
 
 
 def _default_in_words(outcome: Mapping[str, Any]) -> str:
-    if not outcome["matures_after"]:
+    if outcome["default"] is None:
         return ""
     label = label_in_words(outcome["default"])
     return f"; after {outcome['matures_after']} without a report, the default `{label}` counts"
@@ -100,7 +100,7 @@ def _outcomes_table(source: Mapping[str, Any]) -> str:
     for o in source["outcomes"]:
         default = f"{label_in_words(o['default'])} after {o['matures_after']}"
         rows.append(
-            [f"`{o['name']}`", _with_step(o), default if o["matures_after"] else "none: unknown until reported"]
+            [f"`{o['name']}`", _with_step(o), "none: unknown until reported" if o["default"] is None else default]
         )
     return _table(["reported later", "type", "default without a report"], rows)
 
@@ -156,7 +156,7 @@ def _outcome_notes(case: Mapping[str, Any]) -> Iterator[str]:
     reports = {f"{s['name']}.{o['name']}": (s["name"], o) for s in case["sources"] for o in s["outcomes"]}
     for stream in dict.fromkeys(f["stream"] for f in case["features"] if f["stream"] in reports):
         source, o = reports[stream]
-        default = f", or has its default after {o['matures_after']}" if o["matures_after"] else ""
+        default = "" if o["default"] is None else f", or has its default after {o['matures_after']}"
         yield f"`{stream}` are the {source} whose `{o['name']}` was reported{default}.\n"
 
 

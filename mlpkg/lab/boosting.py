@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 _Table = Any  # pandas' annotations are stricter than its use here
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #cut
-def _check_rows_of(case: UseCase, rows: _Table) -> None:
+def _check_rows_of(use_case: UseCase, rows: _Table) -> None:
     """Raise `MlpkgError` if the rows are not those of a training set of the use case."""
-    needed = ["id", "time", "label", *case.features.names]
+    needed = ["id", "time", "label", *use_case.features.names]
     if missing := [name for name in needed if name not in rows]:
         hint = "give what lab.training_set gave for the features of the use case"
         raise MlpkgError(f"train: the rows have no column {missing[0]!r}", hint)
@@ -63,19 +63,19 @@ def _times_of(rows: _Table) -> Array:
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #known
 def _outcomes_at(
-    rows: _Table, case: UseCase, outcome: str | None, instants: tuple[int, int], store: Store | None
+    rows: _Table, use_case: UseCase, outcome: str | None, instants: tuple[int, int], store: Store | None
 ) -> tuple[_Table, ...] | None:
     """The mature outcome of each row as known at each instant; None if the source that is decided on has no outcome."""
-    label, times = find_outcome(case.on, outcome), _times_of(rows)
+    label, times = find_outcome(use_case.on, outcome), _times_of(rows)
     if label is None or not len(rows):
         return None
     store = store or find_store()
     log: Any = Archive(store.settings.state) if rows.attrs.get("source") == "archive" else store
-    history = log.history([case.on], [label], since=int(times.min()), before=int(times.max()) + 1)
-    place = pd.Index(history.events[case.on.name].ids).get_indexer(pd.Index(rows["id"]))
+    history = log.history([use_case.on], [label], since=int(times.min()), before=int(times.max()) + 1)
+    place = pd.Index(history.events[use_case.on.name].ids).get_indexer(pd.Index(rows["id"]))
     if unknown := int((place < 0).sum()):
         hint = "give rows of this log; rows from elsewhere are trained by hand, with lgb.train and lab.save_model"
-        raise MlpkgError(f"train: {unknown:,} of {len(rows):,} rows are not in the log of {case.on.name!r}", hint)
+        raise MlpkgError(f"train: {unknown:,} of {len(rows):,} rows are not in the log of {use_case.on.name!r}", hint)
     texts, matures_after = texts_of_outcome(label, log), label.matures_after_us or 0
     known = [pd.Series(label_of(label, history, as_of, texts)[place], rows.index) for as_of in instants]
     return tuple(values.where(times + matures_after <= as_of) for values, as_of in zip(known, instants, strict=True))
@@ -93,12 +93,12 @@ def _as_known(rows: _Table, early: _Table, late: _Table) -> tuple[_Table, int, i
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #split
 def _split_rows(
-    rows: _Table, case: UseCase, cut: int, outcome: str | None, store: Store | None
+    rows: _Table, use_case: UseCase, cut: int, outcome: str | None, store: Store | None
 ) -> tuple[_Table, _Table, dict[str, int]]:
     """The training rows, the test rows, and how many rows were left out, by reason."""
     rows = rows.sort_values("time", kind="stable")
     as_of = rows.attrs.get("as_of")
-    known = _outcomes_at(rows, case, outcome, (cut, now() if as_of is None else instant(as_of)), store)
+    known = _outcomes_at(rows, use_case, outcome, (cut, now() if as_of is None else instant(as_of)), store)
     has_label = rows["label"].notna() if known is None else rows["label"].notna() & known[1].notna()
     left_out = {"have no label, or no mature outcome": int((~has_label).sum())}
     is_early = has_label & (_times_of(rows) < cut)
@@ -203,7 +203,7 @@ def _options(params: Mapping[str, Any], is_truth: bool) -> dict[str, Any]:
 class _Trainer:
     """What is the same each time a model is trained."""
 
-    case: UseCase
+    use_case: UseCase
     categories: Categories
     options: dict[str, Any]
 
@@ -211,7 +211,7 @@ class _Trainer:
         """Rows as LightGBM reads them."""
         import lightgbm as lgb
 
-        names, texts = self.case.features.names, list(self.case.features.categories)
+        names, texts = self.use_case.features.names, list(self.use_case.features.categories)
         data = matrix(rows[names], self.categories)
         return lgb.Dataset(data, label, reference=reference, feature_name=names, categorical_feature=texts)
 
@@ -255,7 +255,7 @@ class TrainedModel:
     the column `score`. `left_out` counts the rows that are in neither, by reason.
     """
 
-    case: UseCase
+    use_case: UseCase
     booster: "lgb.Booster"
     categories: Categories
     rows: pd.DataFrame
@@ -275,7 +275,7 @@ class TrainedModel:
         options = self.options | {"rounds": self.booster.num_trees()}
         every = self.metrics | metrics
         return save_model(
-            self.case, self.booster, self.rows, metrics=every, hyperparameters=options, categories=self.categories
+            self.use_case, self.booster, self.rows, metrics=every, hyperparameters=options, categories=self.categories
         )
 
     def __repr__(self) -> str:
@@ -291,7 +291,7 @@ def _summary(trained: TrainedModel) -> tuple[str, list[_Table]]:
     """What a person sees of it: a sentence; its measures, its rows, and its features with a gain."""
     left_out = "".join(f"; {count:,} rows {why}" for why, count in trained.left_out.items())
     trees = f"{trained.booster.num_trees()} trees ({trained.options.get('objective', 'an objective of its own')})"
-    head = f"{trained.case.name}: {trees}{left_out}; keep it with .save()"
+    head = f"{trained.use_case.name}: {trees}{left_out}; keep it with .save()"
     stretches: dict[str, _Table] = {"training": trained.rows, "test": trained.test}
     times = {name: pd.DatetimeIndex(part["time"]) for name, part in stretches.items()}
     about = {name: {"from": f"{t[0]:%Y-%m-%d}", "to": f"{t[-1]:%Y-%m-%d}", "rows": len(t)} for name, t in times.items()}
@@ -304,7 +304,7 @@ def _summary(trained: TrainedModel) -> tuple[str, list[_Table]]:
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #train
 def train(
-    case: UseCase,
+    use_case: UseCase,
     rows: pd.DataFrame,
     test_from: When | None = None,
     *,
@@ -338,18 +338,18 @@ def train(
         When the label is a text, the rows are not of this log, LightGBM does not know a parameter, or there is nothing to learn
         or nothing to test with.
     """
-    _check_rows_of(case, rows)
+    _check_rows_of(use_case, rows)
     _check_names(params)
-    train_rows, test, left_out = _split_rows(rows, case, _cut_time(rows, test_from), outcome, store)
+    train_rows, test, left_out = _split_rows(rows, use_case, _cut_time(rows, test_from), outcome, store)
     label, is_truth = _target(train_rows["label"], params.get("objective"))
     truth, _ = _target(test["label"], params.get("objective"))
     if is_truth:
         _check_classes(label, truth)
-    categories = categories_of(train_rows, case.features)
-    trainer = _Trainer(case, categories, _options(params, is_truth))
+    categories = categories_of(train_rows, use_case.features)
+    trainer = _Trainer(use_case, categories, _options(params, is_truth))
     if patience is not None:
         rounds = trainer.best_rounds(train_rows, label, rounds, patience)
     booster = trainer.fit(train_rows, label, rounds)
-    score: Any = booster.predict(matrix(test[case.features.names], categories))
+    score: Any = booster.predict(matrix(test[use_case.features.names], categories))
     test, metrics = test.assign(score=score), _measure(truth, score, is_truth)
-    return TrainedModel(case, booster, categories, train_rows, test, metrics, trainer.options, left_out)
+    return TrainedModel(use_case, booster, categories, train_rows, test, metrics, trainer.options, left_out)

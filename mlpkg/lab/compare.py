@@ -44,7 +44,7 @@ from ..times import instant, iso, now
 class ComparedRows:
     """The events that are compared, and the log positions that they see up to."""
 
-    case: UseCase
+    use_case: UseCase
     store: Store
     history: History
     places: Array  # of the events, among those of the history
@@ -52,7 +52,7 @@ class ComparedRows:
 
     @property
     def events(self) -> Events:
-        return self.history.events[self.case.on.name]
+        return self.history.events[self.use_case.on.name]
 
     @property
     def position(self) -> Array:
@@ -72,7 +72,7 @@ class ComparedRows:
 
     def texts(self) -> dict[str, list[str | None]]:
         """The text fields; only the log has their texts."""
-        return texts_of_events(self.case.on, self.position, self.store)
+        return texts_of_events(self.use_case.on, self.position, self.store)
 
     def at(self, rows: Array) -> "ComparedRows":
         """Some of the rows."""
@@ -82,49 +82,51 @@ class ComparedRows:
 SERVED = "served"
 
 
-def find_side(model: str | Model, case: UseCase, store: Store) -> Model | None:
+def find_side(model: str | Model, use_case: UseCase, store: Store) -> Model | None:
     """The model of a side, or None for what was served."""
     if model == SERVED:
         return None
-    side = model if isinstance(model, Model) else models.find(store.settings.state, case.name, model)
-    if side.features.on.name != case.on.name:
-        raise MlpkgError(f"{side.version} decides {side.features.on.name!r}, and {case.name!r} {case.on.name!r}")
+    side = model if isinstance(model, Model) else models.find(store.settings.state, use_case.name, model)
+    if side.features.on.name != use_case.on.name:
+        raise MlpkgError(
+            f"{side.version} decides {side.features.on.name!r}, and {use_case.name!r} {use_case.on.name!r}"
+        )
     return side
 
 # %% ../../nbs/17_lab/30_compare.ipynb #history
 def read_history(
-    case: UseCase, store: Store, sides: Sequence[Model], outcome: Outcome | None, first: int, last: int
+    use_case: UseCase, store: Store, sides: Sequence[Model], outcome: Outcome | None, first: int, last: int
 ) -> History:
     """All that both models need of the log for the events of a span."""
     if last <= first:
         raise MlpkgError(f"there is nothing from {iso(first)} to {iso(last)}", "the end must lie after the start")
     needed = [model.features for model in sides]
-    sources = {source.name: case.sources.get(source.name, source) for f in needed for source in f.sources}
-    sources |= {case.on.name: case.on}
+    sources = {source.name: use_case.sources.get(source.name, source) for f in needed for source in f.sources}
+    sources |= {use_case.on.name: use_case.on}
     outcomes = {o.stream: o for f in needed for o in f.outcomes} | ({outcome.stream: outcome} if outcome else {})
     since = max(0, first - max((reach for f in needed for reach in f.reach.values()), default=0))
     return store.history(list(sources.values()), list(outcomes.values()), since=since, before=last)
 
 # %% ../../nbs/17_lab/30_compare.ipynb #choose
 def choose_rows(
-    case: UseCase, store: Store, history: History, first: int, last: int, only_decided: bool
+    use_case: UseCase, store: Store, history: History, first: int, last: int, only_decided: bool
 ) -> tuple[ComparedRows, dict[str, int]]:
     """The events of the span, and how many were left out, by reason."""
-    events = history.events[case.on.name]
+    events = history.events[use_case.on.name]
     places = np.flatnonzero((events.time >= first) & (events.time < last))
-    decided, until = store.decided(case.name)
+    decided, until = store.decided(use_case.name)
     left_out: dict[str, int] = {}
     if only_decided:
         is_decided = np.isin(events.position[places], decided)
         left_out["more were not decided"] = int((~is_decided).sum())
         places = places[is_decided]
-    if case.ranking is not None:  # an event with candidates has no single score
-        filled = [events.columns[name][places] != NULL for name in case.ranking.fields]
+    if use_case.ranking is not None:  # an event with candidates has no single score
+        filled = [events.columns[name][places] != NULL for name in use_case.ranking.fields]
         has_score = np.any(filled, axis=0)
         left_out["are rankings, see lab.rankings"] = int((~has_score).sum())
         places = places[has_score]
     seen = seen_of(events.position[places], decided, until)
-    return ComparedRows(case, store, history, places, seen), left_out
+    return ComparedRows(use_case, store, history, places, seen), left_out
 
 # %% ../../nbs/17_lab/30_compare.ipynb #served
 class _Served(msgspec.Struct):
@@ -140,7 +142,7 @@ _SERVED_DECODER = msgspec.json.Decoder(_Served)
 def _read_served(rows: ComparedRows) -> list[_Served]:
     """What was served for each row."""
     positions, served = set(rows.position.tolist()), {}
-    for entry in rows.store.read(min(positions, default=0), streams=[decisions_of(rows.case.name)]):
+    for entry in rows.store.read(min(positions, default=0), streams=[decisions_of(rows.use_case.name)]):
         if entry.about in positions:
             served[entry.about] = _SERVED_DECODER.decode(entry.body)
     return [served[position] for position in rows.position.tolist()]
@@ -165,12 +167,12 @@ def actions_of(rows: ComparedRows, scores: Array, texts: Mapping[str, list[str |
     """What the policy would do for each row."""
     fields = {
         column.name: texts.get(column.name) or [column.decode(code) for code in rows.codes(column.name).tolist()]
-        for column in rows.case.on.columns
+        for column in rows.use_case.on.columns
     }
     actions = []
     for score, id, time, *values in zip(scores.tolist(), rows.ids, rows.time.tolist(), *fields.values(), strict=True):
         event = SimpleNamespace(id=id, time=time, **dict(zip(fields, values)))
-        actions.append(rows.case.policy(score, event))
+        actions.append(rows.use_case.policy(score, event))
     return np.array(actions, object)
 
 # %% ../../nbs/17_lab/30_compare.ipynb #through
@@ -253,7 +255,7 @@ def _entity_numbers(codes: Array) -> Array:
 # %% ../../nbs/17_lab/30_compare.ipynb #fields
 def _fields(rows: ComparedRows, texts: Mapping[str, Any]) -> PandasFrame:
     """The id, the time and the fields of the rows, as a person expects them."""
-    columns = {c.name: texts.get(c.name) or series(c, rows.codes(c.name)) for c in rows.case.on.columns}
+    columns = {c.name: texts.get(c.name) or series(c, rows.codes(c.name)) for c in rows.use_case.on.columns}
     return pd.DataFrame({"id": pd.array(rows.ids, dtype="str"), "time": times(rows.time), **columns})
 
 # %% ../../nbs/17_lab/30_compare.ipynb #compare
@@ -294,16 +296,16 @@ def compare(
     MlpkgError
         When there is no such model, column or outcome, or a model decides events of another source.
     """
-    case = find_use_case(use_case or next((m.use_case for m in (a, b) if isinstance(m, Model)), None))
-    store, truth_of = store or find_store(), find_outcome(case.on, outcome)
-    sides = [find_side(model, case, store) for model in (a, b)]
-    rows, left_out = _rows_of(case, store, sides, truth_of, instant(start), instant(end))
+    use_case = find_use_case(use_case or next((m.use_case for m in (a, b) if isinstance(m, Model)), None))
+    store, truth_of = store or find_store(), find_outcome(use_case.on, outcome)
+    sides = [find_side(model, use_case, store) for model in (a, b)]
+    rows, left_out = _rows_of(use_case, store, sides, truth_of, instant(start), instant(end))
     frame, features = _score_sides(rows, sides)
     texts = [positive] if isinstance(positive, str) else list(positive)
     truth = _add_truth(frame, rows, truth_of, texts, None if as_of is None else instant(as_of), left_out)
     event = SimpleNamespace(**{str(name): frame[name].to_numpy() for name in frame})
-    measures, missing = measures_of(frame.assign(truth=truth), costs or getattr(case.policy, "costs", None), event)
-    subject = case.on.subject
+    measures, missing = measures_of(frame.assign(truth=truth), costs or getattr(use_case.policy, "costs", None), event)
+    subject = use_case.on.subject
     entity = _entity_numbers(rows.codes(subject)) if subject is not None else np.arange(len(frame))
     metrics, segments = measure_all(measures, missing, entity, _groups(by, frame, features))
     name_a, name_b = (side.version if side else SERVED for side in sides)
@@ -312,12 +314,12 @@ def compare(
 
 # %% ../../nbs/17_lab/30_compare.ipynb #rows-of
 def _rows_of(
-    case: UseCase, store: Store, sides: Sequence[Model | None], outcome: Outcome | None, first: int, last: int
+    use_case: UseCase, store: Store, sides: Sequence[Model | None], outcome: Outcome | None, first: int, last: int
 ) -> tuple[ComparedRows, dict[str, int]]:
     """The rows of the span that both sides can score, and how many were left out, by reason."""
     of_models, with_served = [side for side in sides if side], None in sides
-    history = read_history(case, store, of_models, outcome, first, last)
-    rows, left_out = choose_rows(case, store, history, first, last, with_served)
+    history = read_history(use_case, store, of_models, outcome, first, last)
+    rows, left_out = choose_rows(use_case, store, history, first, last, with_served)
     if with_served:
         rows, left_out["were decided by the fallback"] = _with_score(rows)
     return rows, left_out

@@ -20,6 +20,7 @@ import pandas as pd
 from . import conversions
 from .conversions import number_of
 from .profiles import Profile, profile_column
+from .python_code import code_of, quoted
 from .raw_rows import RawRows
 from ..schema import Event
 
@@ -31,11 +32,15 @@ _TAKEN = {
 }
 
 
+_LONGEST = 30  # characters of a name
+
+
 def field_name(column: str, taken: Sequence[str] = ()) -> str:
     """A name of a field for a column, unlike those that are taken."""
     lower = column.strip().lower().translate(_WRITTEN_OUT)
     ascii_only = unicodedata.normalize("NFKD", lower).encode("ascii", "ignore").decode()
     name = re.sub(r"\W+", "_", ascii_only).strip("_") or "field"
+    name = name if len(name) <= _LONGEST else name[: _LONGEST + 1].rpartition("_")[0] or name[:_LONGEST]
     name = f"n_{name}" if name[0].isdigit() else name
     name = f"f_{name}" if name.startswith("model_") else name  # names that pydantic keeps for itself
     name = f"{name}_" if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in _TAKEN else name
@@ -72,15 +77,18 @@ def _number_annotation(profile: Profile, cells: pd.Series) -> str:
     """The type of a whole number or a number, with bounds."""
     largest = max(abs(profile.least), abs(profile.most), 1)
     bound = 10 ** (math.ceil(math.log10(largest)) + 1)
-    lower = "ge=0" if profile.least >= 0 else f"ge={-bound}"
     if profile.kind == "int":
+        lower = "ge=0" if profile.least >= 0 else f"ge={-bound}"
         return f"Annotated[int, Field({lower}, le={bound})]" if bound <= _ROOM else "int"
     decimals = _decimals(cells, profile)
     if decimals <= 2 and profile.least >= 0 and bound * 100 <= _ROOM:
         return "ml.Money"
     while decimals and bound * 10**decimals > _ROOM:
         decimals -= 1
-    return f"Annotated[float, Field({lower}, le={min(bound, _ROOM)}), ml.Resolution({10**-decimals:g})]"
+    bound = min(bound, _ROOM)
+    most = f"{bound}" if bound < 100_000 else "2**42" if bound == _ROOM else f"1e{len(str(bound)) - 1}"
+    lower = "ge=0" if profile.least >= 0 else f"ge=-({most})" if "*" in most else f"ge=-{most}"
+    return f"Annotated[float, Field({lower}, le={most}), ml.Resolution({10**-decimals:g})]"
 
 # %% ../../nbs/17_lab/53_contract_fields.ipynb #conversion
 @dataclass(frozen=True)
@@ -93,9 +101,10 @@ class Conversion:
     @property
     def code(self) -> str:
         """The expression that converts the column of ``rows``."""
-        code = f"rows[{self.column!r}]"
+        code = f"rows[{quoted(self.column)}]"
         for name, values, options in self.calls:
-            arguments = [code, *map(repr, values), *(f"{option}={value!r}" for option, value in options.items())]
+            named = (f"{option}={code_of(value)}" for option, value in options.items())
+            arguments = [code, *map(code_of, values), *named]
             code = f"lab.{name}({', '.join(arguments)})"
         return code
 
@@ -136,14 +145,23 @@ def _words_of(profile: Profile) -> set[str]:
 # %% ../../nbs/17_lab/53_contract_fields.ipynb #field
 @dataclass(frozen=True)
 class ProposedField:
-    """A field of the contract: its name, its type, the code that fills it, what was seen, its kind, and its column in the file."""
+    """A field of the contract: its name, its type, the conversion of its column, what was seen, and its kind."""
 
     name: str
     annotation: str
-    code: str
+    conversion: Conversion
     seen: str
     kind: str
-    column: str = ""
+
+    @property
+    def code(self) -> str:
+        """The expression that fills the field from ``rows``."""
+        return self.conversion.code
+
+    @property
+    def column(self) -> str:
+        """The column of the file."""
+        return self.conversion.column
 
 
 def _shown(number: float) -> str:
@@ -158,5 +176,4 @@ def field_of(name: str, profile: Profile, cells: pd.Series, tz: str | None = Non
     seen = f"a time in seconds since 1970: {seen}" if profile.kind == "time" else seen
     seen += f", {1 - profile.filled:.0%} missing" if profile.filled < 1 else ""
     seen += f", also {', '.join(repr(text[:20]) for text in profile.odd)}" if profile.odd else ""
-    code, annotation = conversion_of(profile, tz).code, annotation_of(profile, cells)
-    return ProposedField(name, annotation, code, seen, profile.kind, profile.name)
+    return ProposedField(name, annotation_of(profile, cells), conversion_of(profile, tz), seen, profile.kind)

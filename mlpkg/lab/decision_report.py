@@ -64,17 +64,17 @@ def contributions(model: Model, features: Mapping[str, Any]) -> PandasFrame:
 # %% ../../nbs/17_lab/31_decision_report.ipynb #default-label
 def _default_row(outcome: Outcome, time: int) -> tuple[Any, ...]:
     """The row of an outcome that nobody reported."""
-    if outcome.matures_after_us is None or time + outcome.matures_after_us > now():
+    if outcome.default_code is None or outcome.matures_after_us is None or time + outcome.matures_after_us > now():
         return outcome.name, None, None, "not known yet"
     is_text = outcome.column.kind == "text"
-    value = outcome.default if is_text else outcome.column.decode(int(outcome.default_code or 0))
+    value = outcome.default if is_text else outcome.column.decode(outcome.default_code)
     return outcome.name, value, None, "presumed, as nothing was reported"
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #outcomes
-def _outcomes(case: UseCase, store: Store, time: int, position: int) -> PandasFrame:
+def _outcomes(use_case: UseCase, store: Store, time: int, position: int) -> PandasFrame:
     """What was reported of an event, or is presumed of it."""
-    outcomes = list(case.on.outcomes.values())
-    history = store.history([case.on], outcomes, since=time, before=time + 1)
+    outcomes = list(use_case.on.outcomes.values())
+    history = store.history([use_case.on], outcomes, since=time, before=time + 1)
     rows: list[tuple[Any, ...]] = []
     for outcome in outcomes:
         reports = history.reports[outcome.stream]
@@ -111,7 +111,7 @@ class DecisionReport:
     event: Mapping[str, Any]
     model: Model | None
     outcomes: PandasFrame
-    case: UseCase
+    use_case: UseCase
     store: Store
 
     @property
@@ -133,7 +133,7 @@ class DecisionReport:
 
     @cached_property
     def _scored(self) -> list[ShadowScore]:
-        return scores_about(self.case.name, self.record.event, self.store)
+        return scores_about(self.use_case.name, self.record.event, self.store)
 
     @cached_property
     def shadows(self) -> PandasFrame:
@@ -158,7 +158,7 @@ class DecisionReport:
 def _features_of(report: DecisionReport) -> PandasFrame:
     """The features that the model was given, categories as texts."""
     values: dict[str, Any] = dict(report.record.features)
-    definition = (report.model or report.case).features
+    definition = (report.model or report.use_case).features
     codes = {name: values[name] for name in definition.categories if values.get(name) is not None}
     texts = texts_of([*definition.sources, *definition.outcomes], codes.values(), report.store)
     return _feature_table({**values, **{name: texts.get(code, code) for name, code in codes.items()}}, definition)
@@ -178,7 +178,7 @@ def _alternatives_of(report: DecisionReport) -> PandasFrame:
 # %% ../../nbs/17_lab/31_decision_report.ipynb #explain-feature
 def _explain_feature(report: DecisionReport, feature: str) -> Explanation:
     """The explanation of a feature that all alternatives share."""
-    record, definition = report.record, (report.model or report.case).features
+    record, definition = report.record, (report.model or report.use_case).features
     if record.alternatives and feature in definition.names:
         origin = origin_of(definition, feature)
         if not origin.label or {*origin.definition.key.fields} & record.alternatives[0].fields.keys():
@@ -198,16 +198,16 @@ def _shadows_of(report: DecisionReport) -> PandasFrame:
 # %% ../../nbs/17_lab/31_decision_report.ipynb #by-models
 def _by_models(report: DecisionReport, others: tuple[str | Model, ...]) -> PandasFrame:
     """The scores and actions of models at the moment of the decision."""
-    case, store, record = report.case, report.store, report.record
+    use_case, store, record = report.use_case, report.store, report.record
     if record.alternatives:
         raise MlpkgError(
             f"{record.event!r} is a ranking", "see lab.rankings(..., model=...) for another model's scores"
         )
-    named = others or models.versions(store.settings.state, case.name)
-    sides = [side for model in named if (side := find_side(model, case, store))]
+    named = others or models.versions(store.settings.state, use_case.name)
+    sides = [side for model in named if (side := find_side(model, use_case, store))]
     time = record.as_of[0]
-    history = read_history(case, store, sides, None, time, time + 1)
-    at_time, _ = choose_rows(case, store, history, time, time + 1, True)
+    history = read_history(use_case, store, sides, None, time, time + 1)
+    at_time, _ = choose_rows(use_case, store, history, time, time + 1, True)
     row = at_time.at(np.flatnonzero(np.array(at_time.ids) == record.event))
     rows = []
     for model in sides:
@@ -283,14 +283,14 @@ def decision(id: str, *, use_case: UseCase | str | None = None, store: Store | N
     MlpkgError
         When there is no decision on an event with this id, or the model is missing or damaged.
     """
-    case, store = find_use_case(use_case), store or find_store()
-    entry, event = store.entry(decisions_of(case.name), id), store.entry(case.on.stream, id)
+    use_case, store = find_use_case(use_case), store or find_store()
+    entry, event = store.entry(decisions_of(use_case.name), id), store.entry(use_case.on.stream, id)
     if entry is None or event is None:
         raise MlpkgError(
-            f"{case.name!r} has no decision on the event {id!r}",
+            f"{use_case.name!r} has no decision on the event {id!r}",
             "see lab.decisions" if event is None else "there is such an event, but it was not decided",
         )
     record = msgspec.json.decode(entry.body, type=Decision)
     body = {"id": event.id, "time": iso(event.time), **msgspec.json.decode(event.body)}
-    model = models.find(store.settings.state, case.name, record.model["version"]) if record.model else None
-    return DecisionReport(record, body, model, _outcomes(case, store, event.time, event.position), case, store)
+    model = models.find(store.settings.state, use_case.name, record.model["version"]) if record.model else None
+    return DecisionReport(record, body, model, _outcomes(use_case, store, event.time, event.position), use_case, store)

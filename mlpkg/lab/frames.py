@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from ..decisions import UseCase, use_case
+from ..decisions import UseCase
+from ..decisions import use_case as load_use_case
 from ..engine.columns import NULL, Column
 from ..engine.history import Events, Reports
 from ..engine.timeline import Array
@@ -47,21 +48,21 @@ def find_source(source: Source | str) -> Source:
     if isinstance(source, Source):
         return source
     settings = Settings.load()
-    cases = [use_case(name, settings) for name in settings.use_cases]
-    known = {of_case.name: of_case for case in cases for of_case in case.sources.values()}
+    use_cases = [load_use_case(name, settings) for name in settings.use_cases]
+    known = {of_case.name: of_case for use_case in use_cases for of_case in use_case.sources.values()}
     if source not in known:
         raise MlpkgError(f"there is no source {source!r}", f"there is: {', '.join(known) or 'none'}")
     return known[source]
 
 
-def find_use_case(case: UseCase | str | None) -> UseCase:
+def find_use_case(use_case: UseCase | str | None) -> UseCase:
     """A use case by its name; without a name, the only one there is."""
-    if isinstance(case, UseCase):
-        return case
+    if isinstance(use_case, UseCase):
+        return use_case
     settings = Settings.load()
-    if case is None and len(settings.use_cases) != 1:
+    if use_case is None and len(settings.use_cases) != 1:
         raise MlpkgError("there are several use cases", f"name one of: {', '.join(settings.use_cases)}")
-    return use_case(case or next(iter(settings.use_cases)), settings)
+    return load_use_case(use_case or next(iter(settings.use_cases)), settings)
 
 # %% ../../nbs/17_lab/11_frames.ipynb #units
 def times(values: Array) -> pd.DatetimeIndex:

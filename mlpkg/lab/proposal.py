@@ -27,6 +27,7 @@ from mlpkg.lab.first_features import (
     window_lengths,
 )
 from .profiles import Profile, profile_column
+from .python_code import quoted
 from .raw_rows import RawRows, check_text_file, detect_delimiter, detect_encoding, is_text, read_rows
 from .roles import Question, check_zone, id_column, key_columns, outcome_column, time_column
 from ..models.categories import MOST
@@ -50,7 +51,7 @@ class Proposal:
     first, last
         The times of the first and of the last event.
     outcome_default, matures_after
-        The code of the value that counts if nothing was reported, and after which time it does.
+        The code of the value that counts if nothing was reported, None if that stays unknown, and the time after which an outcome is known.
     windows, retention
         The lengths of windows to count over, the shortest first, and how long the source keeps events.
     features, categories, numbers
@@ -70,7 +71,7 @@ class Proposal:
     outcome: ProposedField
     first: str
     last: str
-    outcome_default: str = "False"
+    outcome_default: str | None = "False"
     matures_after: str = "1d"
     windows: tuple[str, ...] = ("1d", "7d")
     retention: str = "90d"
@@ -157,7 +158,7 @@ class _Roles:
     def time_code(self) -> str:
         """The expression for the times of ``rows``."""
         if self.time is None:
-            return f"lab.times_every(rows, {self.start!r}, {self.every!r})"
+            return f"lab.times_every(rows, {quoted(self.start)}, {quoted(self.every)})"
         return conversion_of(self.time, self.tz, role="time").code
 
     def times(self, rows: RawRows) -> pd.Series:
@@ -173,7 +174,7 @@ class _Roles:
 # %% ../../nbs/17_lab/56_proposal.ipynb #good
 def _id_code(roles: _Roles, rows: RawRows) -> str:
     """The expression for the ids of ``rows``."""
-    columns = [f"rows[{name!r}]" for name in roles.id_columns(rows)]
+    columns = [f"rows[{quoted(name)}]" for name in roles.id_columns(rows)]
     if roles.id is not None:
         return columns[0]
     return f"lab.ids_of({', '.join([*columns, *([] if roles.time else ['rows.numbers'])])})"
@@ -295,19 +296,39 @@ _KINDS = {
 }
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #notes-outcome
-def _outcome_notes(profile: Profile, truths: pd.Series, default: str, matures_after: str) -> list[str]:
-    """The share of the outcome, and what is assumed about it."""
-    notes, name = [], profile.name
-    empty, words = int(truths.isna().sum()), profile.notation
+def _is_unknown(profile: Profile, cells: pd.Series) -> pd.Series:
+    """Where the converted cells of an outcome do not tell it; where an empty cell is false, all of them do."""
+    if profile.notation.get("false") == []:
+        return pd.Series(False, index=cells.index)
     if profile.kind == "truth":
-        share = (truths.astype(str).str.lower() == "true").mean()
-        notes.append(f"The outcome {name!r} is true in {share:.1%} of the rows{_meaning(words)}.")
+        return ~cells.astype(str).str.lower().isin(["true", "false"])
+    is_number = profile.kind in ("int", "number")
+    return pd.Series(pd.to_numeric(cells, errors="coerce") if is_number else cells).isna()
+
+
+def _outcome_notes(profile: Profile, cells: pd.Series, default: str, matures_after: str) -> list[str]:
+    """The share of the outcome, and what is assumed about it; `default` is what could count if nothing was reported."""
+    notes, name, is_unknown = [], profile.name, _is_unknown(profile, cells)
+    if profile.kind == "truth":
+        share = (cells[~is_unknown].astype(str).str.lower() == "true").mean()
+        among = "of those that tell it" if is_unknown.any() else "of the rows"
+        notes.append(f"The outcome {name!r} is true in {share:.1%} {among}{_meaning(profile.notation)}.")
     else:
         notes.append(f"The outcome {name!r} has {profile.distinct} different values.")
-    if empty and words.get("false") != []:
-        notes.append(f"The outcome is empty in {empty} of {len(truths)} rows, which then count as {default}.")
+    if unknown := int(is_unknown.sum()):
+        notes.append(_unknown_note(name, cells[is_unknown & cells.notna()], unknown, len(cells), default))
     notes.append(f"The file does not say when an outcome was reported: {matures_after} after the event is assumed.")
     return notes
+
+
+def _unknown_note(name: str, odd: pd.Series, unknown: int, rows: int, default: str) -> str:
+    """How many rows do not tell the outcome, what becomes of them, and what to do if they do; `odd` are cells that are not empty."""
+    shown = ", ".join(repr(str(text)[:20]) for text in odd.unique()[:3])
+    such = f" (or says {shown}, which will be rejected)" if shown else ""
+    return (
+        f"The outcome {name!r} is empty in {unknown} of {rows} rows{such}. They bring an event and no outcome, so no model learns from them."
+        f" If an empty cell means {default}, add default={default} to the outcome in the contract."
+    )
 
 
 def _meaning(words: Mapping[str, Any]) -> str:
@@ -351,8 +372,8 @@ def propose(
     Raises
     ------
     MlpkgError
-        When the file is too short, or does not tell what is its time, its outcome, the zone of its times or their format. If an argument
-        answers, it is a `Question`.
+        When the file is too short, has nothing to make features of, or does not tell what is its time, its outcome, the zone of its times
+        or their format. If an argument answers, it is a `Question`.
     """
     path = Path(path)
     if path.is_dir() or is_text(path) or not path.is_file():
@@ -393,6 +414,17 @@ def _default(profile: Profile, cells: pd.Series) -> str:
     number = max(profile.least, 0)
     return repr(int(number) if profile.kind == "int" else float(number))
 
+# %% ../../nbs/17_lab/56_proposal.ipynb #nothing
+def _refuse_without_features(path: Path, roles: _Roles, free: Sequence[str], left: Mapping[str, str]) -> None:
+    """Raise `MlpkgError`, as no column is a key or a feature: it names the columns, and says why they are none."""
+    time = None if roles.time is None else roles.time.name
+    parts = {"the id": roles.id, "the time": time, "the outcome": roles.outcome.name}
+    has = ", ".join(f"{part} {name!r}" for part, name in parts.items() if name is not None)
+    others = [f"{name!r} is {left.get(name, 'a code, a time or a text of many values')}" for name in free]
+    why = f"; {', '.join(others[:5])}{', and so on' if len(others) > 5 else ''}" if others else ""
+    hint = "take a file that says more of each row, such as a customer, an amount or a category"
+    raise MlpkgError(f"{path} has nothing to make features of beside {has}{why}", hint)
+
 # %% ../../nbs/17_lab/56_proposal.ipynb #whole
 def _proposal(
     path: Path,
@@ -415,10 +447,13 @@ def _proposal(
     span, gap = _span_and_gap(instants, [good[name].nunique() for name in key_names])
     windows, matures_after = window_lengths(span, gap), maturity_of(span)
     usable, categories = usable_fields(fields, profiles, keys, len(good))
+    if not keys and not usable:
+        _refuse_without_features(path, roles, list(free), left)
+    is_unknown = _is_unknown(label, conversion_of(label, roles.tz).apply(good))
     return Proposal(
         path, encoding, delimiter, len(rows), _id_code(roles, rows), roles.time_code, tuple(fields), keys,
         field_of(names[label.name], label, good[label.name], roles.tz), str(instants.min()), str(instants.max()),
-        _default(label, good[label.name]), matures_after, windows, retention_of(span, windows, matures_after),
+        None if is_unknown.any() else _default(label, good[label.name]), matures_after, windows, retention_of(span, windows, matures_after),
         usable, categories, summed_fields(fields, usable),
         _notes(rows, good, profiles, roles, instants, left, matures_after),
     )  # fmt: skip
@@ -435,15 +470,15 @@ def _notes(
 ) -> tuple[str, ...]:
     """All notes."""
     free = [profile for name, profile in profiles.items() if name not in roles.used]
-    truths = conversion_of(roles.outcome, roles.tz).apply(good)
+    outcomes = conversion_of(roles.outcome, roles.tz).apply(good)
     default = _default(roles.outcome, good[roles.outcome.name])
     columns = {p.name: conversion_of(p, roles.tz).apply(good) for p in free if p.name not in left}
     notes = [
         *_id_notes(roles, rows),
         *_time_notes(roles, rows, instants),
         *_field_notes(free, left, len(good)),
-        *_outcome_notes(roles.outcome, truths, default, matures_after),
-        *(_leak_notes(columns, truths) if roles.outcome.kind == "truth" else []),
+        *_outcome_notes(roles.outcome, outcomes, default, matures_after),
+        *(_leak_notes(columns, outcomes) if roles.outcome.kind == "truth" else []),
     ]
     if rows.unreadable:
         notes.append(

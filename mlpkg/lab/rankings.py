@@ -22,10 +22,10 @@ from ..store import Store, decisions_of
 from ..times import LATEST, instant
 
 # %% ../../nbs/17_lab/32_rankings.ipynb #recorded
-def _read_rankings(case: UseCase, first: int, last: int, store: Store) -> list[tuple[int, Decision]]:
+def _read_rankings(use_case: UseCase, first: int, last: int, store: Store) -> list[tuple[int, Decision]]:
     """The rankings of events of a span, with the positions of their events."""
     rankings = []
-    for entry in store.read(streams=[decisions_of(case.name)]):
+    for entry in store.read(streams=[decisions_of(use_case.name)]):
         if first <= entry.time < last:
             decision = msgspec.json.decode(entry.body, type=Decision)
             if decision.alternatives:
@@ -48,13 +48,18 @@ def _alternative_rows(decisions: Sequence[Decision]) -> dict[str, Any]:
 
 # %% ../../nbs/17_lab/32_rankings.ipynb #features
 def _compute_features(
-    case: UseCase, features: FeatureSet, rankings: Sequence[tuple[int, Decision]], first: int, last: int, store: Store
+    use_case: UseCase,
+    features: FeatureSet,
+    rankings: Sequence[tuple[int, Decision]],
+    first: int,
+    last: int,
+    store: Store,
 ) -> dict[str, Any]:
     """The features of all alternatives at the moments of their rankings."""
     since = max(0, first - max(features.reach.values(), default=0))
     history = store.history(features.sources, features.outcomes, since=since, before=last)
     about = np.array([position for position, _ in rankings], np.int64)
-    rows = history.events[case.on.name].position.searchsorted(about)
+    rows = history.events[use_case.on.name].position.searchsorted(about)
     seen = np.array([decision.as_of[1] for _, decision in rankings], np.int64)
     filled = [[alternative.fields for alternative in decision.alternatives or []] for _, decision in rankings]
     return compute_alternatives(features, history, rows, seen, filled)[0]
@@ -81,11 +86,11 @@ def rankings(
     A row for each alternative: `id` of the event, `time`, `place` (from 1), what the alternative filled in, the recorded
     `score`, and the features at that moment, as in a training set: a category is a code, which `lab.readable` shows.
     """
-    case, store = find_use_case(use_case), store or find_store()
-    scorer = models.find(store.settings.state, case.name, model) if isinstance(model, str) else model
-    features, first, last = (scorer or case).features, instant(start), instant(end)
-    ranked = _read_rankings(case, first, last, store)
-    values = _compute_features(case, features, ranked, first, last, store)
+    use_case, store = find_use_case(use_case), store or find_store()
+    scorer = models.find(store.settings.state, use_case.name, model) if isinstance(model, str) else model
+    features, first, last = (scorer or use_case).features, instant(start), instant(end)
+    ranked = _read_rankings(use_case, first, last, store)
+    values = _compute_features(use_case, features, ranked, first, last, store)
     columns = _alternative_rows([decision for _, decision in ranked])
     if scorer:
         columns["rescored"] = scorer.predictor.score_many(values) if ranked else np.empty(0)

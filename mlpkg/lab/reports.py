@@ -76,20 +76,20 @@ def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:
     return quality | _of_yes_or_no(known, outcome.name)
 
 # %% ../../nbs/17_lab/21_reports.ipynb #report
-def report(case: UseCase, store: Store, since: str | int = 0) -> dict[str, Any]:
+def report(use_case: UseCase, store: Store, since: str | int = 0) -> dict[str, Any]:
     """Decisions by action and model, their quality as far as outcomes are known, and what waits or was rejected."""
-    frame: Any = decisions(since, use_case=case, store=store)
+    frame: Any = decisions(since, use_case=use_case, store=store)
     latency = frame["latency_us"]
     quantiles = {"p50": float(latency.quantile(0.5)), "p99": float(latency.quantile(0.99))} if len(frame) else None
     return {
-        "use_case": case.name,
-        "active": store.active_version(case.name),
+        "use_case": use_case.name,
+        "active": store.active_version(use_case.name),
         "decisions": len(frame),
         "actions": _counts(frame["action"]),
         "fallbacks": _counts(frame["fallback"]),
         "models": _counts(frame["model"]),
         "latency_us": quantiles,
-        "outcomes": {name: _quality(frame, outcome) for name, outcome in case.on.outcomes.items() if len(frame)},
+        "outcomes": {name: _quality(frame, outcome) for name, outcome in use_case.on.outcomes.items() if len(frame)},
         "waiting": len(store.waiting()),
         "dead_letters": len(store.dead_letters()),
     }

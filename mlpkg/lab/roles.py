@@ -8,6 +8,7 @@ __all__ = ['Question', 'time_column', 'check_zone', 'id_column', 'outcome_column
 # %% ../../nbs/17_lab/54_roles.ipynb #imports
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -203,7 +204,7 @@ def outcome_column(profiles: Mapping[str, Profile], rows: RawRows, name: str | N
         columns = two[:4] or ["COLUMN"]
         more = "" if two else f", or add one that says what became of each row; the columns are: {', '.join(profiles)}"
         raise Question("no column is called like an outcome", *({"outcome": column} for column in columns), more=more)
-    chosen = profiles[_choose("outcome", name, fitting, list(profiles), "an outcome")]
+    chosen = _without_unknown(profiles[_choose("outcome", name, fitting, list(profiles), "an outcome")], rows)
     known, count = round(chosen.filled * len(rows)), len(rows)
     if chosen.kind in ("time", "nested"):
         raise MlpkgError(
@@ -213,6 +214,22 @@ def outcome_column(profiles: Mapping[str, Profile], rows: RawRows, name: str | N
         hint = "a model needs some hundreds that are known; name another column, or take a file in which more is known"
         raise MlpkgError(f"the outcome {chosen.name!r} is missing in {count - known} of {count} rows", hint)
     return _as_truth(chosen, rows) if chosen.distinct <= 2 and chosen.kind != "truth" else chosen
+
+
+_UNKNOWN = {"unknown", "unbekannt", "inconnu", "desconocido", "pending", "offen", "?", "k.a.", "n.a.", "na"}
+
+
+def _without_unknown(profile: Profile, rows: RawRows) -> Profile:
+    """An outcome of two words, and of words for not knowing which, with the latter as words for nothing."""
+    if profile.kind != "text":
+        return profile
+    words = [str(cell).strip().casefold() for cell in rows[profile.name] if cell is not None]
+    counted = Counter(word for word in words if word not in profile.nulls)
+    unknown = sorted(_UNKNOWN & counted.keys())
+    if not unknown or len(counted) - len(unknown) != 2:
+        return profile
+    filled = sum(count for word, count in counted.items() if word not in unknown) / len(rows)
+    return replace(profile, nulls=(*profile.nulls, *unknown), filled=filled, distinct=2)
 
 
 def _as_truth(profile: Profile, rows: RawRows) -> Profile:

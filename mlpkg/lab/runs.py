@@ -96,7 +96,7 @@ def _trained_on(rows: pd.DataFrame, subject: str | None) -> dict[str, Any]:
 # %% ../../nbs/17_lab/20_runs.ipynb #write-handover
 def _write_handover(
     folder: Path,
-    case: UseCase,
+    use_case: UseCase,
     booster: "Booster",
     rows: pd.DataFrame,
     metrics: Mapping[str, Any],
@@ -107,18 +107,21 @@ def _write_handover(
     """Write all that a model is made of into the folder of a run."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.txt").write_text(booster.model_to_string(), "utf-8")
-    (folder / "features.json").write_text(to_json(case.features), "utf-8")
+    (folder / "features.json").write_text(to_json(use_case.features), "utf-8")
     if categories and categories.tables:
         _write_json(folder / "categories.json", categories.tables)
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in metrics.items()}
     _write_json(folder / "metrics.json", plain)
-    subject, table = case.on.subject, rows
+    subject, table = use_case.on.subject, rows
     if subject and subject in table:
         subjects: Any = table[subject]
         (folder / "subjects.u64").write_bytes(pseudonyms(state, subjects).tobytes())
-    policy = {"function": f"{case.policy.__module__}.{case.policy.__qualname__}", "hash": code_hash(case.policy)}
+    policy = {
+        "function": f"{use_case.policy.__module__}.{use_case.policy.__qualname__}",
+        "hash": code_hash(use_case.policy),
+    }
     about = {"trained_on": _trained_on(rows, subject), "hyperparameters": dict(hyperparameters or booster.params)}
-    _write_json(folder / "handover.json", {"use_case": case.name, **about, "policy": policy})
+    _write_json(folder / "handover.json", {"use_case": use_case.name, **about, "policy": policy})
 
 # %% ../../nbs/17_lab/20_runs.ipynb #code-version
 def _code_version(root: Path) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def _new_run(state: Path, use_case: str) -> Path:
 
 
 def save_model(
-    case: UseCase,
+    use_case: UseCase,
     booster: "Booster",
     rows: pd.DataFrame,
     *,
@@ -232,11 +235,11 @@ def save_model(
     """
     _check_rows(rows)
     _check_metrics(metrics)
-    models.check_trained(booster, case.features, categories)
+    models.check_trained(booster, use_case.features, categories)
     settings, run = Settings.load(), os.environ.get("MLPKG_RUN")
-    folder = Path(run) if run is not None else _new_run(settings.state, case.name)
-    _write_handover(folder, case, booster, rows, metrics, hyperparameters, categories, settings.state)
-    return folder if run is not None else _make_model(case.name, folder, settings, why="lab.save_model").folder
+    folder = Path(run) if run is not None else _new_run(settings.state, use_case.name)
+    _write_handover(folder, use_case, booster, rows, metrics, hyperparameters, categories, settings.state)
+    return folder if run is not None else _make_model(use_case.name, folder, settings, why="lab.save_model").folder
 
 # %% ../../nbs/17_lab/20_runs.ipynb #find-notebook
 def find_notebook(root: Path, use_case: str) -> Path:
@@ -259,7 +262,7 @@ def find_notebook(root: Path, use_case: str) -> Path:
 
 # %% ../../nbs/17_lab/20_runs.ipynb #train
 def run_training(
-    case: UseCase,
+    use_case: UseCase,
     store: Store,
     parameters: Mapping[str, Any] | None = None,
     *,
@@ -279,14 +282,16 @@ def run_training(
         nothing was handed over, or a model of another use case.
     """
     settings = store.settings
-    notebook = Path(notebook or find_notebook(settings.root, case.name)).absolute()
+    notebook = Path(notebook or find_notebook(settings.root, use_case.name)).absolute()
     if not notebook.is_file():
-        raise MlpkgError(f"there is no notebook {notebook}", f"name another: mlpkg train {case.name} --notebook FILE")
+        raise MlpkgError(
+            f"there is no notebook {notebook}", f"name another: mlpkg train {use_case.name} --notebook FILE"
+        )
     checked = check_parameters(notebook, parameters or {})
-    run = _new_run(settings.state, case.name)
-    lineage = _run_into(run, case.name, notebook, checked, settings, log_output)
-    model = _make_model(case.name, run, settings, lineage, by=by, why=why or "mlpkg train")
-    if store.active_version(case.name) is None:
+    run = _new_run(settings.state, use_case.name)
+    lineage = _run_into(run, use_case.name, notebook, checked, settings, log_output)
+    model = _make_model(use_case.name, run, settings, lineage, by=by, why=why or "mlpkg train")
+    if store.active_version(use_case.name) is None:
         models.promote(store, model, by=by or _user(), why="the first model")
     return model
 

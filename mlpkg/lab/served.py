@@ -43,11 +43,11 @@ def _decision_row(entry: Entry) -> dict[str, Any]:
 _DECISION_COLUMNS = ["id", "time", "model", "score", "action", "fallback", "latency_us", "position"]
 
 # %% ../../nbs/17_lab/15_served.ipynb #labels
-def _add_outcomes(frame: pd.DataFrame, case: UseCase, since: int, store: Store) -> None:
+def _add_outcomes(frame: pd.DataFrame, use_case: UseCase, since: int, store: Store) -> None:
     """Add a column for each outcome, by the position of the decided event."""
-    history = store.history([case.on], list(case.on.outcomes.values()), since=since)
-    positions = history.events[case.on.name].position
-    for outcome in case.on.outcomes.values():
+    history = store.history([use_case.on], list(use_case.on.outcomes.values()), since=since)
+    positions = history.events[use_case.on.name].position
+    for outcome in use_case.on.outcomes.values():
         label = label_of(outcome, history, None, texts_of_outcome(outcome, store))
         frame[outcome.name] = pd.Series(label, index=positions).reindex(frame["position"]).array
 
@@ -58,26 +58,26 @@ def decisions(since: When = 0, *, use_case: UseCase | str | None = None, store: 
     An outcome is the reported one, or its default if the event is old enough by now, or null. If there is no score,
     `fallback` says why.
     """
-    case, store, first = find_use_case(use_case), store or find_store(), instant(since)
-    entries = store.read(streams=[decisions_of(case.name)])
+    use_case, store, first = find_use_case(use_case), store or find_store(), instant(since)
+    entries = store.read(streams=[decisions_of(use_case.name)])
     rows = [_decision_row(entry) for entry in entries if entry.time >= first]
     frame = pd.DataFrame(rows, columns=None if rows else _DECISION_COLUMNS)
     frame = frame.astype({"score": np.float64, "fallback": "str"})
     frame["time"] = times(frame["time"].to_numpy(np.int64))
-    _add_outcomes(frame, case, first, store)
-    for name in set(case.features.categories) & set(frame.columns):
+    _add_outcomes(frame, use_case, first, store)
+    for name in set(use_case.features.categories) & set(frame.columns):
         codes = [NULL if (code := row.get(name)) is None else code for row in rows]
         frame[name] = nullable(np.array(codes, np.int64))
-    return readable(frame.drop(columns="position"), case.features, store=store)
+    return readable(frame.drop(columns="position"), use_case.features, store=store)
 
 # %% ../../nbs/17_lab/15_served.ipynb #served
 _Served = tuple[int, float | None, str, dict[str, Any] | None]  # position, score, action, the first alternative
 
 
-def _read_served(case: UseCase, since: int, store: Store) -> list[_Served]:
+def _read_served(use_case: UseCase, since: int, store: Store) -> list[_Served]:
     """What was served, from a log position on."""
     rows = []
-    for entry in store.read(since, streams=[decisions_of(case.name)]):
+    for entry in store.read(since, streams=[decisions_of(use_case.name)]):
         record = msgspec.json.decode(entry.body)
         first = next((alternative["fields"] for alternative in record.get("alternatives", ())), None)
         rows.append((entry.position, record["score"], record["action"], first))
@@ -97,14 +97,14 @@ def shadows(since: When = 0, *, use_case: UseCase | str | None = None, store: St
     `failed` says why a model has no score. If the use case ranks, score and action belong to the model's own first
     alternative, and `place` is where the model puts what was served first.
     """
-    case, store, first = find_use_case(use_case), store or find_store(), instant(since)
-    scored = [(entry, row) for entry, row in scores(case.name, store) if entry.time >= first]
+    use_case, store, first = find_use_case(use_case), store or find_store(), instant(since)
+    scored = [(entry, row) for entry, row in scores(use_case.name, store) if entry.time >= first]
     rows = [(s.event, entry.time, s.model, s.score, s.action, s.failed, entry.about) for entry, s in scored]
     columns = pd.Index(["id", "time", "model", "score", "action", "failed", "decision"])
     frame = pd.DataFrame(rows, columns=columns).astype({"score": np.float64, "failed": "str"})
     frame["time"] = times(frame["time"].to_numpy(np.int64))
-    served = _read_served(case, min((entry.about or 0 for entry, _ in scored), default=0) - 1, store)
-    if case.ranking is not None:
+    served = _read_served(use_case, min((entry.about or 0 for entry, _ in scored), default=0) - 1, store)
+    if use_case.ranking is not None:
         frame["place"] = _places(scored, served)
     columns = pd.Index(["decision", "served_score", "served_action"])
     beside = pd.DataFrame([row[:3] for row in served], columns=columns)

@@ -201,8 +201,9 @@ def make_plan(
     outcomes = {feedback.stream: feedback for feedback in [*features.outcomes, *([label] if label else [])]}
     since = max(0, first - max(features.reach.values(), default=0))
     until = None if as_of is None else instant(as_of)
-    case = name_of_use_case(features, use_case)
-    return Plan(first, last, since, until, label, list(outcomes.values()), case, history)
+    return Plan(
+        first, last, since, until, label, list(outcomes.values()), name_of_use_case(features, use_case), history
+    )
 
 # %% ../../nbs/17_lab/12_training.ipynb #key-fields
 def key_fields(features: FeatureSet) -> list[str]:

@@ -88,7 +88,7 @@ def _check_free(where: str, feedback: Feedback) -> None:
 
 # %% ../../nbs/02_schema/11_feedback.ipynb #maturity
 class Maturity:
-    """The default label and its maturity window, for outcomes that have a default."""
+    """The age at which an outcome is known, and the label that counts then if nothing was reported; an outcome may lack both or the label."""
 
     name: str
     kind: Any
@@ -97,15 +97,16 @@ class Maturity:
     column: Column
 
     def _check_maturity(self) -> None:
-        if (self.default is None) != (self.matures_after is None):
-            raise ValueError(f"outcome {self.name!r}: `default` and `matures_after` go together")
+        if self.default is not None and self.matures_after is None:
+            raise ValueError(f"outcome {self.name!r}: a `default` needs `matures_after`, the age at which it counts")
         if self.default is not None:
             TypeAdapter(self.kind).validate_python(self.default, strict=True)
-            duration(str(self.matures_after))
+        if self.matures_after is not None:
+            duration(self.matures_after)
 
     @cached_property
     def matures_after_us(self) -> int | None:
-        """The age at which the default counts for an event without a report, in microseconds."""
+        """The age of an event at which its outcome is known, in microseconds."""
         return duration(self.matures_after) if self.matures_after is not None else None
 
     @cached_property
