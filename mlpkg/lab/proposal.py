@@ -258,13 +258,18 @@ def _in_double_hour(instants: pd.Series, tz: str) -> int:
     )
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #notes-fields
+def _nulls_note(profile: Profile) -> str:
+    """The words that count as empty in a column."""
+    return f"{profile.name!r}: {', '.join(map(repr, profile.nulls))} counts as empty."
+
+
 def _field_notes(profiles: Sequence[Profile], left: Mapping[str, str], rows: int) -> list[str]:
     """What is odd about the columns."""
     notes = []
     for p in profiles:
         cells = p.filled * rows
         if p.nulls:
-            notes.append(f"{p.name!r}: {', '.join(map(repr, p.nulls))} counts as empty.")
+            notes.append(_nulls_note(p))
         if p.odd and p.mostly is None and (wrong := round((1 - p.share) * cells)):
             shown = ", ".join(repr(text[:20]) for text in p.odd)
             notes.append(
@@ -301,7 +306,7 @@ def _is_unknown(profile: Profile, cells: pd.Series) -> pd.Series:
     if profile.notation.get("false") == []:
         return pd.Series(False, index=cells.index)
     if profile.kind == "truth":
-        return ~cells.astype(str).str.lower().isin(["true", "false"])
+        return ~cells.map(lambda cell: str(cell).lower() in ("true", "false")).astype(bool)
     is_number = profile.kind in ("int", "number")
     return pd.Series(pd.to_numeric(cells, errors="coerce") if is_number else cells).isna()
 
@@ -310,24 +315,26 @@ def _outcome_notes(profile: Profile, cells: pd.Series, default: str, matures_aft
     """The share of the outcome, and what is assumed about it; `default` is what could count if nothing was reported."""
     notes, name, is_unknown = [], profile.name, _is_unknown(profile, cells)
     if profile.kind == "truth":
-        share = (cells[~is_unknown].astype(str).str.lower() == "true").mean()
+        share = pd.Series(cells[~is_unknown]).map(lambda cell: str(cell).lower() == "true").mean()
         among = "of those that tell it" if is_unknown.any() else "of the rows"
         notes.append(f"The outcome {name!r} is true in {share:.1%} {among}{_meaning(profile.notation)}.")
     else:
         notes.append(f"The outcome {name!r} has {profile.distinct} different values.")
+    if profile.nulls:
+        notes.append(_nulls_note(profile))
     if unknown := int(is_unknown.sum()):
-        notes.append(_unknown_note(name, cells[is_unknown & cells.notna()], unknown, len(cells), default))
+        notes.append(_unknown_note(name, pd.Series(cells[is_unknown]).dropna().tolist(), unknown, len(cells), default))
     notes.append(f"The file does not say when an outcome was reported: {matures_after} after the event is assumed.")
     return notes
 
 
-def _unknown_note(name: str, odd: pd.Series, unknown: int, rows: int, default: str) -> str:
+def _unknown_note(name: str, odd: Sequence[object], unknown: int, rows: int, default: str) -> str:
     """How many rows do not tell the outcome, what becomes of them, and what to do if they do; `odd` are cells that are not empty."""
-    shown = ", ".join(repr(str(text)[:20]) for text in odd.unique()[:3])
+    shown = ", ".join(repr(str(text)[:20]) for text in list(dict.fromkeys(odd))[:3])
     such = f" (or says {shown}, which will be rejected)" if shown else ""
     return (
-        f"The outcome {name!r} is empty in {unknown} of {rows} rows{such}. They bring an event and no outcome, so no model learns from them."
-        f" If an empty cell means {default}, add default={default} to the outcome in the contract."
+        f"The outcome {name!r} is empty in {unknown} of {rows} rows{such}. They bring an event and no outcome, so no model"
+        f" learns from them. If an empty cell means {default}, add default={default} to the outcome in the contract."
     )
 
 
@@ -480,10 +487,9 @@ def _notes(
         *_outcome_notes(roles.outcome, outcomes, default, matures_after),
         *(_leak_notes(columns, outcomes) if roles.outcome.kind == "truth" else []),
     ]
-    if rows.unreadable:
-        notes.append(
-            f"{_many(len(rows.unreadable), 'row has', 'rows have')} too many or too few cells and will be rejected."
-        )
+    if bad := rows.unreadable:
+        first = f"row {bad[0].row} {bad[0].reason}"
+        notes.append(f"{_many(len(bad), 'row', 'rows')} cannot be read and will be rejected: {first}.")
     if len(rows) + len(rows.unreadable) >= _ROWS:
         notes.append(f"Only the first {_ROWS:,} rows were looked at.")
     return tuple(notes)

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -73,7 +74,7 @@ def check_text_file(path: Path) -> None:
         raise MlpkgError(f"{path} is no text: byte {start.index(0)} is zero", "export the data as CSV or Parquet")
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #encoding
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", **MARKS}
+_DAMAGED = re.compile("[\ud800-\udfff]")  # what bytes become that are no UTF-8
 
 
 def _wide(start: bytes) -> str | None:
@@ -89,22 +90,21 @@ def _wide(start: bytes) -> str | None:
 
 
 def detect_encoding(path: str | Path) -> str:
-    """The encoding of a text file: by its mark or its zero bytes, else ``utf-8`` if all of it can be read so, else ``cp1252``."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    """The encoding of a text file: by its mark or its zero bytes, else ``utf-8`` if it can be read so, else ``cp1252``."""
+    decoder, read, damaged = codecs.getincrementaldecoder("utf-8")("surrogateescape"), 0, 0
     with _open(Path(path)) as file:
         block = file.read(1 << 20)
         if name := _wide(block):
             return name
         if block.startswith(codecs.BOM_UTF8):
             return "utf-8-sig"
-        try:
-            while block:
-                decoder.decode(block)
-                block = file.read(1 << 20)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return "cp1252"
-    return "utf-8"
+        while block:
+            text = "" if block.isascii() and not decoder.getstate()[0] else decoder.decode(block)
+            damaged += (wrong := len(_DAMAGED.findall(text)))
+            read += len(text) - len(text.encode("ascii", "ignore")) - wrong
+            block = file.read(1 << 20)
+        damaged += len(decoder.decode(b"", final=True))
+    return "cp1252" if damaged and damaged >= read else "utf-8"
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #delimiter
 _SAMPLE = 1 << 18  # characters to look at
@@ -226,7 +226,8 @@ def read_rows(
 def _text_rows(path: Path, encoding: str, delimiter: str, size: int) -> Iterator[RawRows]:
     """The rows of a text file."""
     widths = _widths(_start(path, encoding), delimiter)
-    with _open(path, "rt", encoding=encoding, errors="replace", newline="") as file:
+    errors = "surrogateescape" if encoding in ("utf-8", "utf-8-sig") else "replace"
+    with _open(path, "rt", encoding=encoding, errors=errors, newline="") as file:
         rows = csv.reader(file, delimiter=delimiter)
         names = _header(path, rows, max(set(widths), key=widths.count))
         numbered = enumerate(_closed(path, rows))
@@ -249,20 +250,23 @@ def _closed(path: Path, rows: Any) -> Iterator[list[str]]:
         raise MlpkgError(f"{path}: a quote that opens in line {last + 1} is not closed", "put it right")
 
 
-def _reason(cells: Sequence[str], width: int) -> str:
-    """Why a row cannot be read."""
+def _reason(cells: Sequence[str], width: int) -> str | None:
+    """Why a row cannot be read; None if it can."""
+    if len(cells) == width:
+        return "has bytes that are no UTF-8" if _DAMAGED.search("".join(cells)) else None
     breaks = sum(cell.count("\n") for cell in cells)
     more = f", and {breaks} line breaks: a quote in it is not closed" if breaks > 5 else ""
     return f"has {len(cells)} cells, the header has {width}{more}"
 
 
 def _raw(names: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> RawRows:
-    """The rows that have as many cells as there are names, and why the others have not."""
-    good = [(number, cells) for number, cells in rows if len(cells) == len(names)]
+    """The rows that have as many cells as there are names, and why the others cannot be read."""
+    reasons = [_reason(cells, len(names)) for _, cells in rows]
+    good = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     bad = tuple(
-        Unreadable(number, ",".join(cells), _reason(cells, len(names)))
-        for number, cells in rows
-        if len(cells) != len(names)
+        Unreadable(number, _DAMAGED.sub("\ufffd", ",".join(cells)), reason)
+        for (number, cells), reason in zip(rows, reasons, strict=True)
+        if reason is not None
     )
     cells = zip(*(cells for _, cells in good), strict=True) if good else [()] * len(names)
     columns = {

@@ -88,7 +88,7 @@ def _check_free(where: str, feedback: Feedback) -> None:
 
 # %% ../../nbs/02_schema/11_feedback.ipynb #maturity
 class Maturity:
-    """The age at which an outcome is known, and the label that counts then if nothing was reported; an outcome may lack both or the label."""
+    """The age at which an outcome is known, and the label that counts then if nothing was reported; each may be missing."""
 
     name: str
     kind: Any

@@ -1,6 +1,7 @@
 """A file of any notation becomes a project whose log has every good row with its right values, and says of every other row why."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -11,7 +12,15 @@ from typing import Any
 import pandas as pd
 import pytest
 from command import Answer
-from messy_files import MAKERS, MessyFile, hostile_names, parquet_of_types, rows_without_times
+from messy_files import (
+    MAKERS,
+    MessyFile,
+    british_tabs,
+    hostile_names,
+    parquet_of_types,
+    rows_without_times,
+    survey_of_answers,
+)
 
 import mlpkg as ml
 from mlpkg import cli as command_line
@@ -95,14 +104,22 @@ def test_good_rows_are_logged_and_others_named(
 
 @pytest.mark.parametrize(
     ("make", "outcome"),
-    [(hostile_names, "a text"), (parquet_of_types, "sum"), (rows_without_times, "of a file without keys")],
+    [
+        (hostile_names, "a text"),
+        (parquet_of_types, "sum"),
+        (rows_without_times, "of a file without keys"),
+        (survey_of_answers, "that is often not known"),
+    ],
 )
-def test_a_whole_project_learns_from_what_it_makes_up(
+def test_a_whole_project_is_tidy_and_learns_from_what_it_makes_up(
     make: Callable[[Path], MessyFile], outcome: str, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ):
     file, name = make(tmp_path), f"whole_{make.__name__}"
     answers = file.answers | ({"outcome": outcome} if " " not in outcome else {})
     new_project(name, lab.propose(file.path, **answers), into=project)
+    for check in (("format", "--check"), ("check", "--extend-select", "E501")):  # by the settings of the project
+        done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=project, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
     monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(str(project))
     monkeypatch.setenv("PYTHONPATH", str(project), prepend=os.pathsep)
@@ -117,6 +134,24 @@ def test_a_whole_project_learns_from_what_it_makes_up(
         span = {"start": str(events["time"].min()), "end": str(events["time"].max()), "rounds": 5}
         model = lab.run_training(policy.use_case, store, span)
         assert store.active_version(name) == model.version
+
+
+def test_a_field_of_few_words_refuses_others(tmp_path: Path, project: Path, command: Callable[..., Answer]):
+    """A person may narrow a proposed `str` to the words that were seen."""
+    file = british_tabs(tmp_path)
+    new_project("few_words", lab.propose(file.path, **file.answers), into=project, bare=True)
+    module, file_text = (project / "few_words.py").read_text(), file.path.read_text()
+    narrowed = module.replace("in_: str ", 'in_: Literal["north", "south"] ').replace(
+        "import", "from typing import Literal\n\nimport", 1
+    )
+    assert narrowed.count("Literal") == 2
+    (project / "few_words.py").write_text(narrowed)
+    file.path.write_text(file_text.replace("\tnorth\t", "\twest\t", 1))
+
+    done = command("ingest", "few_words", file.path, "--json")
+    ((row, why),) = done.json["refused"]
+    assert row == 0 and "west is not 'north' or 'south'" in why
+    assert done.json["new"]["claims"] == len(file.good) - 1
 
 
 ROWS = [f"2025-03-{n % 28 + 1:02} 10:00,{n % 9},{n % 2}" for n in range(300)]
@@ -136,6 +171,12 @@ ROWS = [f"2025-03-{n % 28 + 1:02} 10:00,{n % 9},{n % 2}" for n in range(300)]
             None,
         ),
         ([f"{row[:-1]}1" for row in ROWS], {"tz": "UTC"}, "the outcome 'late' is '1' in all rows", None),
+        (
+            [row[:16] + row[18:] for row in ROWS],
+            {"tz": "UTC"},
+            "nothing to make features of beside the time 'size'",
+            None,
+        ),
         ([row[17:] for row in ROWS], {}, "no column is a time", "--time COLUMN or --every 1h --start 2024-01-01"),
         (
             [row.replace(row[:16], str(45_000 + n)) for n, row in enumerate(ROWS)],

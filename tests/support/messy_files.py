@@ -291,9 +291,10 @@ def json_lines(folder: Path) -> MessyFile:
         more = {"age": row.get("age"), "ref": str(row["ref"]), "time": time}
         file.good[str(n)] = values | more
         lines.append(json.dumps(row))
+    lines[119], file.bad[119] = lines[119].replace('"id": "u7"', r'"id": "u\ud83d"'), "escaped utf-16 surrogate pair"
     lines[120], file.bad[120] = "[1, 2]", "is not a JSON object"
     lines[121], file.bad[121] = lines[121][:40], "is not a JSON object"
-    for n in (120, 121):
+    for n in (119, 120, 121):
         del file.good[str(n)]
     file.path.write_text("\n".join(lines), "utf-8")
     file.notes = ("Left out, as they are a list or bytes: 'tags'",)
@@ -412,8 +413,33 @@ def hostile_names(folder: Path) -> MessyFile:
     return file
 
 
+QUESTION = (
+    "How content are you with the advice that you were given in our branch, all in all, from 1 (not) to 10 (very)?"
+)
+
+
+def survey_of_answers(folder: Path) -> MessyFile:
+    """Questions as names of columns, an outcome that is often pending, and half of a surrogate pair in a cell of UTF-8."""
+    rng = _random(14)
+    file = MessyFile(folder / "survey.csv", "risk")
+    rows = [["id", "time", QUESTION, f'{QUESTION} And why, in "one" word?', "Größe", "risk"]]
+    for n in range(ROWS):
+        time = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(minutes=53 * n)
+        answer, bad, is_pending = int(rng.integers(1, 11)), bool(rng.random() < 0.3), n % 10 == 3
+        why, size = ["advice", "price", 'the "rest"'][n % 3], ["groß", "klein"][n % 2]
+        outcome = "pending" if is_pending else "bad" if bad else "good"
+        rows.append([f"s{n}", time.isoformat(), str(answer), why, f"{size}\ud83d" if n == 30 else size, outcome])
+        values = {"how_content_are_you_with_the": answer, "how_content_are_you_with_the_2": why, "groesse": size}
+        file.good[f"s{n}"] = values | {"time": time, "risk": None if is_pending else bad}
+    file.bad[30] = "has bytes that are no UTF-8"
+    del file.good["s30"]
+    file.path.write_bytes(_lines(rows, ",").encode("utf-8", "surrogatepass"))
+    file.notes = ("is empty in 36 of 359 rows", "'pending' counts as empty", "row 30 has bytes that are no UTF-8")
+    return file
+
+
 MAKERS: tuple[Callable[[Path], MessyFile], ...] = (
     *(german_spreadsheet, american_export, british_tabs, unicode_text, titled_report, log_of_milliseconds),
     *(spreadsheet_days, french_nanoseconds, json_lines, parquet_of_types, parquet_with_zone, rows_without_times),
-    hostile_names,
+    *(hostile_names, survey_of_answers),
 )
