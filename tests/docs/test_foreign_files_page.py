@@ -19,12 +19,12 @@ def test_the_proposal_knows_the_notation_of_each_column(transcript: str):
     printed = after(transcript, "python look.py")
     assert "cp1252 ; ('kunde',)" in printed
     assert "betrag: ml.Money" in printed and "also 'auf Anfrage'" in printed
-    assert "time = lab.to_times(rows['Datum'], '%d.%m.%Y %H:%M', tz='Europe/Berlin')" in printed
-    assert "betrag = lab.to_numbers(rows['Betrag'], decimal=',', thousands='.')" in printed
-    assert "retoure = lab.to_truths(rows['Retoure'], true='ja', false='nein')" in printed
+    assert 'time = lab.to_times(rows["Datum"], "%d.%m.%Y %H:%M", tz="Europe/Berlin")' in printed
+    assert 'betrag = lab.to_numbers(rows["Betrag"], decimal=",", thousands=".")' in printed
+    assert 'retoure = lab.to_truths(rows["Retoure"], true="ja", false="nein")' in printed
     assert "'Betrag': 1 cell is no number, such as 'auf Anfrage'; its row will be rejected." in printed
     assert "1 time cannot be read or lies in the hour that the zone skips" in printed
-    assert "1 row has too many or too few cells and will be rejected." in printed
+    assert "1 row cannot be read and will be rejected: row" in printed
 
 
 def test_every_row_is_an_order_or_a_dead_letter(transcript: str):
