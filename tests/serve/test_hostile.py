@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from http_bank import EVENTS, Bank, problem, refused
-from raw_http import BATCH, GROWTH, HEAD, attacked_bank, connect, memory, not_slowed, read_all
+from raw_http import BATCH, GROWTH, HEAD, attacked_bank, connect, decide_singly, memory, not_slowed, opened, read_all
 from serving import Packaged, payment, serving
 
 
@@ -28,6 +28,27 @@ from serving import Packaged, payment, serving
 def bank(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
     with attacked_bank(made, tmp_path_factory.mktemp("hostile")) as bank:
         yield bank
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    return gzip.compress(b" " * 100_000_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopped(bank: Bank) -> Iterator[Future[tuple[bytes, float]]]:
+    """A batch that stops in the middle, while the tests go on: its answer, and the seconds until it was ended."""
+    batch = BATCH + b"content-length: 1000000\r\n\r\n" + text(id="tx-stops") + b'\n{"id": '
+
+    def wait() -> tuple[bytes, float]:
+        began = time.monotonic()
+        return talk(bank, batch), time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(wait)
+        while bank.store.entry("transactions", "tx-stops") is None and not sent.done():
+            time.sleep(0.01)
+        yield sent
 
 
 def text(**changes: Any) -> bytes:
@@ -131,9 +152,9 @@ def test_a_body_of_another_kind_is_not_read(bank: Bank, kind: str):
 
 
 @pytest.mark.parametrize("packed", ["gzip", "br", "deflate", "zstd", "gzip, gzip", "GZIP", "nonsense"])
-def test_a_bomb_is_not_unpacked(bank: Bank, packed: str):
+def test_a_bomb_is_not_unpacked(bank: Bank, bomb: bytes, packed: str):
     """A hundred megabytes in a hundred kilobytes; also in many requests at once, and as a batch."""
-    bomb, before = gzip.compress(b" " * 100_000_000), memory(bank)
+    before = memory(bank)
     for kind in ("application/json", "application/x-ndjson"):
         answer = bank.post(EVENTS, bomb, **{"content-type": kind, "content-encoding": packed})
         refused(answer, 415, "content-encoding", packed)
@@ -260,31 +281,34 @@ def test_curl_that_offers_http_2_is_answered(bank: Bank, tmp_path: Path):
             assert answer["event"] == f"tx-curl{method}", (method, answer)
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (b"", None),
-        (b"POST /v1/dec", None),
-        (HEAD, None),
-        (HEAD + b"content-length: 100\r\n\r\n", 408),
-        (HEAD + b"content-length: 100\r\nexpect: 100-continue\r\n\r\n", 408),
-        (HEAD + b"transfer-encoding: chunked\r\n\r\n", 408),
-        (HEAD + b'content-length: 100\r\n\r\n{"id": ', 408),
-        (BATCH + b"content-length: 100\r\n\r\n", 408),
-    ],
-    ids=repr,
-)
-def test_a_request_that_stops_in_the_middle_is_ended(bank: Bank, sent: bytes, status: int | None):
+STOPS = {
+    b"": None,
+    b"POST /v1/dec": None,
+    HEAD: None,
+    HEAD + b"content-length: 100\r\n\r\n": 408,
+    HEAD + b"content-length: 100\r\nexpect: 100-continue\r\n\r\n": 408,
+    HEAD + b"transfer-encoding: chunked\r\n\r\n": 408,
+    HEAD + b'content-length: 100\r\n\r\n{"id": ': 408,
+    BATCH + b"content-length: 100\r\n\r\n": 408,
+}
+
+
+def test_a_request_that_stops_in_the_middle_is_ended(bank: Bank):
+    """All of them at once, as each takes seconds to be ended."""
     size = bank.size
-    received = talk(bank, sent).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-    assert received == b"" if status is None else received.startswith(b"HTTP/1.1 %d " % status)
+    with ThreadPoolExecutor(len(STOPS)) as pool:
+        answers = dict(zip(STOPS, pool.map(lambda sent: talk(bank, sent), STOPS), strict=True))
+    for sent, status in STOPS.items():
+        received = answers[sent].removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert received == b"" if status is None else received.startswith(b"HTTP/1.1 %d " % status), (sent, received)
     assert bank.size == size
 
 
-def test_a_batch_that_stops_in_the_middle_is_ended_and_what_came_is_taken(bank: Bank):
-    body, began = json.dumps(payment("tx-stops")).encode(), time.monotonic()
-    received = talk(bank, BATCH + b"content-length: 1000000\r\n\r\n" + body + b'\n{"id": ')
-    assert time.monotonic() - began > 5, "it had time to go on"
+def test_a_batch_that_stops_in_the_middle_is_ended_and_what_came_is_taken(
+    bank: Bank, stopped: Future[tuple[bytes, float]]
+):
+    received, seconds = stopped.result()
+    assert seconds > 5, "it had time to go on"
     first, last = [json.loads(line) for line in received.splitlines() if line.startswith(b"{")]
     assert first["id"] == "tx-stops" and first["new"] is True
     problem(last, 408, "body")
@@ -344,9 +368,9 @@ def repeat(ask: Callable[[], object], until: float) -> None:
             ask()
 
 
-def test_others_are_answered_meanwhile_and_memory_stays_flat(bank: Bank):
+def test_others_are_answered_meanwhile_and_memory_stays_flat(bank: Bank, bomb: bytes):
     """Forty slow senders, deep and large bodies, bombs and endless heads, while a cash desk goes on."""
-    deep, large, bomb = b"[" * 900_000, b" " * 3_000_000, gzip.compress(b" " * 100_000_000)
+    deep, large = b"[" * 900_000, b" " * 3_000_000
     head = HEAD + b"content-length: %d\r\n\r\n"
     attacks = [
         lambda: talk(bank, b"GET / HTTP/1.1\r\nbig: " + b"x" * 2_000_000),
@@ -386,31 +410,49 @@ def test_nothing_unexpected_happened_inside(bank: Bank):
 # As many as may be
 
 
-def test_beyond_the_bound_of_requests_in_flight_a_request_is_told_when_to_come_again(made: Packaged, tmp_path: Path):
-    """Requests whose bodies are on their way have no places yet; probes are answered all the same."""
-    with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log", MLPKG_MAX_IN_FLIGHT="2") as server:
-        with closing(Bank(server)) as bank, contextlib.ExitStack() as stack:
-            assert bank.decide(payment("tx-first")).status_code == 200
-            for _ in range(4):
-                client = stack.enter_context(connect(bank))
-                client.sendall(HEAD + b"content-length: 1000\r\n\r\n\n")
-            time.sleep(0.05)
-            assert bank.decide(payment("tx-meanwhile")).status_code == 200
-            bodies = [json.dumps(payment(f"tx-burst-{k}")).encode() for k in range(60)]
-            clients = [stack.enter_context(connect(bank)) for _ in bodies]
-            head = HEAD.replace(b"host: x", b"host: x\r\nconnection: close") + b"content-length: %d\r\n\r\n"
-            for client, body in zip(clients, bodies, strict=True):
-                client.sendall(head % len(body) + body)
-            answers = [b"".join(iter(lambda: client.recv(65_536), b"")) for client in clients]  # noqa: B023
-            over = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503")]
-            assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers if answer not in over)
-            assert all(b"at most 2 requests" in answer and b"retry-after: 1" in answer for answer in over)
-            assert bank.http.get("/v1/health").status_code == bank.http.get("/v1/ready").status_code == 200
+@pytest.fixture(scope="module")
+def narrow(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
+    """A service that works on at most two requests at a time."""
+    folder = tmp_path_factory.mktemp("narrow")
+    state = made.state(folder / "state")
+    with serving(made.bento, state, folder / "log", MLPKG_MAX_IN_FLIGHT="2") as server, closing(Bank(server)) as bank:
+        yield bank
 
-            with ThreadPoolExecutor(16) as pool:  # and those who are refused get through as they come again
-                ids = [f"tx-many-{k}" for k in range(200)]
-                assert set(pool.map(lambda id: insist(bank, id), ids)) == {200}
-            assert "Traceback" not in server.output
+
+def test_one_batch_too_many_is_told_when_to_come_again(narrow: Bank):
+    with not_slowed(narrow) as meanwhile, contextlib.ExitStack() as stack:
+        opened(stack, narrow, 1, BATCH + b"content-length: 1000000\r\n\r\n\n")
+        time.sleep(0.2)
+        answer = narrow.http.post(EVENTS, content=b"{}\n", headers={"content-type": "application/x-ndjson"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "at most 1 batches" in answer.json()["reason"]
+        meanwhile.append(decide_singly(narrow, 10))
+
+
+def test_beyond_the_bound_of_requests_in_flight_a_request_is_told_when_to_come_again(narrow: Bank):
+    """Requests whose bodies are on their way have no places yet; probes are answered all the same."""
+    with contextlib.ExitStack() as stack:
+        assert narrow.decide(payment("tx-first")).status_code == 200
+        for _ in range(4):
+            client = stack.enter_context(connect(narrow))
+            client.sendall(HEAD + b"content-length: 1000\r\n\r\n\n")
+        time.sleep(0.05)
+        assert narrow.decide(payment("tx-meanwhile")).status_code == 200
+        bodies = [json.dumps(payment(f"tx-burst-{k}")).encode() for k in range(60)]
+        clients = [stack.enter_context(connect(narrow)) for _ in bodies]
+        head = HEAD.replace(b"host: x", b"host: x\r\nconnection: close") + b"content-length: %d\r\n\r\n"
+        for client, body in zip(clients, bodies, strict=True):
+            client.sendall(head % len(body) + body)
+        answers = [b"".join(iter(lambda: client.recv(65_536), b"")) for client in clients]  # noqa: B023
+        over = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503")]
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers if answer not in over)
+        assert all(b"at most 2 requests" in answer and b"retry-after: 1" in answer for answer in over)
+        assert narrow.http.get("/v1/health").status_code == narrow.http.get("/v1/ready").status_code == 200
+
+        with ThreadPoolExecutor(16) as pool:  # and those who are refused get through as they come again
+            ids = [f"tx-many-{k}" for k in range(60)]
+            assert set(pool.map(lambda id: insist(narrow, id), ids)) == {200}
+        assert "Traceback" not in narrow.server.output
 
 
 def insist(bank: Bank, id: str) -> int:

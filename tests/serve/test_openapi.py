@@ -1,11 +1,17 @@
 """The service does what its OpenAPI document says, whatever is made up from that: no server error, and no answer it does not describe."""
 
+import json
+import os
 import subprocess
 import sysconfig
 import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
-from serving import Packaged, environment, serving
+import pytest
+from serving import Packaged, environment, payment, serving
+
+from mlpkg.times import DAY, iso, now
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 # a made-up time differs from the clock: asked again, it might not
@@ -13,6 +19,7 @@ CONFIG = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
+EXAMPLES = "25" if os.environ.get("MLPKG_LONG") else "8"
 SCHEMATHESIS = Path(sysconfig.get_path("scripts"), "schemathesis")
 
 
@@ -20,7 +27,12 @@ def test_schemathesis_finds_no_error_of_the_server_and_no_answer_that_is_not_des
     """Every operation, with good, broken and missing parameters and bodies, in every phase."""
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     with serving(made.bento, made.state(tmp_path / "state"), tmp_path / "log") as server:
-        how = ["--checks", CHECKS, "--max-examples", "25", "--seed", "1", "--no-color", "--request-timeout", "20"]
+        late = json.dumps(payment("tx-late", time=iso(now() + 400 * DAY))).encode()
+        with pytest.raises(HTTPError, match="503"):  # so that there is one of these, whatever is made up
+            urllib.request.urlopen(
+                urllib.request.Request(f"{server.address}/v1/decide", late, {"content-type": "application/json"})
+            )
+        how = ["--checks", CHECKS, "--max-examples", EXAMPLES, "--seed", "1", "--no-color", "--request-timeout", "20"]
         command = [SCHEMATHESIS, "run", f"{server.address}/openapi.json", "--phases", "examples,coverage,fuzzing", *how]
         done = subprocess.run(command, cwd=tmp_path, env=environment(server.state), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-8_000:] + done.stderr[-2_000:]

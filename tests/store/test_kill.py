@@ -1,7 +1,7 @@
 """Serving processes are killed under load, again and again: what they had acknowledged is there, once, and nothing is half there.
 
-Three ways: one worker, and two on one store, each a fork that is there again at once; and BentoML with its supervisor. Fifty kills, or a
-thousand (`make test-kill`).
+Three ways: one worker, and two on one store, each a fork that is there again at once; and BentoML with its supervisor. Fifteen kills, or
+a thousand (`make test-kill`).
 """
 
 import json
@@ -34,7 +34,7 @@ from mlpkg.store.sqlite.store import SqliteStore
 from mlpkg.times import instant
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
-KILLS = {"one worker": 14, "two workers": 18, "bento": 2}
+KILLS = {"one worker": 6, "two workers": 8, "bento": 1}
 if LONG:
     KILLS = {"one worker": 400, "two workers": 560, "bento": 40}
 AT_LEAST = 5  # answers before each kill
