@@ -39,6 +39,9 @@ def bank(made: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
         yield bank
 
 
+REFUSED = b'{"id": "a"}\n'  # a line that is answered much faster than a decision is made
+
+
 def lines_of(prefix: str, n: int) -> bytes:
     return b"".join(json.dumps(payment(f"{prefix}-{k}", customer_id=k % 40)).encode() + b"\n" for k in range(n))
 
@@ -102,8 +105,8 @@ def test_blank_lines_are_passed_over_and_counted(bank: Bank):
 @pytest.mark.parametrize("head", [DECIDE, BATCH], ids=["decide", "events"])
 def test_a_client_that_sends_all_before_it_reads_gets_all_answers(bank: Bank, head: bytes):
     """Also where they are more than the connection holds."""
-    n, before = 8_000, memory(bank)
-    body = lines_of(f"all-{len(head)}", n)
+    n, before, prefix = 800, memory(bank), f"all-{len(head)}"
+    body = b"".join(line + REFUSED * 19 for line in lines_of(prefix, n).splitlines(keepends=True))
     with not_slowed(bank) as meanwhile, connect(bank, 60) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         client.sendall(head + CLOSE + b"content-length: %d\r\n\r\n" % len(body))
@@ -112,7 +115,9 @@ def test_a_client_that_sends_all_before_it_reads_gets_all_answers(bank: Bank, he
         meanwhile.append(decide_singly(bank, 20))
         assert memory(bank) - before < GROWTH
         answers = answers_of(read_all(client))
-    assert [a["event" if head == DECIDE else "id"] for a in answers] == [f"all-{len(head)}-{k}" for k in range(n)]
+    assert [a["event" if head == DECIDE else "id"] for a in answers[::20]] == [f"{prefix}-{k}" for k in range(n)]
+    assert len(answers) == 20 * n and sum(a.get("status") == 422 for a in answers) == 19 * n
+    assert sum(map(len, map(json.dumps, answers))) > 4 << 20, "a connection holds four MiB"
 
 
 def test_an_answer_comes_before_the_next_line_is_sent(bank: Bank):
@@ -130,8 +135,9 @@ def test_an_answer_comes_before_the_next_line_is_sent(bank: Bank):
 
 def test_a_batch_whose_answers_nobody_reads_is_ended(bank: Bank):
     """With all it had sent; what was not taken before is not taken any more, and nothing of it is kept."""
-    before, n = memory(bank), 20_000
-    body = lines_of("tx-unread", n)
+    before, n = memory(bank), 500
+    *first, last = lines_of("tx-unread", n).splitlines(keepends=True)
+    body = b"".join(first) + REFUSED * 40_000 + last
     with connect(bank, 60) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         began = time.monotonic()
