@@ -523,8 +523,8 @@ async def ask_here(app: Any, method: str, path: str, body: Any = None) -> httpx.
 def test_without_a_model_or_a_fallback_it_says_what_is_missing(tmp_path: Path):
     """And what could not be decided was not taken."""
     with closing(Application(handbook.fraud, Settings(state=tmp_path, trust_loopback=True))) as app:
-        for request in (("GET", "/v1/ready"), ("POST", "/v1/decide", payment("tx-1"))):
-            answer = asyncio.run(ask_here(app, *request))
+        for method, path, body in (("GET", "/v1/ready", None), ("POST", "/v1/decide", payment("tx-1"))):
+            answer = asyncio.run(ask_here(app, method, path, body))
             problem = answer.json()
             assert (answer.status_code, problem["status"], answer.headers["retry-after"]) == (503, 503, "1")
             assert "no model is active" in problem["reason"] and "mlpkg train fraud" in problem["reason"]
