@@ -144,7 +144,7 @@ _USED = (  # names that the templates use themselves
     *("features", "policy", "read", "simulate", "use_case", "ml", "lab", "np", "pd", "plt", "path", "rows", "known"),
     *("target", "idea", "tried", "daily", "ax", "column", "groups", "name", "decisions", "truth", "label", "one"),
     *("checked", "find_store", "verify", "example", "frame", "model", "shape", "fields", "outcomes", "counts", "yes"),
-    *("risk", "spread", *dir(builtins)),
+    *dir(builtins),
 )
 
 
