@@ -327,7 +327,7 @@ def store_of(path: Path, decided: list[Sent], batches: list[list[Sent]]) -> Any:
 @pytest.mark.parametrize("entry_between", [False, True])
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_report_that_waited_for_its_event_stands_before_the_next_entry_of_the_log(
-    stores: Callable[[], Any], entry_between: bool, at_once: bool
+    stores: Callable[..., Any], entry_between: bool, at_once: bool
 ):
     """Both are about payments of the same time, and both count from the same position where no entry lies between."""
     store = stores(any_order)
