@@ -144,6 +144,7 @@ _USED = (  # names that the templates use themselves
     *("features", "policy", "read", "simulate", "use_case", "ml", "lab", "np", "pd", "plt", "path", "rows", "known"),
     *("target", "idea", "tried", "daily", "ax", "column", "groups", "name", "decisions", "truth", "label", "one"),
     *("checked", "find_store", "verify", "example", "frame", "model", "shape", "fields", "outcomes", "counts", "yes"),
+    "span",
     *dir(builtins),
 )
 
@@ -223,7 +224,7 @@ _RESERVED = ("name", "on", "self", "label", "weight")  # arguments of a feature 
 def _features_of(proposal: Proposal) -> dict[str, Any]:
     """What the first features are made of, with the names that they have in the feature set."""
     made = [f"{key}{part}" for key in proposal.keys for part in ("", "_past")]
-    made += [f"{key}_{part}" for key in proposal.keys for part in _parts(proposal)]
+    made += [f"{key}_{part}" for key in proposal.keys for part in _parts(proposal, proposal.windows[key])]
 
     def named(fields: Sequence[str], taken: Sequence[str]) -> list[dict[str, str]]:
         return [{"name": name, "group": f"{name}_as_sent" if name in taken else name} for name in fields]
@@ -235,11 +236,12 @@ def _features_of(proposal: Proposal) -> dict[str, Any]:
     }
 
 
-def _parts(proposal: Proposal) -> Iterator[str]:
-    """How the names of a key's features end."""
-    yield from (f"n_{window}" for window in proposal.windows)
-    yield from (f"mean_{name}_{proposal.windows[-1]}" for name in proposal.numbers)
-    yield f"past_mean_{proposal.windows[-1]}"
+def _parts(proposal: Proposal, windows: Sequence[str]) -> Iterator[str]:
+    """How the names of the features of a key with these windows end."""
+    yield from (f"n_{window}" for window in windows)
+    yield "since_last_all"
+    yield from (f"mean_{name}_{windows[-1]}" for name in proposal.numbers)
+    yield f"past_mean_{windows[-1]}"
 
 
 def _example_of(shapes: Mapping[str, dict[str, Any]], time: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ __all__ = ['Proposal', 'propose']
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mlpkg.lab.first_features import (
     summed_fields,
     suspects,
     usable_fields,
+    usual_gap,
     window_lengths,
 )
 from .profiles import Profile, profile_column
@@ -53,7 +54,7 @@ class Proposal:
     outcome_default, matures_after
         The code of the value that counts if nothing was reported, None if that stays unknown, and the time after which an outcome is known.
     windows, retention
-        The lengths of windows to count over, the shortest first, and how long the source keeps events.
+        Of each key, the lengths of windows to count over, the shortest first; and how long the source keeps events.
     features, categories, numbers
         The names of the fields that are features themselves, of the texts among these, and of numbers to average over windows.
     notes
@@ -73,7 +74,7 @@ class Proposal:
     last: str
     outcome_default: str | None = "False"
     matures_after: str = "1d"
-    windows: tuple[str, ...] = ("1d", "7d")
+    windows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     retention: str = "90d"
     features: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
@@ -116,10 +117,9 @@ def _instants(times: pd.Series) -> pd.Series:
     return pd.to_datetime(times.where(converted.astype(bool)), utc=True, format="ISO8601", errors="coerce")
 
 
-def _span_and_gap(instants: pd.Series, entities: Sequence[int]) -> tuple[int, int]:
-    """The time that a file spans, and the usual time between two events of the key with the most entities; microseconds."""
-    span = int((instants.max() - instants.min()) / pd.Timedelta(microseconds=1))
-    return span, span * max(entities, default=0) // len(instants)
+def _span(instants: pd.Series) -> int:
+    """The time that a file spans, in microseconds."""
+    return int((instants.max() - instants.min()) / pd.Timedelta(microseconds=1))
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #left
 def _left_out(profile: Profile, rows: int, keys: Sequence[str], tz: str | None) -> str | None:
@@ -451,8 +451,10 @@ def _proposal(
     left = {name: why for name, p in free.items() if (why := _left_out(p, len(good), key_names, roles.tz))}
     fields = [field_of(names[name], p, good[name], roles.tz) for name, p in free.items() if name not in left]
     keys = tuple(names[name] for name in key_names)
-    span, gap = _span_and_gap(instants, [good[name].nunique() for name in key_names])
-    windows, matures_after = window_lengths(span, gap), maturity_of(span)
+    span, times = _span(instants), instants if good is rows else roles.times(good)
+    windows = {names[key]: window_lengths(span, usual_gap(times, good[key])) for key in key_names}
+    matures_after = maturity_of(span)
+    retention = retention_of(span, [lengths[-1] for lengths in windows.values()], matures_after)
     usable, categories = usable_fields(fields, profiles, keys, len(good))
     if not keys and not usable:
         _refuse_without_features(path, roles, list(free), left)
@@ -460,7 +462,7 @@ def _proposal(
     return Proposal(
         path, encoding, delimiter, len(rows), _id_code(roles, rows), roles.time_code, tuple(fields), keys,
         field_of(names[label.name], label, good[label.name], roles.tz), str(instants.min()), str(instants.max()),
-        None if is_unknown.any() else _default(label, good[label.name]), matures_after, windows, retention_of(span, windows, matures_after),
+        None if is_unknown.any() else _default(label, good[label.name]), matures_after, windows, retention,
         usable, categories, summed_fields(fields, usable),
         _notes(rows, good, profiles, roles, instants, left, matures_after),
     )  # fmt: skip

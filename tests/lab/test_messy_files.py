@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 import pytest
 from command import Answer
@@ -134,6 +135,17 @@ def test_a_whole_project_is_tidy_and_learns_from_what_it_makes_up(
         span = {"start": str(events["time"].min()), "end": str(events["time"].max()), "rounds": 5}
         model = lab.run_training(policy.use_case, store, span)
         assert store.active_version(name) == model.version
+        assert any(means.nunique() > 1 for means in means_by_field(project, monkeypatch)), "no group differs"
+
+
+def means_by_field(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[pd.Series]:
+    """The mean outcome by each field, as the notebook `explore` of a project shows it."""
+    shown: list[pd.DataFrame] = []
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    notebook = nbformat.read(project / "nbs" / "explore.ipynb", as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    exec("\n".join(code), {"display": shown.append})
+    return [pd.Series(frame["mean"]) for frame in shown]
 
 
 def test_a_field_of_few_words_refuses_others(tmp_path: Path, project: Path, command: Callable[..., Answer]):
