@@ -103,6 +103,12 @@ class ClockDiffers(Rejected):
         kind = {"type": "urn:mlpkg:clock-differs", "title": "The server's clock differs from the event's"}
         return super().problem() | kind | {"clock": iso(self.clock), "time": iso(self.time)}
 
+    def in_rehearsal(self) -> Rejected:
+        """The refusal by a service that rehearses: its clock is as it should be, so the event is wrong and another attempt is in vain."""
+        clock = f"the clock of this rehearsal says {iso(self.clock)}; send an event of about that time"
+        reason = f"{self.reason}; {clock}"
+        return Rejected(self.field, self.value, reason, event=self.event, source=self.source, dead=self.dead)
+
 # %% ../nbs/00_core/01_errors.ipynb #no-json
 class NoJson(TypeError):
     """A field of an event holds a value that has no form in JSON."""

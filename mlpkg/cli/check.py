@@ -17,7 +17,7 @@ from .findings import Finding, found_error, show_findings
 from .project_checks import check_callers, check_definition, check_notebooks, check_settings, check_training
 from .service_checks import check_bento, check_installed, check_service
 from .shared import as_json, say, show
-from .state_checks import check_log, check_models, check_refused, check_timelines
+from .state_checks import check_age, check_log, check_models, check_refused, check_timelines
 from ..decisions import UseCase
 from ..errors import MlpkgError
 from ..settings import Settings
@@ -30,7 +30,8 @@ def _of_state(case: UseCase, settings: Settings, store: StoreSummary | None) -> 
     if store is not None and case.on.name in store.contracts:
         findings.append(check_timelines(case, store))
     refused = check_refused(case, store) if store is not None else None
-    return [*findings, *([refused] if refused else []), *check_models(case, settings, store)]
+    age = check_age(case, store) if store is not None else None
+    return [*findings, *(found for found in (refused, age) if found), *check_models(case, settings, store)]
 
 
 def _of_use_case(name: str, settings: Settings, store: StoreSummary | None, is_readable: bool) -> list[Finding]:

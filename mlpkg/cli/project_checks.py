@@ -9,6 +9,7 @@ __all__ = ['check_settings', 'check_callers', 'check_definition', 'check_noteboo
 import inspect
 import json
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -34,12 +35,23 @@ def check_settings(settings: Settings) -> Finding:
     """Which file holds, for which environment, and where the state lies."""
     path = _file_of(settings)
     if path is None and "use_cases" not in settings.model_fields_set:
-        return Finding("settings", "missing", f"there is no settings.ini in {settings.root} or above", "mlpkg new NAME")
+        return _without_settings(settings.root)
     where = f"{path or 'MLPKG_USE_CASES'} [{settings.env}], state in {settings.state}"
     if not settings.use_cases:
         hint = "add a line NAME = MODULE:OBJECT under use_cases, or make a project"
         return Finding("settings", "missing", f"{where}; no use case is named: {hint}", "mlpkg new NAME")
     return Finding("settings", "ok", where)
+
+
+def _without_settings(folder: Path) -> Finding:
+    """The way to the projects in a folder that is none itself, or to a new one."""
+    missing = f"there is no settings.ini in {folder} or above"
+    projects = sorted(path.parent.name for path in folder.glob("*/settings.ini"))
+    if not projects:
+        return Finding("settings", "missing", missing, "mlpkg new NAME")
+    shown = ", ".join(projects[:5]) + (f" and {len(projects) - 5} more" if len(projects) > 5 else "")
+    detail = f"{missing}; the folder{'s' * (len(projects) > 1)} {shown} {'is a project' if len(projects) == 1 else 'are projects'}"
+    return Finding("settings", "missing", detail, f"cd {shlex.quote(projects[0]) if len(projects) == 1 else 'PROJECT'}")
 
 
 def check_callers(settings: Settings, store: StoreSummary | None) -> Finding:

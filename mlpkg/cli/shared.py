@@ -39,7 +39,7 @@ class Instant(click.ParamType):
 def show(*lines: object, err: bool = False) -> None:
     """Print each as one line, in which whatever a terminal would obey is shown as its escape; the one way in which verbs print text."""
     for line in lines:
-        click.echo(printable(line), err=err)
+        click.echo(printable(line).rstrip(), err=err)
 
 
 def say(value: Any) -> None:

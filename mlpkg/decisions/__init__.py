@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Alternative', 'Decider', 'Decision', 'Difference', 'HistoryLoader', 'Ranking', 'Step', 'UseCase', 'Verification',
-           'compare_decisions', 'compute_alternatives', 'evaluate_alternatives', 'pages', 'replay', 'replay_steps',
-           'streams_of', 'use_case', 'verify']
+           'compare_decisions', 'compute_alternatives', 'earliest_start', 'evaluate_alternatives', 'newest_arrival',
+           'newest_words', 'pages', 'replay', 'replay_steps', 'streams_of', 'use_case', 'verify']
 
 # %% ../../nbs/07_decisions/00_init.ipynb #public
 from .alternatives import compute_alternatives, evaluate_alternatives
@@ -14,7 +14,7 @@ from .entries import pages
 from .ranking import Ranking
 from .record import Alternative, Decision
 from .replay import HistoryLoader, compare_decisions, replay
-from .replay_order import Step, replay_steps, streams_of
+from .replay_order import Step, earliest_start, newest_arrival, newest_words, replay_steps, streams_of
 from .use_case import UseCase, use_case
 from .verify import Difference, Verification, verify
 
@@ -31,7 +31,10 @@ _all_ = [
     "Verification",
     "compare_decisions",
     "compute_alternatives",
+    "earliest_start",
     "evaluate_alternatives",
+    "newest_arrival",
+    "newest_words",
     "pages",
     "replay",
     "replay_steps",

@@ -235,12 +235,23 @@ class _Trainer:
         return lgb.train(self.options, data, rounds, valid_sets=[valid], callbacks=[stop]).best_iteration or rounds
 
 # %% ../../nbs/17_lab/33_boosting.ipynb #metrics
+def _auc_error(value: float, positive: int, negative: int) -> float:
+    """The standard error of an AUC, by Hanley and McNeil (1982), Radiology 143, 29–36; NaN without both classes."""
+    if not positive or not negative:
+        return float("nan")
+    of_positive, of_negative, square = value / (2 - value), 2 * value**2 / (1 + value), value**2
+    spread = (positive - 1) * (of_positive - square) + (negative - 1) * (of_negative - square)
+    return float(np.sqrt((value * (1 - value) + spread) / (positive * negative)))
+
+
 def _measure(label: Array, score: Array, is_truth: bool) -> dict[str, float]:
     """The measures of a model on rows that it has not seen."""
     from sklearn.metrics import mean_absolute_error, r2_score
 
     if is_truth:
-        measures = {"auc": auc(label, score), "average_precision": average_precision(label, score)}
+        value, positive = auc(label, score), int(label.sum())
+        measures = {"auc": value, "auc_se": _auc_error(value, positive, len(label) - positive)}
+        measures["average_precision"] = average_precision(label, score)
     else:
         r2 = r2_score(label, score) if len(np.unique(label)) > 1 else np.nan
         measures = {"mae": mean_absolute_error(label, score), "r2": r2}
@@ -271,9 +282,11 @@ class TrainedModel:
         return (gains / max(gains.sum(), 1e-300)).sort_values(ascending=False, kind="stable")
 
     def save(self, **metrics: float) -> Path:
-        """Make a model of it, as `lab.save_model` does; `metrics` are further measures, by name."""
+        """Make a model of it, as `lab.save_model` does, with its measures and the number of test rows; `metrics` are further ones."""
         options = self.options | {"rounds": self.booster.num_trees()}
-        every = self.metrics | metrics
+        label, is_truth = _target(self.test["label"], self.options.get("objective"))
+        size = {"test_rows": len(label)} | ({"test_positive": int(label.sum())} if is_truth else {})
+        every = self.metrics | size | metrics
         return save_model(
             self.use_case, self.booster, self.rows, metrics=every, hyperparameters=options, categories=self.categories
         )

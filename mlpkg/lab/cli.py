@@ -84,7 +84,9 @@ def ingest_command(
 # %% ../../nbs/17_lab/40_cli.ipynb #ingest-words
 def _show_ingested(done: Any, use_case: str) -> None:
     """Print what became of the rows."""
-    new = ", ".join(f"{count} {stream}" for stream, count in done.new.items())
+    notes = {stream: f" ({count} more are its default, not stored)" for stream, count in done.defaults.items()}
+    counts = done.new | {stream: 0 for stream in notes if stream not in done.new}
+    new = ", ".join(f"{count} {stream}{notes.get(stream, '')}" for stream, count in counts.items())
     show(f"{new}, {done.known} known already" if done.known else new)
     if done.waiting:
         show(f"{done.waiting} outcomes wait for their event")
@@ -227,6 +229,13 @@ def _write_rows(features: FeatureSet, start: int, end: int, out: Path, options: 
         _write_frame(frame, out)
     return len(frame)
 
+# %% ../../nbs/17_lab/40_cli.ipynb #metrics-words
+def _metrics_words(metrics: Mapping[str, float]) -> str:
+    """Metrics in one line; one named `auc_se` is the standard error of `auc`, and stands behind it."""
+    errors = {f"{name}_se": f" ± {metrics[f'{name}_se']:.2g}" for name in metrics if f"{name}_se" in metrics}
+    figures = {name: f"{v:,}" if isinstance(v, int) else f"{v:.4g}" for name, v in metrics.items()}
+    return ", ".join(f"{name} {v}{errors.get(f'{name}_se', '')}" for name, v in figures.items() if name not in errors)
+
 # %% ../../nbs/17_lab/40_cli.ipynb #train
 @click.command("train")
 @use_case_argument
@@ -251,16 +260,16 @@ def train_command(
     active = store.active_version(case.name) == model.version
     if as_json:
         return say({"version": model.version, "active": active, **metrics, "notebook": str(executed)})
-    measured = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-    show(f"model {model.version}{' (active)' if active else ''}: {measured}")
+    show(f"model {model.version}{' (active)' if active else ''}: {_metrics_words(metrics)}")
     show(f"the executed notebook: {executed}")
 
 # %% ../../nbs/17_lab/40_cli.ipynb #report
 @click.command("report")
 @use_case_argument
 @click.option("--since", type=Instant(), default=0, help="Only decisions on events from then on.")
+@click.option("--as-of", type=Instant(), help="When outcomes are known; by default when the newest entry arrived.")
 @as_json
-def report_command(use_case: str, since: int, as_json: bool) -> None:
+def report_command(use_case: str, since: int, as_of: int | None, as_json: bool) -> None:
     """Print the decisions, their quality where outcomes are known, and what waits or was rejected."""
     from mlpkg.lab.reports import report as make
     from mlpkg.lab.reports import report_text
@@ -268,5 +277,5 @@ def report_command(use_case: str, since: int, as_json: bool) -> None:
     case, store = opened(use_case)
     store.register(case.name, case.features)
     with progress("report", unit=""):
-        data = make(case, store, since)
+        data = make(case, store, since, as_of)
     say(data) if as_json else show(*report_text(data).split("\n"))

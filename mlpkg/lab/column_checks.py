@@ -255,6 +255,7 @@ class ReportChecks:
         self.kinds: dict[str, Any] = {"id": "text", outcome.name: outcome.column.kind, "corrects": "bool"}
         self.nullable = {outcome.name} if outcome.column.nullable else set[str]()
         self.body = msgspec.defstruct("Truth", [(outcome.name, Any)])
+        self.defaults = 0  # cells beside an event that hold the default, which needs no report
 
     def beside(self, events: AcceptedRows, cells: Any, chunk: Chunk, rejected: list[RejectedRow]) -> AcceptedRows:
         """What a column of a file reports of the accepted events of its rows."""
@@ -268,7 +269,9 @@ class ReportChecks:
             judged = judge(self.rule, values, columns.rows)
             is_report &= ~(judged.fine & (judged.codes == default))
         reports = _take_reports(self, columns, is_report, rejected)
-        return reports.where(reports.codes[:, 0] != default) if default is not None else reports
+        others = reports.where(reports.codes[:, 0] != default) if default is not None else reports
+        self.defaults += int((~values.empty & ~is_report).sum()) + len(reports.ids) - len(others.ids)
+        return others
 
     def take(self, chunk: Chunk, rejected: list[RejectedRow]) -> AcceptedRows:
         """The reports of a file of its own; `arrived` is `NULL` if the file does not say it."""

@@ -25,13 +25,14 @@ from ..features import FeatureSet
 from .compare import actions_of, choose_rows, find_side, read_history, score_rows
 from .comparison import PandasFrame
 from .explain import Explanation, explain
-from .frames import find_store, find_use_case, times
+from .frames import When, find_store, find_use_case, times
+from .served import log_time
 from .origins import origin_of
 from ..models import Model
 from ..rollout import ShadowScore, scores_about
 from ..schema import Outcome
 from ..store import Store, decisions_of, texts_of
-from ..times import iso, now
+from ..times import instant, iso
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #feature-table
 def _feature_table(values: Mapping[str, Any], features: FeatureSet) -> PandasFrame:
@@ -62,17 +63,17 @@ def contributions(model: Model, features: Mapping[str, Any]) -> PandasFrame:
     return table
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #default-label
-def _default_row(outcome: Outcome, time: int) -> tuple[Any, ...]:
-    """The row of an outcome that nobody reported."""
-    if outcome.default_code is None or outcome.matures_after_us is None or time + outcome.matures_after_us > now():
+def _default_row(outcome: Outcome, time: int, as_of: int) -> tuple[Any, ...]:
+    """The row of an outcome that nobody had reported at `as_of`."""
+    if outcome.default_code is None or outcome.matures_after_us is None or time + outcome.matures_after_us > as_of:
         return outcome.name, None, None, "not known yet"
     is_text = outcome.column.kind == "text"
     value = outcome.default if is_text else outcome.column.decode(outcome.default_code)
     return outcome.name, value, None, "presumed, as nothing was reported"
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #outcomes
-def _outcomes(use_case: UseCase, store: Store, time: int, position: int) -> PandasFrame:
-    """What was reported of an event, or is presumed of it."""
+def _outcomes(use_case: UseCase, store: Store, time: int, position: int, as_of: int) -> PandasFrame:
+    """What was reported of an event, or is presumed of it at `as_of`."""
     outcomes = list(use_case.on.outcomes.values())
     history = store.history([use_case.on], outcomes, since=time, before=time + 1)
     rows: list[tuple[Any, ...]] = []
@@ -85,7 +86,7 @@ def _outcomes(use_case: UseCase, store: Store, time: int, position: int) -> Pand
             code, arrived = int(codes[place]), int(reports.arrived[place])
             note = "reported" if place == places[-1] else "reported, corrected later,"
             rows.append((outcome.name, texts.get(code, outcome.column.decode(code)), arrived, note))
-        rows += [] if places else [_default_row(outcome, time)]
+        rows += [] if places else [_default_row(outcome, time, as_of)]
     table: PandasFrame = pd.DataFrame(rows, columns=pd.Index(["outcome", "value", "reported", "note"]))
     arrivals = [NULL if arrived is None else arrived for arrived in table["reported"]]  # pandas' null has the same bits
     return table.assign(reported=times(np.array(arrivals, np.int64)))
@@ -275,8 +276,12 @@ def _as_html(report: DecisionReport) -> str:
     return f"<table>{''.join(rows)}</table>{report.features.to_html(border=0, na_rep='missing')}"
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #decision
-def decision(id: str, *, use_case: UseCase | str | None = None, store: Store | None = None) -> DecisionReport:
+def decision(
+    id: str, *, use_case: UseCase | str | None = None, as_of: When | None = None, store: Store | None = None
+) -> DecisionReport:
     """One decision with all that is known of it, by the id of its event.
+
+    A default label is presumed if the event was old enough at `as_of`, by default when the newest entry of the log arrived.
 
     Raises
     ------
@@ -293,4 +298,7 @@ def decision(id: str, *, use_case: UseCase | str | None = None, store: Store | N
     record = msgspec.json.decode(entry.body, type=Decision)
     body = {"id": event.id, "time": iso(event.time), **msgspec.json.decode(event.body)}
     model = models.find(store.settings.state, use_case.name, record.model["version"]) if record.model else None
-    return DecisionReport(record, body, model, _outcomes(use_case, store, event.time, event.position), use_case, store)
+    until = log_time(use_case, store) if as_of is None else instant(as_of)
+    return DecisionReport(
+        record, body, model, _outcomes(use_case, store, event.time, event.position, until), use_case, store
+    )

@@ -40,6 +40,8 @@ class Ingested:
         How many rows were read.
     assumed
         Whether rows did not say when they arrived.
+    defaults
+        How many rows of events hold the default of an outcome, by stream; those need no entry.
     """
 
     new: dict[str, int] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Ingested:
     refused: list[tuple[int, str]] = field(default_factory=list)
     rows: int = 0
     assumed: bool = False
+    defaults: dict[str, int] = field(default_factory=dict)
 
     @property
     def taken(self) -> int:
@@ -148,6 +151,7 @@ def ingest(
             progress(len(piece))
     if isinstance(single, SourceRows):
         _write_rest(result, single.rest(gone), store, gone)
+        result.defaults = single.defaults
     return result
 
 

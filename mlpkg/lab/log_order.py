@@ -95,6 +95,11 @@ class SourceRows:
         due = reports.take(np.flatnonzero(is_due))
         return _merge(self.streams, chunk.rows[events.places], events, due, slots[is_due])
 
+    @property
+    def defaults(self) -> dict[str, int]:
+        """How many cells of each outcome held its default so far."""
+        return {checks.outcome.stream: checks.defaults for checks in self._outcomes if checks.defaults}
+
     def rest(self, gone: set[int]) -> Batch:
         """The reports that are due after the last event."""
         waiting = self._waiting.without(gone)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..decisions import UseCase
-from .frames import times
+from .frames import When, times
 from .served import decisions
 from ..schema import Outcome
 from ..store import Store
-from ..times import now
+from ..times import iso, now
 from ..untrusted import printable
 
 # %% ../../nbs/17_lab/21_reports.ipynb #metrics
@@ -37,11 +37,15 @@ def auc(label: Any, score: Any) -> float:
 
 # %% ../../nbs/17_lab/21_reports.ipynb #mature
 def mature(frame: Any, outcome: Outcome) -> Any:
-    """Of the rows of `decisions`, those with a mature outcome: known, and old enough for the default to apply."""
+    """Of the rows of `decisions`, those with a mature outcome: known, and old enough for the default to apply.
+
+    How old they are goes by the time that the rows keep in ``attrs["as_of"]``; rows from elsewhere go by the clock.
+    """
     known = frame[frame[outcome.name].notna()]
     if outcome.matures_after_us is None:
         return known
-    return known[known["time"] <= times(np.array([now() - outcome.matures_after_us]))[0]]
+    as_of = frame.attrs.get("as_of", now())
+    return known[known["time"] <= times(np.array([as_of - outcome.matures_after_us]))[0]]
 
 # %% ../../nbs/17_lab/21_reports.ipynb #by-text
 def _by_text(known: Any, name: str) -> dict[str, dict[str, int]]:
@@ -76,14 +80,18 @@ def _quality(frame: Any, outcome: Outcome) -> dict[str, Any]:
     return quality | _of_yes_or_no(known, outcome.name)
 
 # %% ../../nbs/17_lab/21_reports.ipynb #report
-def report(use_case: UseCase, store: Store, since: str | int = 0) -> dict[str, Any]:
-    """Decisions by action and model, their quality as far as outcomes are known, and what waits or was rejected."""
-    frame: Any = decisions(since, use_case=use_case, store=store)
+def report(use_case: UseCase, store: Store, since: When = 0, as_of: When | None = None) -> dict[str, Any]:
+    """Decisions by action and model, their quality as far as outcomes are known, and what waits or was rejected.
+
+    Outcomes are those known at `as_of`, by default when the newest entry of the log arrived.
+    """
+    frame: Any = decisions(since, use_case=use_case, as_of=as_of, store=store)
     latency = frame["latency_us"]
     quantiles = {"p50": float(latency.quantile(0.5)), "p99": float(latency.quantile(0.99))} if len(frame) else None
     return {
         "use_case": use_case.name,
         "active": store.active_version(use_case.name),
+        "as_of": iso(frame.attrs["as_of"]),
         "decisions": len(frame),
         "actions": _counts(frame["action"]),
         "fallbacks": _counts(frame["fallback"]),
@@ -105,8 +113,7 @@ def _outcome_lines(name: str, quality: Mapping[str, Any]) -> list[str]:
     lines = [f"{name}: {counts}; {quality['judged']} are old enough to judge by"]
     if "positive" in quality:
         measures = [name for name in ("average_precision", "auc") if quality[name] is not None]
-        values = "  ".join(f"{name} {quality[name]:.3f}" for name in measures)
-        lines.append(f"  {quality['positive']} positive  {values}")
+        lines.append("  ".join(["", f"{quality['positive']} positive", *(f"{m} {quality[m]:.3f}" for m in measures)]))
         lines += [f"  {action:12} {n['positive']:>6} of {n['known']}" for action, n in quality["by_action"].items()]
     for text, by_action in quality.get("texts", {}).items():
         actions = ", ".join(f"{action} {count}" for action, count in by_action.items() if count)
@@ -121,6 +128,8 @@ def report_text(report: Mapping[str, Any]) -> str:
     lines += [f"  by the fallback, because of the {why}: {count}" for why, count in report["fallbacks"].items()]
     if latency := report["latency_us"]:
         lines.append(f"  latency in the process  p50 {latency['p50']:.0f} µs  p99 {latency['p99']:.0f} µs")
+    if report["outcomes"]:
+        lines.append(f"outcomes as known at {report['as_of']}:")
     for name, quality in report["outcomes"].items():
         lines += _outcome_lines(name, quality)
     lines.append(f"{report['waiting']} outcomes wait for their event, {report['dead_letters']} dead letters")

@@ -14,13 +14,14 @@ from types import FrameType
 
 import click
 
+from .. import decisions as _decisions
 from ..auth import holds, is_loopback
 from ..cli import Instant, show
 from ..errors import MlpkgError
 from .bento.package import Bento, build, find_bento, has_bento, need_bentoml, news
 from .bento.run import start_server, stop_server, wait_until_up
 from ..settings import Settings
-from ..store import decisions_of, open_store
+from ..store import Store, decisions_of, open_store
 from ..times import iso
 
 # %% ../../nbs/14_serve/30_cli.ipynb #package
@@ -67,9 +68,9 @@ def serve(use_case: str, bento: str | None, host: str | None, port: int | None, 
     """Run a bento until Ctrl-C; the first one is built if there is none."""
     need_bentoml()
     settings = Settings.load(host=host, port=port)
-    chosen = choose_bento(use_case, bento, settings)
-    if as_of is not None:
+    if as_of is not None:  # before a bento is built, which takes a while
         settings = _rehearse(use_case, settings, as_of)
+    chosen = choose_bento(use_case, bento, settings)
     server = start_server(chosen, settings)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -94,16 +95,21 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 # %% ../../nbs/14_serve/30_cli.ipynb #as-of
 def _rehearse(name: str, settings: Settings, as_of: int) -> Settings:
     """Return the settings of a service whose clock says `as_of`; raises `MlpkgError` if the log goes on after that."""
-    from mlpkg.decisions import streams_of, use_case
-
-    streams, last = [*streams_of(use_case(name, settings)), decisions_of(name)], None
+    case = _decisions.use_case(name, settings)
     if settings.store_path.exists():
         with closing(open_store(settings)) as store:
-            last = store.last_arrival(streams)
-    if last is not None and last > as_of:
-        what = f"the log of {name} goes on until {iso(last)}, and the rehearsal would start at {iso(as_of)}"
-        raise MlpkgError(what, "start it later, or give it a state of its own: MLPKG_STATE=FOLDER")
+            last = _decisions.newest_arrival(case, store)
+            if last is not None and last > as_of:
+                raise _starts_too_early(case, store, last, as_of)
     return settings.at_clock(as_of)
+
+
+def _starts_too_early(case: _decisions.UseCase, store: Store, last: int, as_of: int) -> MlpkgError:
+    """Return the error of a rehearsal that would start before the newest entry of the log; it names the earliest start."""
+    stream = next((s for s in _decisions.streams_of(case) if store.last_arrival([s]) == last), decisions_of(case.name))
+    until = f"the log of {case.name} goes on until {iso(last)}, when {_decisions.newest_words(case, stream)}"
+    hint = f"start it with --as-of {_decisions.earliest_start(last)} or later, or give it a state of its own: MLPKG_STATE=FOLDER"
+    return MlpkgError(f"{until}, and the rehearsal would start at {iso(as_of)}", hint)
 
 # %% ../../nbs/14_serve/30_cli.ipynb #who-may-call
 def _who_may_call(settings: Settings) -> str:

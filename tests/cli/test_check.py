@@ -56,6 +56,18 @@ def test_an_empty_folder_is_told_to_make_a_project(project: Project, cli: Comman
     assert (answer.status, answer.err, os.listdir(project.folder)) == (1, "", [])
 
 
+def test_a_folder_of_projects_leads_to_them(project: Project, cli: Command):
+    (project.folder / "settings.ini").unlink()
+    for name, words, command in (
+        ("my clicks", "the folder my clicks is a project", "cd 'my clicks'"),
+        ("shop", "the folders my clicks, shop are projects", "cd PROJECT"),
+    ):
+        (project.folder / name).mkdir()
+        (project.folder / name / "settings.ini").touch()
+        settings = finding(cli("check", "--json"), "settings")
+        assert settings["detail"].endswith(f"or above; {words}") and settings["command"] == command
+
+
 def test_settings_without_a_use_case_say_so(project: Project, cli: Command):
     (project.folder / "settings.ini").write_text("[DEFAULT]\nstate = state\nuse_cases =\n")
     answer = cli("check")
@@ -110,8 +122,10 @@ def test_a_project_without_a_state_is_led_to_the_first_command_and_stays_as_it_i
 
 
 def test_looking_at_a_store_changes_nothing(shop: Project, cli: Command):
-    (shop.folder / "orders.csv").write_text("id,time,customer,amount\na,2025-01-01T00:00:00Z,c,1\nb,nonsense,c,2\n")
-    cli("ingest", "shop", "orders.csv")
+    rows = "a,2025-01-01T00:00:00.5Z,c,1,False\nb,nonsense,c,2,False\n"
+    (shop.folder / "orders.csv").write_text(f"id,time,customer,amount,returned\n{rows}")
+    ingested = cli("ingest", "shop", "orders.csv")
+    assert ingested.out.startswith("1 orders, 0 orders.returned (1 more are its default, not stored)\n")
     time.sleep(0.01)
     before = contents(shop.folder)
     answer = cli("check", "shop")
@@ -119,6 +133,9 @@ def test_looking_at_a_store_changes_nothing(shop: Project, cli: Command):
     assert "✓ store: 1 orders, 0 orders.returned, 0 decisions; from 2025-01-01 to 2025-01-01\n" in answer.out
     assert "· refused: 1 dead letters\n  → mlpkg dead-letters shop\n" in answer.out
     assert "✓ timelines: 1 of 1 are there\n" in answer.out
+    age = finding(cli("check", "shop", "--json"), "age")
+    assert age["detail"].startswith("the log ends at 2025-01-01T00:00:00.500000Z, when an event of orders arrived")
+    assert age["command"] == "mlpkg serve shop --as-of 2025-01-01T00:00:01Z", "the first full second after it"
 
 
 def test_a_changed_definition_says_what_will_be_built(shop: Project, cli: Command):

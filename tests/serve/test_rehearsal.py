@@ -23,7 +23,7 @@ from mlpkg.decisions.record import decode_decision
 from mlpkg.examples.fraud.policy import fraud
 from mlpkg.settings import Settings
 from mlpkg.store import Store
-from mlpkg.times import DAY, HOUR, iso, now
+from mlpkg.times import DAY, HOUR, SECOND, iso, now
 
 pytestmark = pytest.mark.e2e
 SPAN = 12 * HOUR
@@ -124,7 +124,7 @@ def test_a_log_played_against_a_service_is_equal_or_the_difference_is_named(
 
 def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path, cli: Command):
     """`mlpkg serve --as-of`: events arrive at its clock, features are of that time, and tokens go by the machine's clock."""
-    state, as_of = tmp_path / "state", now() - 400 * DAY
+    state, as_of = tmp_path / "state", now() // SECOND * SECOND - 400 * DAY
     served = [SCRIPTS / "mlpkg", "serve", "fraud", "--bento", made.bento.folder, "--port", str(free_port())]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -144,7 +144,9 @@ def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path
             entry = http.get("/v1/events/transactions/old").json()
             assert iso(as_of) <= entry["arrived"] < iso(as_of + HOUR), "the event arrived at the clock of the rehearsal"
             today = http.post("/v1/decide", json=payment("today")).json()
-            assert today["status"] == 503 and today["clock"] < iso(as_of + HOUR), "today lies in the future"
+            assert (today["status"], today["title"]) == (422, "Rejected"), "today lies in the future for good"
+            assert f"the clock of this rehearsal says {iso(as_of)[:10]}" in today["detail"]
+            assert "send an event of about that time" in today["detail"] and "machine" not in today["detail"]
             held = {"authorization": f"Bearer {secret['token']}"}
             features = http.get("/v1/features?customer_id=17", headers=held).json()
             assert iso(as_of) <= features["time"] < iso(as_of + HOUR), (
@@ -158,9 +160,17 @@ def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path
         process.wait(60)
     with opened(state) as store:
         result = ml.decisions.verify(fraud, store)
+        (letter,) = store.dead_letters()
     assert (result.decisions, result.mismatches) == (2, 0)
-    early = cli(*served[1:], "--as-of", iso(as_of), state=state)
-    early.said_one_line("the log of fraud goes on until", "MLPKG_STATE=FOLDER")
+    assert as_of <= letter.at < as_of + HOUR, "it was refused at the clock of the rehearsal"
+    report = cli("report", "fraud", state=state)
+    assert f"outcomes as known at {iso(as_of + 2 * DAY)}:\nfraud: known of 0, not yet of 2; 0 are" in report.out
+    report = cli("report", "fraud", "--as-of", iso(as_of + 30 * DAY), state=state)
+    assert "fraud: known of 2, not yet of 0; 2 are old enough" in report.out
+    assert not any(line.endswith(" ") for line in report.out.splitlines())
+    early = cli("serve", "fraud", "--bento", "none:such", "--as-of", iso(as_of), state=state)
+    words = "the log of fraud goes on until", "when an event of transactions arrived", f"--as-of {iso(as_of + 2 * DAY)} or"
+    early.said_one_line(*words, "MLPKG_STATE=FOLDER")
 
 
 def test_a_rehearsal_cannot_start_in_the_future_or_with_nothing(made: Packaged, tmp_path: Path, cli: Command):

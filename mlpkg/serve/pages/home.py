@@ -24,7 +24,7 @@ from .last_hour import Rates, rates
 from ..problems import problem
 from ..requests import Request, Response
 from ...store import DeadLetter, Entry, RecordedChange, Store, counts, decisions_of
-from ...times import SECOND, now
+from ...times import SECOND
 
 if TYPE_CHECKING:
     from mlpkg.serve.app import Application
@@ -72,12 +72,12 @@ def _state(store: Store) -> dict[str, Any]:
     first, latest = (next(store.read(position - 1, until=position), None) for position in (1, last))
     facts: dict[str, Any] = {"Entries of the log": last}
     if first is not None and latest is not None:
-        facts |= {"First entry": _arrival(first), "Latest entry": _arrival(latest)}
+        facts |= {"First entry": _arrival(first, store), "Latest entry": _arrival(latest, store)}
     return facts
 
 
-def _arrival(entry: Entry) -> str:
-    return f"{Moment(entry.arrived).human} UTC, {age((now() - entry.arrived) / SECOND)} ago"
+def _arrival(entry: Entry, store: Store) -> str:
+    return f"{Moment(entry.arrived).human} UTC, {age((store.settings.now() - entry.arrived) / SECOND)} ago"
 
 # %% ../../../nbs/14_serve/19_pages/03_home.ipynb #since
 def activation(changes: list[RecordedChange]) -> RecordedChange | None:

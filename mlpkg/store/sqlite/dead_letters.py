@@ -13,7 +13,6 @@ from ...json_values import json_body
 from ...schema import ClockDiffers, Rejected, event_id
 from ..records import Body, DeadLetter, Refusal
 from .session import Part, with_store_errors
-from ...times import now
 from ...untrusted import redacted
 
 # %% ../../../nbs/05_store/05_sqlite/20_dead_letters.ipynb #letter
@@ -57,7 +56,7 @@ class SqliteDeadLetters(Part):
         events = [refusal for refusal in refusals if refusal.why.status != 400]
         if not events:
             return
-        when = now()
+        when = self.session.settings.now()
         with self.session.transaction():
             for is_clock, statement in ((False, _INSERT), (True, _ONCE)):
                 chosen = (r for r in events if isinstance(r.why, ClockDiffers) is is_clock)

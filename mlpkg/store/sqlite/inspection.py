@@ -69,6 +69,7 @@ class StoreSummary:
     builds: int  # timelines that are not complete
     is_building: bool = False
     changes: dict[str, list[RecordedChange]] = field(default_factory=dict)  # of models, by use case
+    arrivals: dict[str, int] = field(default_factory=dict)  # the latest of each stream; empty if that takes too long
 
     def missing(self, features: FeatureSet) -> list[MissingTimeline]:
         """Return the timelines that a use case needs and the store does not hold."""
@@ -76,6 +77,7 @@ class StoreSummary:
 
 # %% ../../../nbs/05_store/05_sqlite/41_inspection.ipynb #read
 _PATIENCE = 1.0  # seconds
+_LATEST = "select source.name, max(arrived) from log join source on log.source = source.id group by source.id"
 _TIMES = "select time from log where source=? order by position"
 
 
@@ -114,6 +116,7 @@ def _count(db: Any, summary: StoreSummary) -> None:
             n: db.execute("select count(*) from log where source=?", (id,)).fetchone()[0] for n, id in streams.items()
         }
         summary.entries = counted
+        summary.arrivals = dict(db.execute(_LATEST))
     except apsw.InterruptError:
         return
     finally:
