@@ -140,7 +140,9 @@ def test_frames_show_the_text(store: Any):
     assert events["state"].fillna("-").tolist() == ["-", "dented", "fine", "-", "-"], "what is presumed is not put in"
     decisions: Any = lab.decisions(use_case=parcels.case, store=store)
     assert decisions["why"].fillna("-").tolist() == ["late", "late", "late", "-", "-"]
-    assert decisions["state"].tolist() == ["fine", "dented", "fine", "fine", "fine"]
+    assert decisions["state"].fillna("-").tolist() == ["fine", "dented", "fine", "fine", "-"], "the last one is the newest"
+    later: Any = lab.decisions(use_case=parcels.case, as_of="2026-06-01", store=store)
+    assert later["state"].tolist() == ["fine", "dented", "fine", "fine", "fine"]
     assert decisions["arrived_usual_30d"].fillna("-").tolist() == ["-", "-", "fine", "lost", "fine"]
     shown: Any = lab.preview(parcels.features, events, store=store)
     assert shown["arrived_last_last_3"].tolist()[3:] == ["lost", "fine"]
@@ -155,12 +157,15 @@ def test_one_decision_shows_its_texts(store: Any):
         ["why", "late", "reported"],
         ["state", "dented", "reported"],
     ]
-    silent: Any = lab.decision("p4", use_case=parcels.case, store=store)
+    young: Any = lab.decision("p4", use_case=parcels.case, store=store)
+    assert young.outcomes["note"].tolist()[1] == "not known yet"
+    silent: Any = lab.decision("p4", use_case=parcels.case, as_of="2026-06-01", store=store)
     assert silent.outcomes["value"].tolist()[1] == "fine" and "state = fine (presumed" in repr(silent)
 
 
 def test_a_report_counts_the_texts_by_action(store: Any):
-    summary = report(parcels.case, store)
+    assert report(parcels.case, store)["outcomes"]["state"]["unknown"] == 1, "the last parcel is the newest entry"
+    summary = report(parcels.case, store, as_of="2026-06-01")
     assert summary["outcomes"]["why"]["known"] == 3 and {*summary["outcomes"]["why"]["texts"]} == {"late"}
     states = {text: sum(actions.values()) for text, actions in summary["outcomes"]["state"]["texts"].items()}
     assert states == {"fine": 4, "dented": 1} and [*states] == ["fine", "dented"]
