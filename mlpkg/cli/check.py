@@ -31,7 +31,7 @@ def _of_state(case: UseCase, settings: Settings, store: StoreSummary | None) -> 
         findings.append(check_timelines(case, store))
     refused = check_refused(case, store) if store is not None else None
     age = check_age(case, store) if store is not None else None
-    return [*findings, *(found for found in (refused, age) if found), *check_models(case, settings, store)]
+    return [*findings, *(finding for finding in (refused, age) if finding), *check_models(case, settings, store)]
 
 
 def _of_use_case(name: str, settings: Settings, store: StoreSummary | None, is_readable: bool) -> list[Finding]:

@@ -26,8 +26,8 @@ from .compare import actions_of, choose_rows, find_side, read_history, score_row
 from .comparison import PandasFrame
 from .explain import Explanation, explain
 from .frames import When, find_store, find_use_case, times
-from .served import log_time
 from .origins import origin_of
+from .served import log_time
 from ..models import Model
 from ..rollout import ShadowScore, scores_about
 from ..schema import Outcome

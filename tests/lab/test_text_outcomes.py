@@ -140,7 +140,9 @@ def test_frames_show_the_text(store: Any):
     assert events["state"].fillna("-").tolist() == ["-", "dented", "fine", "-", "-"], "what is presumed is not put in"
     decisions: Any = lab.decisions(use_case=parcels.case, store=store)
     assert decisions["why"].fillna("-").tolist() == ["late", "late", "late", "-", "-"]
-    assert decisions["state"].fillna("-").tolist() == ["fine", "dented", "fine", "fine", "-"], "the last one is the newest"
+    assert decisions["state"].fillna("-").tolist() == ["fine", "dented", "fine", "fine", "-"], (
+        "the last one is the newest"
+    )
     later: Any = lab.decisions(use_case=parcels.case, as_of="2026-06-01", store=store)
     assert later["state"].tolist() == ["fine", "dented", "fine", "fine", "fine"]
     assert decisions["arrived_usual_30d"].fillna("-").tolist() == ["-", "-", "fine", "lost", "fine"]

@@ -169,7 +169,11 @@ def test_a_service_whose_clock_starts_in_the_past(made: Packaged, tmp_path: Path
     assert "fraud: known of 2, not yet of 0; 2 are old enough" in report.out
     assert not any(line.endswith(" ") for line in report.out.splitlines())
     early = cli("serve", "fraud", "--bento", "none:such", "--as-of", iso(as_of), state=state)
-    words = "the log of fraud goes on until", "when an event of transactions arrived", f"--as-of {iso(as_of + 2 * DAY)} or"
+    words = (
+        "the log of fraud goes on until",
+        "when an event of transactions arrived",
+        f"--as-of {iso(as_of + 2 * DAY)} or",
+    )
     early.said_one_line(*words, "MLPKG_STATE=FOLDER")
 
 
