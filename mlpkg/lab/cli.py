@@ -84,9 +84,7 @@ def ingest_command(
 # %% ../../nbs/17_lab/40_cli.ipynb #ingest-words
 def _show_ingested(done: Any, use_case: str) -> None:
     """Print what became of the rows."""
-    notes = {stream: f" ({count} more are its default, not stored)" for stream, count in done.defaults.items()}
-    counts = done.new | {stream: 0 for stream in notes if stream not in done.new}
-    new = ", ".join(f"{count} {stream}{notes.get(stream, '')}" for stream, count in counts.items())
+    new = ", ".join(f"{count} {stream}" for stream, count in done.new.items())
     show(f"{new}, {done.known} known already" if done.known else new)
     if done.waiting:
         show(f"{done.waiting} outcomes wait for their event")
@@ -94,6 +92,8 @@ def _show_ingested(done: Any, use_case: str) -> None:
         show(f"row {row}: {why}", err=True)
     if done.refused:
         show(f"rows refused: {len(done.refused)}; all of them: mlpkg dead-letters {use_case}", err=True)
+    for stream, count in done.defaults.items():
+        show(f"the default of {stream} is not stored: {count} rows have it", err=True)
     if done.assumed and done.taken:
         show("arrived is not a column: events count from their time, outcomes from it plus matures_after", err=True)
 

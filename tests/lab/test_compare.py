@@ -22,7 +22,7 @@ from mlpkg.errors import MlpkgError
 from mlpkg.lab.bootstrap import FEW_ENTITIES, MeanMeasure, RankMeasure, bootstrap
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.settings import Settings
-from mlpkg.times import DAY, instant, iso
+from mlpkg.times import DAY, instant, iso, now
 
 matplotlib.use("Agg")
 
@@ -156,7 +156,7 @@ def test_a_model_against_itself_differs_nowhere(fortnight: Fortnight) -> None:
 
 def test_what_was_served_is_what_was_recorded(fortnight: Fortnight) -> None:
     comparison = fortnight.compare("served", fortnight.live)
-    served: Any = lab.decisions(use_case=handbook.fraud, store=fortnight.store)
+    served: Any = lab.decisions(use_case=handbook.fraud, as_of=now(), store=fortnight.store)
     assert comparison.rows["id"].tolist() == served["id"].tolist() and len(served) > 500
     for side in "ab":  # the model that served gives it again
         assert comparison.rows[f"score_{side}"].tolist() == served["score"].tolist()
@@ -392,7 +392,7 @@ def test_the_outcome_is_shown_with_when_it_was_reported(bank: Bank) -> None:
     assert outcomes["value"].tolist() == [False, True]
     assert [t.isoformat()[:10] for t in outcomes["reported"]] == ["2018-04-05", "2018-04-07"]
     assert outcomes["note"].tolist() == ["reported, corrected later,", "reported"]
-    silent = lab.decision("t1", use_case=handbook.fraud, store=bank.store)
+    silent = lab.decision("t1", use_case=handbook.fraud, as_of=now(), store=bank.store)
     assert "fraud = False (presumed, as nothing was reported)" in repr(silent)
 
 
