@@ -62,14 +62,14 @@ def _decimals(cells: pd.Series, profile: Profile) -> int:
     return min(max((-exponent for exponent in exponents if isinstance(exponent, int)), default=0), 9)
 
 
-def annotation_of(profile: Profile, cells: pd.Series) -> str:
-    """The type of a field, as it is written in a contract."""
+def annotation_of(profile: Profile, cells: pd.Series, *, grows: bool = False) -> str:
+    """The type of a field, as it is written in a contract; a whole number that grows has no upper bound."""
     if profile.kind == "time":
         return "int | None = None"
     if profile.kind in ("truth", "text"):
         base = "bool" if profile.kind == "truth" else "str"
     else:
-        base = _number_annotation(profile, cells)
+        base = "Annotated[int, Field(ge=0)]" if grows and profile.least >= 0 else _number_annotation(profile, cells)
     return base if profile.filled == 1 else f"{base} | None = None"
 
 
@@ -169,11 +169,14 @@ def _shown(number: float) -> str:
     return f"{int(number)}" if abs(number) < 1e18 and number == int(number) else f"{number:g}"
 
 
-def field_of(name: str, profile: Profile, cells: pd.Series, tz: str | None = None) -> ProposedField:
-    """The field that is proposed for a column."""
+def field_of(
+    name: str, profile: Profile, cells: pd.Series, tz: str | None = None, *, grows: bool = False
+) -> ProposedField:
+    """The field that is proposed for a column; a whole number that grows has no upper bound."""
     is_number = profile.kind in ("int", "number")
     seen = f"{_shown(profile.least)} to {_shown(profile.most)}" if is_number else f"{profile.distinct} different"
     seen = f"a time in seconds since 1970: {seen}" if profile.kind == "time" else seen
     seen += f", {1 - profile.filled:.0%} missing" if profile.filled < 1 else ""
     seen += f", also {', '.join(repr(text[:20]) for text in profile.odd)}" if profile.odd else ""
-    return ProposedField(name, annotation_of(profile, cells), conversion_of(profile, tz), seen, profile.kind)
+    annotation = annotation_of(profile, cells, grows=grows)
+    return ProposedField(name, annotation, conversion_of(profile, tz), seen, profile.kind)

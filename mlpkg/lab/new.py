@@ -6,6 +6,8 @@
 __all__ = ['new_command']
 
 # %% ../../nbs/17_lab/61_new.ipynb #imports
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,4 +54,14 @@ def new_command(name: str, file: Path | None, into: Path | None, bare: bool, **c
     made = new_project(name, proposal, into=into, bare=bare)
     show(f"{made.folder} has {len(made.files)} files; it decides {made.source}")
     show(*(f"  {note}" for note in made.notes))
-    show(f"go on with: cd {made.folder} && {'mlpkg check' if bare else 'make test demo'}")
+    show("go on with:", *(f"  {command}" for command in _next_commands(name, made.folder, file, bare=bare)))
+
+
+def _next_commands(name: str, folder: Path, file: Path | None, *, bare: bool) -> list[str]:
+    """What to type next: the steps of the tutorial, with the file as it is seen from the project."""
+    commands = [f"cd {shlex.quote(str(folder))}", "mlpkg check"]
+    if file is not None:
+        commands.append(f"mlpkg ingest {name} {shlex.quote(os.path.relpath(file, folder))}")
+    return (
+        commands if bare else [*commands, "make test demo  # minutes: notebooks, tests, and a demo on made-up events"]
+    )

@@ -32,7 +32,7 @@ from ..errors import MlpkgError
 from .proposal import Proposal, ProposedField, field_name, propose
 from .python_code import LINE, laid_out, quoted
 from .raw_rows import RawRows, read_rows
-from ..times import duration
+from ..times import duration, now
 from ..untrusted import printable
 
 # %% ../../nbs/17_lab/60_project.ipynb #check-name
@@ -257,7 +257,9 @@ def _example_of(shapes: Mapping[str, dict[str, Any]], time: str) -> dict[str, An
     return example
 
 # %% ../../nbs/17_lab/60_project.ipynb #context-of
-def _context(name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool) -> dict[str, Any]:
+def _context(
+    name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool, policy_file: str = "nbs/policy.ipynb"
+) -> dict[str, Any]:
     """All that the templates need."""
     values = {field.name: _converted(field, rows) for field in proposal.fields}
     shapes = {
@@ -281,13 +283,19 @@ def _context(name: str, proposal: Proposal, rows: RawRows, *, is_mapped: bool) -
         "outcome": outcome,
         "imports": _imports(*(field.annotation for field in proposal.fields), outcome.annotation),
         "shapes": shapes,
-        "example": _example_of(shapes, times["rehearsal"]),
+        "example": _example_of(shapes, times["example_time"]),
         "proposal": proposal,
-        "notes": proposal.notes if is_mapped else (),
+        "notes": (*proposal.notes, _policy_note(outcome, policy_file)) if is_mapped else (),
         **_features_of(proposal),
         **times,
         **_words(outcome),
     }
+
+
+def _policy_note(outcome: _Target, file: str) -> str:
+    """What of the policy is a placeholder, and where to change it."""
+    names = " and ".join(_ACTIONS)
+    return f"The policy is a placeholder: its threshold {outcome.threshold} and its actions {names} are in {file}."
 
 # %% ../../nbs/17_lab/60_project.ipynb #context-parts
 def _source_name(proposal: Proposal, name: str) -> str:
@@ -304,16 +312,23 @@ def _reading(proposal: Proposal) -> str:
 
 
 def _times(proposal: Proposal) -> dict[str, Any]:
-    """The span of the file, and the stretch that the demo decides: its last twentieth."""
+    """The span of the file, the end of its log, and the stretch that the demo decides: its last twentieth.
+
+    The log ends with the outcome of the last event. A rehearsal begins a second later, if that is in the past.
+    """
     first, last = pd.Timestamp(proposal.first), pd.Timestamp(proposal.last)
     span: Any = last - first
-    known: Any = last.ceil("D") + pd.Timedelta(microseconds=duration(proposal.matures_after))
+    known: Any = last.ceil("s") + pd.Timedelta(microseconds=duration(proposal.matures_after))
+    is_old = known < pd.Timestamp(now(), unit="us", tz="UTC")
+    lengths = [window for windows in proposal.windows.values() for window in windows]
     days = max(1, int(np.ceil(span / pd.Timedelta(days=1))))
     live: Any = (last - span / 20).floor("h" if days > 2 else "min")
     return {
         "start": f"{first.floor('h'):%Y-%m-%d %H:%M}",
         "days": days,
-        "rehearsal": f"{known + pd.Timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}",
+        "example_time": f"{(known if is_old else last.floor('s')) + pd.Timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}",
+        "is_old": is_old,
+        "empty_windows": [w for w in dict.fromkeys(lengths) if duration(w) <= duration(proposal.matures_after)],
         "first_day": f"{first:%Y-%m-%d}",
         "last_day": f"{last + pd.Timedelta(days=1):%Y-%m-%d}",
         "live_from": f"{live:%Y-%m-%dT%H:%M:%SZ}",
@@ -321,12 +336,15 @@ def _times(proposal: Proposal) -> dict[str, Any]:
     }
 
 
+_ACTIONS = ("accept", "review")
+
+
 def _words(outcome: _Target) -> dict[str, Any]:
     """Names and sentences about the outcome."""
     is_number = outcome.kind in ("int", "number")
     question = f"{outcome.name} is {outcome.words[0]!r}" if outcome.kind == "text" else outcome.name
     return {
-        "actions": ("accept", "review"),
+        "actions": _ACTIONS,
         "objective": "regression" if is_number else "binary",
         "is_number": is_number,
         "score_meaning": f"the expected {outcome.name}"
@@ -448,18 +466,18 @@ def new_project(
             f"{folder} is there already and not empty", "choose another name, or another folder with --into"
         )
     with tempfile.TemporaryDirectory() as aside:
-        context = _context_of(name, proposal, Path(aside))
+        context = _context_of(name, proposal, Path(aside), f"{name}.py" if bare else "nbs/policy.ipynb")
     files = _write(folder, list(_rendered(context, bare=bare)))
     if not bare:
         _export_notebooks(folder)
     return NewProject(folder, tuple(files), context["source"], tuple(context["notes"]))
 
 
-def _context_of(name: str, proposal: Proposal | None, aside: Path) -> dict[str, Any]:
+def _context_of(name: str, proposal: Proposal | None, aside: Path, policy_file: str) -> dict[str, Any]:
     """The context of a proposal, or of the sample, which is written into the folder `aside`."""
     is_mapped = proposal is not None
     if proposal is None:
         sample_orders().to_csv(aside / "orders.csv", index=False)
         proposal = propose(aside / "orders.csv")
     rows = next(read_rows(proposal.file, encoding=proposal.encoding, delimiter=proposal.delimiter, size=proposal.rows))
-    return _context(name, proposal, rows, is_mapped=is_mapped)
+    return _context(name, proposal, rows, is_mapped=is_mapped, policy_file=policy_file)

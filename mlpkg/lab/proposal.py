@@ -8,7 +8,7 @@ __all__ = ['Proposal', 'propose']
 # %% ../../nbs/17_lab/56_proposal.ipynb #imports
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import pandas as pd
 from ..errors import MlpkgError
 from .contract_fields import ProposedField, conversion_of, field_name, field_of
 from .conversions import times_every, zone_of
+from .files import is_index
 from mlpkg.lab.first_features import (
+    growing_columns,
     maturity_of,
     retention_of,
     summed_fields,
@@ -30,7 +32,7 @@ from mlpkg.lab.first_features import (
 from .profiles import Profile, profile_column
 from .python_code import quoted
 from .raw_rows import RawRows, check_text_file, detect_delimiter, detect_encoding, is_text, read_rows
-from .roles import Question, check_zone, id_column, key_columns, outcome_column, time_column
+from .roles import Question, ask_at_once, check_zone, id_column, key_columns, outcome_column, time_column
 from ..models.categories import MOST
 from ..times import now
 
@@ -124,6 +126,8 @@ def _span(instants: pd.Series) -> int:
 # %% ../../nbs/17_lab/56_proposal.ipynb #left
 def _left_out(profile: Profile, rows: int, keys: Sequence[str], tz: str | None) -> str | None:
     """Why a column is no field; None if it is one."""
+    if is_index(profile.name):
+        return "the index of a data frame"
     if profile.kind == "empty":
         return "empty"
     if profile.kind == "nested":
@@ -169,7 +173,8 @@ class _Roles:
 
     def id_columns(self, rows: RawRows) -> list[str]:
         """The columns that make an id: one, or all but the outcome."""
-        return [self.id] if self.id else [name for name in rows.columns if name != self.outcome.name]
+        of_event = [name for name in rows.columns if name != self.outcome.name and not is_index(name)]
+        return [self.id] if self.id else of_event
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #good
 def _id_code(roles: _Roles, rows: RawRows) -> str:
@@ -286,10 +291,24 @@ def _field_notes(profiles: Sequence[Profile], left: Mapping[str, str], rows: int
             notes.append(
                 f"{p.name!r} could be read in two ways, with the decimal sign {signs}; the first one is taken."
             )
+    if few := [f"{p.name!r} ({p.distinct})" for p in profiles if _has_few_words(p) and p.name not in left]:
+        notes.append(
+            f"A new value is accepted in texts of few values: {', '.join(few)}. To reject it, write Literal[...] in place of str."
+        )
     groups: dict[str, list[str]] = {}
     for name, why in left.items():
         groups.setdefault(why, []).append(repr(name))
     return notes + [f"Left out, as they are {why}: {', '.join(names)}." for why, names in groups.items()]
+
+
+def _has_few_words(profile: Profile) -> bool:
+    """Whether a column has so few texts that a contract could name them."""
+    return profile.kind == "text" and profile.mostly is None and profile.distinct <= 12
+
+
+def _growing_notes(names: Sequence[str]) -> list[str]:
+    """Which numbers have no upper bound."""
+    return [f"No upper bound, as larger ones will come: {', '.join(map(repr, names))}."] if names else []
 
 
 _KINDS = {
@@ -393,12 +412,24 @@ def propose(
         raise Question(
             "rows are numbered by a start and an interval", {"every": every or "1h", "start": start or "2024-01-01"}
         )
-    when = time_column(profiles, rows, time, format) if start is None else None
-    if when is not None:
-        check_zone(when, tz)
-    label = outcome_column(profiles, rows, outcome)
-    roles = _Roles(id_column(profiles, len(rows), id), when, label, tz, start or "", every or "")
+    questions: list[Question] = []
+    when = _answer(questions, time_column, profiles, rows, time, format) if start is None else None
+    when_probably = when or next((p for p in profiles.values() if p.kind == "time"), None)
+    if start is None and when_probably is not None:
+        _answer(questions, check_zone, when_probably, tz)
+    label = _answer(questions, outcome_column, profiles, rows, outcome)
+    ask_at_once(questions)
+    named = {name: profile for name, profile in profiles.items() if id is not None or not is_index(name)}
+    roles = _Roles(id_column(named, len(rows), id), when, label, tz, start or "", every or "")
     return _proposal(path, encoding, delimiter, rows, profiles, roles)
+
+
+def _answer(questions: list[Question], look: Callable[..., Any], *arguments: Any) -> Any:
+    """What `look` finds; if it asks, its question joins the others, so that a person answers all of them at once."""
+    try:
+        return look(*arguments)
+    except Question as question:
+        questions.append(question)
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #defaults
 _OF_DECISIONS = ("label", "score", "action", "position", "version", "model", "weight")  # columns beside an outcome
@@ -444,14 +475,20 @@ def _proposal(
     """The proposal for rows whose roles are known."""
     instants = roles.times(rows)
     good = _good_rows(rows, roles, instants)
+    times = instants if good is rows else roles.times(good)
     profiles = profiles if good is rows else _profiles(good.columns)
     names, label = _names(profiles, roles.outcome.name), replace(roles.outcome, filled=1.0, odd=())
     free = {name: profile for name, profile in profiles.items() if name not in roles.used}
     key_names = key_columns(profiles, len(good), roles.used)
     left = {name: why for name, p in free.items() if (why := _left_out(p, len(good), key_names, roles.tz))}
-    fields = [field_of(names[name], p, good[name], roles.tz) for name, p in free.items() if name not in left]
+    growing = growing_columns((p for p in free.values() if p.name not in left), key_names, good, times)
+    fields = [
+        field_of(names[name], p, good[name], roles.tz, grows=name in growing)
+        for name, p in free.items()
+        if name not in left
+    ]
     keys = tuple(names[name] for name in key_names)
-    span, times = _span(instants), instants if good is rows else roles.times(good)
+    span = _span(instants)
     windows = {names[key]: window_lengths(span, usual_gap(times, good[key])) for key in key_names}
     matures_after = maturity_of(span)
     retention = retention_of(span, [lengths[-1] for lengths in windows.values()], matures_after)
@@ -464,7 +501,7 @@ def _proposal(
         field_of(names[label.name], label, good[label.name], roles.tz), str(instants.min()), str(instants.max()),
         None if is_unknown.any() else _default(label, good[label.name]), matures_after, windows, retention,
         usable, categories, summed_fields(fields, usable),
-        _notes(rows, good, profiles, roles, instants, left, matures_after),
+        (*_notes(rows, good, profiles, roles, instants, left, matures_after), *_growing_notes(growing)),
     )  # fmt: skip
 
 # %% ../../nbs/17_lab/56_proposal.ipynb #all-notes
