@@ -12,9 +12,7 @@ from http_bank import EVENTS, Bank
 from serving import Packaged, payment, serving
 
 GROWTH = 24 << 20  # bytes that the worker may have more after all of it
-SLOWED = (
-    1.0  # seconds within which single events are decided, whatever else comes in, on a machine with nothing else to do
-)
+SLOWED = 1.0  # seconds within which single events are decided, whatever else comes in, on a machine that is not busy
 HEAD = b"POST /v1/decide HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 CLOSE = b"connection: close\r\n"
 BATCH = f"POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n".encode()
@@ -72,15 +70,15 @@ def decide_singly(bank: Bank, n: int = 50) -> float:
 
 
 @contextlib.contextmanager
-def not_slowed(bank: Bank, bound: float = SLOWED) -> Iterator[list[float]]:
+def not_slowed(bank: Bank) -> Iterator[list[float]]:
     """Collect what `decide_singly` measured inside the block; outside it, compare with the pace that the machine allows.
 
-    A busy machine is slow with and without an attack, so the bound is `bound` seconds or ten times the pace without one.
+    A busy machine is slow with and without an attack, so the bound is a second or ten times the pace without one.
     """
     meanwhile: list[float] = []
     yield meanwhile
     assert meanwhile, "nothing was decided meanwhile"
-    if max(meanwhile) >= bound:
+    if max(meanwhile) >= SLOWED:
         alone = decide_singly(bank)
         assert max(meanwhile) < 10 * alone, f"{max(meanwhile):.2f} s, without an attack {alone:.2f} s"
 
