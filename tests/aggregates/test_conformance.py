@@ -261,7 +261,7 @@ def test_it_is_right_where_it_is_hard(verb: str):
 @ALL
 def test_it_is_right_on_random_streams(verb: str):
     @settings(
-        max_examples=250 if LONG else 3, deadline=None, derandomize=not LONG, database=None,
+        max_examples=100 if LONG else 3, deadline=None, derandomize=not LONG, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     @given(streams(), st.integers(0, 2**32))

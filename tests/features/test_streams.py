@@ -526,7 +526,7 @@ def asks_of(rng: random.Random, seed: int) -> dict[str, Ask]:
 
 
 STREAMS_A_TEST = 10 if LONG else 3
-TESTS = 210 if LONG else 4
+TESTS = 100 if LONG else 4
 
 
 @pytest.mark.parametrize("k", range(TESTS))
