@@ -180,6 +180,8 @@ def times_every(rows: _Numbered, start: str, every: str) -> pd.Series:
     """
     try:
         first, step = instant(start), duration(every)
+        if not step:
+            raise ValueError(f"{every!r} would put all rows at one time")
     except ValueError as error:
         raise MlpkgError(
             f"times every {every!r} from {start!r}: {error}", "write them as in 2024-01-01 and 1h"

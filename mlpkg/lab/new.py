@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ..cli import show
+from ..cli import progress, show
 from ..errors import MlpkgError
 
 # %% ../../nbs/17_lab/61_new.ipynb #new
@@ -48,10 +48,11 @@ def new_command(name: str, file: Path | None, into: Path | None, bare: bool, **c
     if file is None and known:
         raise MlpkgError(f"--{next(iter(known))} is about a file, and none is named", "name one: --from FILE")
     try:
-        proposal = propose(file, **known) if file else None
+        with progress("new", unit=""):
+            proposal = propose(file, **known) if file else None
+            made = new_project(name, proposal, into=into, bare=bare)
     except Question as question:
         raise question.as_options() from None
-    made = new_project(name, proposal, into=into, bare=bare)
     show(f"{made.folder} has {len(made.files)} files; it decides {made.source}")
     show(*(f"  {note}" for note in made.notes))
     show("go on with:", *(f"  {command}" for command in _next_commands(name, made.folder, file, bare=bare)))

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import islice
+from math import isfinite
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from .conversions import UNITS, number_of, time_of, zone_of
@@ -236,7 +238,7 @@ def epoch_format(least: float, most: float) -> str | None:
 def profile_column(name: str, cells: pd.Series, decimal: str | None = None) -> Profile:
     """What a column holds. `decimal` is the decimal sign of other columns, for cells such as ``1.234``."""
     values = [cell for cell in cells if cell is not None and cell == cell]
-    if any(isinstance(value, list | dict | bytes) for value in values):
+    if not all(isinstance(value, str | int | float | Decimal | date | np.generic) for value in values):
         return Profile(name, "nested", filled=len(values) / len(cells))
     texts = [_text_of(value) for value in values]
     nulls = _nulls_in(Counter(texts), _NULLS)
@@ -303,9 +305,11 @@ def _as_number(
         return number_of(text, **notation)
 
     parsed = (float(number) for text in counted if (number := read(text) if notation else text) is not None)
-    numbers = [number for number in parsed if abs(number) < float("inf")] or [0.0]
+    numbers = [number for number in parsed if isfinite(number)] or [0.0]
     whole = all(number == int(number) and abs(number) < 2**53 for number in numbers)
-    odd = _few_without(counted, read) if notation else ()
+    if infinite := [text for text in counted if text.strip("+-").casefold() in ("inf", "infinity")]:
+        share -= sum(counted[text] for text in infinite) / sum(counted.values())
+    odd = (*infinite, *(_few_without(counted, read) if notation else ()))[:3]
     bounds = {"least": min(numbers), "most": max(numbers)}
     known = {**known, "has_unit": bool(notation) and any(read(text) not in (None, text) for text in counted)}
     return Profile(name, "int" if whole else "number", notation, share=share, odd=odd, **bounds, **known)

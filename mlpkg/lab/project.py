@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,9 @@ def _converted(field: ProposedField, rows: RawRows) -> pd.Series:
     cells = field.conversion.apply(rows)
     if field.kind == "truth":
         return cells.map({"true": True, "false": False, True: True, False: False})
-    return pd.Series(pd.to_numeric(cells, errors="coerce")) if field.kind in ("int", "number", "time") else cells
+    if field.kind in ("int", "number", "time"):
+        return pd.Series(pd.to_numeric(cells, errors="coerce")).replace([np.inf, -np.inf], np.nan)
+    return cells
 
 
 def _imports(*annotations: str) -> str:
@@ -409,7 +412,7 @@ def _export_notebooks(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _EXPORT], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise MlpkgError(f"nbdev could not export the notebooks of {folder}: {''.join(last)}", "run make export there")
+        raise MlpkgError(f"nbdev could not export the notebooks: {''.join(last)}", "check its installation")
 
 # %% ../../nbs/17_lab/60_project.ipynb #sample
 def sample_orders(orders: int = 3_000, seed: int = 0) -> pd.DataFrame:
@@ -426,6 +429,26 @@ def sample_orders(orders: int = 3_000, seed: int = 0) -> pd.DataFrame:
     risk = 0.08 + 0.4 * (frame["category"] == "clothes") * (frame["amount"] > 40)
     frame["returned"] = np.where(rng.random(orders) < risk, "true", "false")
     return frame
+
+# %% ../../nbs/17_lab/60_project.ipynb #becomes
+@contextmanager
+def _becomes(folder: Path, name: str) -> Iterator[Path]:
+    """A folder for the files of a project; it becomes `folder` if all goes well, else it is removed."""
+    try:
+        is_new = not folder.exists()
+        if not is_new and (not folder.is_dir() or any(folder.iterdir())):
+            what = f"{folder} is there already and not empty"
+            raise MlpkgError(what, "choose another name, or another folder with --into")
+        place = folder.parent if is_new else folder
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=place) as aside:
+            unfinished = Path(aside) / name
+            unfinished.mkdir()
+            yield unfinished
+            for path in [unfinished] if is_new else list(unfinished.iterdir()):
+                path.rename(folder if is_new else folder / path.name)
+    except OSError as error:
+        raise MlpkgError(f"{folder} cannot be made: {error.strerror}", "choose another place with --into") from None
 
 # %% ../../nbs/17_lab/60_project.ipynb #new-project
 @dataclass(frozen=True)
@@ -457,19 +480,15 @@ def new_project(
     Raises
     ------
     MlpkgError
-        When no package can have that name, or the folder is not empty.
+        When no package can have that name, or the folder is not empty or cannot be made. Nothing is left of the project then.
     """
     check_project_name(name)
     folder = Path(name if into is None else into)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MlpkgError(
-            f"{folder} is there already and not empty", "choose another name, or another folder with --into"
-        )
-    with tempfile.TemporaryDirectory() as aside:
-        context = _context_of(name, proposal, Path(aside), f"{name}.py" if bare else "nbs/policy.ipynb")
-    files = _write(folder, list(_rendered(context, bare=bare)))
-    if not bare:
-        _export_notebooks(folder)
+    with _becomes(folder, name) as unfinished:
+        context = _context_of(name, proposal, unfinished.parent, f"{name}.py" if bare else "nbs/policy.ipynb")
+        files = _write(unfinished, list(_rendered(context, bare=bare)))
+        if not bare:
+            _export_notebooks(unfinished)
     return NewProject(folder, tuple(files), context["source"], tuple(context["notes"]))
 
 

@@ -92,7 +92,11 @@ def _sample(path: Path, encoding: str | None, delimiter: str | None) -> RawRows:
     rows = next(read_rows(path, encoding=encoding, delimiter=delimiter, size=_ROWS), None)
     if rows is None or len(rows) < 20:
         count = 0 if rows is None else len(rows)
-        why = f"; row {rows.unreadable[0].row} {rows.unreadable[0].reason}" if rows and rows.unreadable else ""
+        why = (
+            f"; row {rows.unreadable[0].row} {rows.unreadable[0].reason}"
+            if rows is not None and rows.unreadable
+            else ""
+        )
         hint = "a proposal needs at least 20, a model some hundreds: take a longer file"
         raise MlpkgError(f"{path} has {count} rows that can be read{why}", hint)
     return rows
@@ -131,7 +135,7 @@ def _left_out(profile: Profile, rows: int, keys: Sequence[str], tz: str | None) 
     if profile.kind == "empty":
         return "empty"
     if profile.kind == "nested":
-        return "a list or bytes"
+        return "neither texts nor numbers nor times"
     if profile.distinct == 1 and profile.filled == 1:
         return "the same in all rows"
     if profile.kind == "time" and profile.other is not None:
@@ -221,7 +225,12 @@ def _id_notes(roles: _Roles, rows: RawRows) -> list[str]:
 def _time_notes(roles: _Roles, rows: RawRows, instants: pd.Series) -> list[str]:
     """The zone, times that cannot be read, and times in the future."""
     future = int((instants > pd.Timestamp(now(), unit="us", tz="UTC")).sum())
-    notes = [f"{_many(future, 'time is', 'times are')} in the future."] if future else []
+    before = int((instants < pd.Timestamp(0, tz="UTC")).sum())
+    notes = [
+        f"{_many(count, 'time is', 'times are')} {where}; {_REJECTED[count == 1]} will be rejected."
+        for count, where in ((future, "in the future"), (before, "before 1970"))
+        if count
+    ]
     if roles.time is None:
         return [
             f"No column is a time: row 0 is at {roles.start}, and each row {roles.every} after the row before.",

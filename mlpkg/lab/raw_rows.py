@@ -13,7 +13,9 @@ import gzip
 import io
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,9 +41,14 @@ def is_text(path: Path) -> bool:
     return bool(ends) and (ends[-1] in _TEXT or (ends[-1] in _PACKED and ends[-2:-1] != [] and ends[-2] in _TEXT))
 
 
-def _open(path: Path, mode: str = "rb", **options: Any) -> Any:
-    """A file, unpacked if it is compressed."""
-    return _PACKED.get(path.suffix.lower(), open)(path, mode, **options)
+@contextmanager
+def _open(path: Path, mode: str = "rb", **options: Any) -> Iterator[Any]:
+    """A file, unpacked if it is compressed; one that is damaged or cut off raises `MlpkgError`, also in its middle."""
+    try:
+        with _PACKED.get(path.suffix.lower(), open)(path, mode, **options) as file:
+            yield file
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise MlpkgError(f"{path} cannot be read: {error}", "check that the whole file is here") from None
 
 # %% ../../nbs/17_lab/50_raw_rows.ipynb #looks
 _MAGIC = {
@@ -60,11 +67,8 @@ def check_text_file(path: Path) -> None:
         raise MlpkgError(f"{path} is a folder", "name one of its files")
     if not path.is_file():
         raise MlpkgError(f"{path} is not a file", "check the path")
-    try:
-        with _open(path) as file:
-            start = file.read(1 << 16)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise MlpkgError(f"{path} cannot be unpacked: {error}", "check that the whole file is here") from None
+    with _open(path) as file:
+        start = file.read(1 << 16)
     if not start.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
         raise MlpkgError(f"{path} is empty", "its first row has to name the columns")
     for magic, (what, hint) in _MAGIC.items():

@@ -297,7 +297,7 @@ def json_lines(folder: Path) -> MessyFile:
     for n in (119, 120, 121):
         del file.good[str(n)]
     file.path.write_text("\n".join(lines), "utf-8")
-    file.notes = ("Left out, as they are a list or bytes: 'tags'",)
+    file.notes = ("Left out, as they are neither texts nor numbers nor times: 'tags'",)
     return file
 
 
