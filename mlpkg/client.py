@@ -121,6 +121,28 @@ def _seconds(text: str | None) -> float:
     """The seconds of a `Retry-After` header."""
     return float(text) if text and text.isascii() and text.isdigit() else 0.0
 
+# %% ../nbs/15_client.ipynb #address
+def _service_url(url: str) -> str:
+    """The address of a service, checked, without the last slash."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL("")
+    if parts.userinfo:
+        raise MlpkgError("the address of the service has a name or a password in it", "hand over a token instead")
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise MlpkgError(f"{url!r} is no address of a service", "write it like http://127.0.0.1:3000")
+    return url.rstrip("/")
+
+
+def _bearer(token: str) -> str:
+    """The header of a token: one line of visible ASCII."""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise MlpkgError(
+            "the token has characters that no token has", "it is one line, as mlpkg token create prints it"
+        )
+    return f"Bearer {token}"
+
 # %% ../nbs/15_client.ipynb #transport
 _T = TypeVar("_T")
 _AGAIN = {408, 425, 429, 502, 503, 504}  # the statuses after which a request is sent again
@@ -132,8 +154,8 @@ class _Transport:
     def __init__(
         self, url: str = "http://127.0.0.1:3000", *, token: str | None = None, timeout: float = 2.0, attempts: int = 6
     ):
-        self.url, self.timeout, self.attempts = url.rstrip("/"), timeout, attempts
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.url, self.timeout, self.attempts = _service_url(url), timeout, attempts
+        self._headers = {"authorization": _bearer(token)} if token else {}
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         raise NotImplementedError

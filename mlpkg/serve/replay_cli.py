@@ -72,9 +72,10 @@ def _replay_http(case: _decisions.UseCase, store: Store, start: int, end: int, u
     from mlpkg.serve.http_replay import summary
 
     file: Path | None = options["token_file"]
-    token = file.read_text("utf-8").strip() if file else None
-    with Client(url, token=token, timeout=30.0) as client:
+    token = file.read_text("utf-8", "replace").strip() if file else None
+    with Client(url, token=token) as client:  # which says soon that nobody answers
         ready = client.ready() or {}
+    with Client(url, token=token, timeout=30.0) as client:
         steps = _decisions.replay_steps(case, store, start, end)
         played = _play(case, client, steps, _entries(case, store), **options)
     if options["as_json"]:

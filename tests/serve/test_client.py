@@ -191,3 +191,23 @@ def test_a_service_that_is_killed_and_comes_back_is_asked_again(server: Server):
     with closing(ml.open_store(Settings(state=server.state))) as store:
         recorded = [e.id for e in store.read(streams=["decisions.fraud"]) if e.id.startswith("k-")]
     assert sorted(recorded) == sorted(event["id"] for event in events)
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "words"),
+    [
+        ("127.0.0.1:3000", None, "no address of a service"),
+        ("", None, "no address of a service"),
+        ("ftp://127.0.0.1", None, "no address of a service"),
+        ("http://", None, "no address of a service"),
+        ("http://me:hidden@127.0.0.1", None, "a name or a password"),
+        ("http://127.0.0.1", "hidden\nline", "characters that no token has"),
+        ("http://127.0.0.1", "hidden\ufffd", "characters that no token has"),
+    ],
+)
+def test_an_address_or_token_that_cannot_be_right_is_an_error_that_shows_no_secret(
+    url: str, token: str | None, words: str
+):
+    with pytest.raises(ml.MlpkgError, match=words) as error:
+        Client(url, token=token)
+    assert "hidden" not in str(error.value)
