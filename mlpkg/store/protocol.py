@@ -48,8 +48,8 @@ class DecisionTransaction(Protocol):
         """Return the timeline of one entity with at least all rows later than `since`.
 
         `edges` are the bounds of windows, ascending, in microseconds after `since`. With `edges`, the store may return a long timeline
-        as tiles, each of which sums up several rows. No tile contains rows from both sides of an edge. Rows up to the first edge may
-        be missing.
+        as tiles, each of which sums up several rows. No tile contains rows from both sides of an edge, nor a report about the event
+        itself. Rows up to the first edge may be missing.
         """
         ...
 

@@ -67,6 +67,7 @@ class SqliteDecision:
         self._parts, self._use_case, self._source, self._row = parts, use_case, source, row
         self._arrived, self._clock = arrived, clock
         self._heads: Heads = {}
+        self._is_reported = False
         self.event_position = self.log_position = 0
         self.recorded: str | None = None
 
@@ -74,8 +75,9 @@ class SqliteDecision:
         parts, row = self._parts, self._row
         parts.session.begin()
         try:
-            self.event_position, new = parts.events.append(self._source, row, self._arrived, self._clock, self._heads)
-            if new:
+            appended = parts.events.append(self._source, row, self._arrived, self._clock, self._heads)
+            self.event_position, self._is_reported = appended.position, appended.is_reported
+            if appended.is_new:
                 self.log_position = self.event_position
             else:
                 self.log_position = parts.run("select max(position) from log").fetchone()[0]
@@ -99,7 +101,7 @@ class SqliteDecision:
         if value == NULL:
             return Packed(b"", timelines.columns)
         head = self._heads.get((stream, key, value)) or timelines.head(value)
-        return timelines.read(head, since, edges)
+        return timelines.read(head, since, None if self._is_reported else edges)  # a tile would hold the own report
 
     def read_many(self, stream: str, key: str, values: Sequence[int], since: int) -> Timeline:
         """Return the timelines of several entities laid end to end."""

@@ -182,12 +182,12 @@ class SqliteFeedback(Part):
             self.timelines.settle(outcome, event, new.position, row.codes, corrects=bool(reports))
         return Receipt(row.id, new.position, True, event is None)
 
-    def event_arrived(self, outcome: Outcome, id: str, event: LoggedEvent) -> None:
-        """Connect the reports that waited for an event with it."""
+    def event_arrived(self, outcome: Outcome, id: str, event: LoggedEvent) -> bool:
+        """Connect the reports that waited for an event with it; return whether there were any."""
         number = self.cache.streams.get(outcome.stream)
         self.db.execute(f"delete from waiting where {VERSIONS}", (number, *version_bounds(id)))
         if number is None or not self.db.changes():
-            return
+            return False
         reports = []
         for report in self.log.reports(number, id):
             if not report.time:
@@ -198,6 +198,7 @@ class SqliteFeedback(Part):
         self.db.executemany("update log set about=?, time=?, arrived=? where position=?", rows)
         codes = outcome.codes_of(holding_report(outcome, reports).body)
         self.timelines.settle(outcome, event, event.position + 1, codes)
+        return True
 
     @with_store_errors
     def waiting(self) -> list[Entry]:
