@@ -28,7 +28,7 @@ def first_time(rows: bytes) -> int:
     return int.from_bytes(rows[:8], "little", signed=True)
 
 
-def _about_last(rows: bytes, start: int = 0) -> tuple[int, int, int]:
+def _row_key(rows: bytes, start: int = 0) -> tuple[int, int, int]:
     """Return time, position and negated first column: of two reports, the one about the later event stands first."""
     time, position, about = _first_three(rows, start)
     return time, position, -about
@@ -36,7 +36,7 @@ def _about_last(rows: bytes, start: int = 0) -> tuple[int, int, int]:
 
 def insert_row(data: bytes, row: bytes) -> bytes:
     """Return packed rows with one more row in its place."""
-    width, key_of = len(row), _about_last if len(row) >= 24 else first_two
+    width, key_of = len(row), _row_key if len(row) >= 24 else first_two
     key, low, high = key_of(row), 0, len(data) // len(row)
     if high and key_of(data, len(data) - width) > key:
         while low < high:
