@@ -362,7 +362,7 @@ def said_by_cell(kind: Kind, cell: Any) -> Any:
     whole = (
         isinstance(cell, int | float | Decimal)
         and type(cell) is not bool
-        and math.isfinite(_float(cell))
+        and (type(cell) is int or math.isfinite(cell))
         and cell == int(cell)
     )
     if kind.of in ("id", "text"):
