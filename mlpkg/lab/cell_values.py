@@ -65,8 +65,8 @@ def _of_any(value: Any, kind: CellKind, text: bool) -> Any:
     return _of_other(value, kind)
 
 # %% ../../nbs/17_lab/02_cell_values.ipynb #plain-number
-_DIGITS = 4_000  # of the longest number that Python reads and writes as text
-_LARGE = 10**_DIGITS
+_DIGITS = 4_000  # of the longest number that is read from a text
+_LARGE = 10**4_300  # the first number that Python does not write as text
 
 
 def _of_number(value: int | float | Decimal, kind: CellKind) -> Any:

@@ -163,6 +163,8 @@ def test_a_line_of_ndjson_is_an_event_as_it_would_have_been_sent(sent: list[dict
 
 @example([GOOD, GOOD | {"amount": True}])  # Arrow would read the truth as 1.0
 @example([GOOD | {"id": 10**400}])  # more digits than a float has
+@example([GOOD | {name: -(10**4000)} for name in KINDS])  # the fault of the field, as in JSON
+@example([GOOD | {"member": -(10**4000), "id": ""}])  # of two faults the first
 @given(st.lists(bodies(), min_size=1, max_size=6))
 @few
 def test_a_frame_of_anything_is_judged_cell_by_cell(sent: list[dict[str, Any]]):
