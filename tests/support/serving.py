@@ -199,13 +199,17 @@ class Server:
             return []
 
     def kill(self) -> None:
-        """Kill all of its processes, the workers first."""
+        """Kill all of its processes, and wait until nothing of them is there, so that the port is free."""
         if self.process is None:
             return
-        for process in reversed(self.family()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(self.process.pid).suspend()  # it replaces no worker from here on
+        family = self.family()
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
+        assert psutil.wait_procs(family, timeout=20)[1] == [], "nothing of it goes on"
         self.process = None
 
     def stop(self) -> None:

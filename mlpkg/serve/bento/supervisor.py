@@ -6,6 +6,7 @@
 __all__ = ['watch', 'main']
 
 # %% ../../../nbs/14_serve/20_bento/03_supervisor.ipynb #imports
+import os
 import sys
 import threading
 from contextlib import suppress
@@ -33,6 +34,7 @@ def main(folder: str, host: str, port: str) -> None:
     """Serve the bento in a folder until the process is told to stop."""
     import bentoml
 
+    os.environ["MLPKG_SUPERVISOR"] = str(os.getpid())  # a worker ends with it
     before = set(threading.enumerate())
     server = bentoml.serve(folder, host=host, port=int(port), working_dir=folder)
     for thread in set(threading.enumerate()) - before:

@@ -73,6 +73,8 @@ def _prepare_process() -> None:
     without_research()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if int(os.environ.get("MLPKG_SUPERVISOR") or os.getppid()) != os.getppid():
+            os.kill(os.getpid(), signal.SIGKILL)  # the supervisor died before the call above
 
 # %% ../../../nbs/14_serve/20_bento/05_worker.ipynb #alone
 class _AllRequests:
