@@ -13,18 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from bank import START, put_live
+from batches import Sent, batch_of
 
 import mlpkg as ml
 from mlpkg import lab
 from mlpkg.decisions import Decider
-from mlpkg.engine.columns import NULL
 from mlpkg.settings import Settings
-from mlpkg.store import Batch
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
 
 pytestmark = pytest.mark.slow
-
-Sent = tuple[Any, dict[str, Any], int | None]  # stream, body, arrived (of a report that does not say when: None)
 
 
 @pytest.fixture
@@ -40,24 +37,6 @@ def stores(tmp_path: Path) -> Iterator[Callable[[], Any]]:
     yield make
     for store in made:
         store.close()
-
-
-def batch_of(sent: list[Sent]) -> Batch:
-    """Events and reports as a batch, in the given order."""
-    streams = list({s.stream: s for s, *_ in sent}.values())
-    rows = [s.parse(body) for s, body, _ in sent]
-    codes = {
-        stream.stream: np.array([r.codes for (s, *_), r in zip(sent, rows, strict=True) if s is stream], np.int64)
-        for stream in streams
-    }
-    arrived = np.array([NULL if arrival is None else arrival for *_, arrival in sent], np.int64)
-    time = np.array(
-        [row.time or max(arrival, 0) for row, arrival in zip(rows, arrived.tolist(), strict=True)], np.int64
-    )
-    number = np.array([streams.index(s) for s, *_ in sent])
-    return Batch(
-        streams, number, [r.id for r in rows], time, arrived, [r.body for r in rows], codes, np.arange(len(rows))
-    )
 
 
 def payment(id: str, day: float, **fields: Any) -> Sent:

@@ -1,0 +1,113 @@
+"""The use case of the suite: card payments, which may be reported as fraud or refunded, visits of a site, and profiles of cards.
+
+Every kind of column, key and stream is in it: nullable texts, amounts, a table, an outcome with a default and one without, and
+decisions as a stream. Times are days after `START`.
+"""
+
+from typing import Any
+
+from batches import Sent, batch_of
+
+import mlpkg as ml
+from mlpkg.store import Loaded, Receipt, Store
+from mlpkg.times import DAY, HOUR, instant, iso
+
+START = instant("2024-01-01")
+
+
+class Payment(ml.Event):
+    card: int
+    shop: str | None = None
+    amount: ml.Money
+
+
+class Visit(ml.Event):
+    card: int
+    page: str | None = None
+
+
+class Profile(ml.Event):
+    card: int
+    segment: str | None = None
+
+
+payments = ml.Source("payments", Payment, retention="90d", allowed_lateness="3d")
+visits = ml.Source("visits", Visit, retention="60d", allowed_lateness="3d")
+profiles = ml.Table("profiles", Profile, key="card", allowed_lateness="3d")
+frauds = payments.outcome("fraud", bool, default=False, matures_after="7d")
+refunds = payments.outcome("refund", ml.Money)
+decided = payments.decisions("cards")
+
+
+def hour_of_day(time):
+    return time // HOUR % 24
+
+
+features = ml.FeatureSet(
+    "cards",
+    on=payments,
+    card=payments.by("card").agg(
+        n=ml.count(over=["1d", "30d"]), mean=ml.mean("amount", over="30d"), last=ml.last("shop", over="last 3")
+    ),
+    pair=payments.by("card", "shop").agg(since=ml.time_since_last(over="30d")),
+    visits=visits.by("card").agg(n=ml.count(over="7d", where="page == 'help'")),
+    profile=profiles.latest("segment"),
+    risk=frauds.by("shop").agg(n=ml.count(over="30d"), mean=ml.mean("fraud", over="30d")),
+    later=frauds.by("shop", delay="7d").agg(mean=ml.mean("fraud", over="30d")),
+    refunds=refunds.by("card").agg(n=ml.count(over="30d"), sum=ml.sum("refund", over="30d")),
+    acted=decided.by("card").agg(n=ml.count(over="30d"), action=ml.last("action", over="30d")),
+)
+
+
+def policy(score, event):
+    return "stop" if event.amount > 50 else "go"
+
+
+case = ml.UseCase("cards", features, policy=policy)
+
+
+def at(day: float) -> int:
+    """A moment in microseconds, to the second."""
+    return START + round(day * DAY) // 1_000_000 * 1_000_000
+
+
+def payment(id: str, day: float, **fields: Any) -> dict[str, Any]:
+    return {"id": id, "time": iso(at(day)), "card": 1, "shop": "tea", "amount": 10.0} | fields
+
+
+def visit(id: str, day: float, **fields: Any) -> dict[str, Any]:
+    return {"id": id, "time": iso(at(day)), "card": 1, "page": "help"} | fields
+
+
+def fraud(id: str, truth: bool = True, corrects: bool = False) -> dict[str, Any]:
+    return {"id": id, "fraud": truth} | ({"corrects": True} if corrects else {})
+
+
+def pay(store: Store, id: str, day: float, **fields: Any) -> Receipt:
+    """Accept a payment that arrives at its time."""
+    return store.accept(payments, payment(id, day, **fields), arrived=at(day))
+
+
+def hear(store: Store, id: str, truth: bool, day: float, corrects: bool = False) -> Receipt:
+    """Accept a report that arrives at a moment."""
+    return store.report(frauds, fraud(id, truth, corrects), arrived=at(day))
+
+
+def load(store: Store, *sent: Sent, trusted: bool = False) -> Loaded:
+    """Load events and reports as one batch."""
+    return store.load(batch_of(sent), trusted=trusted)
+
+
+def paid(id: str, day: float, **fields: Any) -> Sent:
+    """A payment of a batch, which arrived at its time."""
+    return payments, payment(id, day, **fields), at(day)
+
+
+def reported(id: str, truth: bool, day: float | None, corrects: bool = False) -> Sent:
+    """A report of a batch; without a day it does not say when it arrived."""
+    return frauds, fraud(id, truth, corrects), None if day is None else at(day)
+
+
+def ids(store: Store, *streams: str) -> list[str]:
+    """The ids in the log, or in some of its streams, in order."""
+    return [entry.id for entry in store.read(streams=streams or None)]

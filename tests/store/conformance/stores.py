@@ -1,0 +1,88 @@
+"""The stores that the suite runs over. To add one, add a line to `KINDS`.
+
+A test opens a store through `StoreUnderTest` and assumes what `mlpkg.store.protocol` promises, and nothing else:
+
+- A position is an int64 that grows. Positions need not begin at 1, and need not follow each other.
+- With `edges`, a timeline may come as rows or as tiles.
+- Another process sees a write once the method that wrote has returned.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlpkg.settings import Settings
+from mlpkg.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of store: the settings of a new, empty one, and how to remove what it holds outside its folder.
+
+    `settings` gets an empty folder of its own and may skip the test if the servers are missing. Both are called in the process
+    of the tests; `mlpkg.store.open_store` opens the store, here and in other processes.
+    """
+
+    settings: Callable[[Path], Settings]
+    remove: Callable[[Settings], None] = lambda settings: None
+
+
+KINDS: dict[str, Kind] = {"sqlite": Kind(lambda folder: Settings(state=folder / "state"))}
+
+
+@dataclass
+class StoreUnderTest:
+    """One store, empty at first; a test may open it several times, in this process and in others."""
+
+    kind: Kind
+    settings: Settings
+    new_folder: Callable[[], Path]
+    processes: Callable[[], ProcessPoolExecutor]
+    _opened: list[Store] = field(default_factory=list)
+    _others: list["StoreUnderTest"] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, kind: Kind, new_folder: Callable[[], Path], processes: Callable[[], ProcessPoolExecutor]):
+        """Make a new, empty store of a kind."""
+        return cls(kind, kind.settings(new_folder()), new_folder, processes)
+
+    def open(self) -> Store:
+        """Open the store, beside those who have it open already."""
+        self._opened.append(open_store(self.settings))
+        return self._opened[-1]
+
+    def reopen(self) -> Store:
+        """Close the store wherever this process has it open, and open it."""
+        self._close_opened()
+        return self.open()
+
+    def fresh(self) -> "StoreUnderTest":
+        """Make another, empty store of the same kind."""
+        self._others.append(StoreUnderTest.of(self.kind, self.new_folder, self.processes))
+        return self._others[-1]
+
+    def elsewhere(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Call ``function(store, *args)`` in another process, which opens the same store and closes it afterwards."""
+        return self.processes().submit(_call, self.settings, function, args)
+
+    def close(self) -> None:
+        """Close and remove the store, and those that `fresh` made."""
+        self._close_opened()
+        self.kind.remove(self.settings)
+        for other in self._others:
+            other.close()
+
+    def _close_opened(self) -> None:
+        for store in self._opened:
+            store.close()
+        self._opened.clear()
+
+
+def _call(settings: Settings, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    store = open_store(settings)
+    try:
+        return function(store, *args)
+    finally:
+        store.close()
