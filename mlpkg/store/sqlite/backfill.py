@@ -20,15 +20,17 @@ from ...engine.timeline import Array, pack
 from ...progress import progress
 from ...schema import Feedback, Source
 from ...settings import Settings
+from ..reports import event_of
 from .connection import connect
-from .feedback import event_of, version_bounds
+from .feedback import version_bounds
 from .log_columns import PAGE, column_decoder, event_pages
 from .log_reader import SqliteLogReader
 from .session import Session
 from .timeline_bulk import bulk_append
-from .timeline_catalogue import MissingTimeline, TimelineBuilds
-from .timeline_rows import NullableCodes, report_codes, timeline_rows
+from .timeline_catalogue import TimelineBuilds
 from .timelines import Timelines
+from ..timeline_definitions import MissingTimeline
+from ..timeline_rows import NullableCodes, report_codes, timeline_rows
 
 # %% ../../../nbs/05_store/05_sqlite/30_backfill.ipynb #page
 class Correction(NamedTuple):

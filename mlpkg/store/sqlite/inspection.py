@@ -25,8 +25,8 @@ from .cache import Cache, StoredTimelines
 from .errors import store_error
 from .folder_swap import is_under_way
 from .schema import VERSION
-from .timeline_catalogue import MissingTimeline, find_missing
 from ..streams import promotions_of
+from ..timeline_definitions import MissingTimeline, find_missing
 
 # %% ../../../nbs/05_store/05_sqlite/41_inspection.ipynb #connection
 @contextmanager

@@ -16,7 +16,7 @@ from ...engine.history import Events, History
 from ...engine.timeline import Array
 from ...schema import Feedback, Source
 from ..records import Entry
-from .feedback import event_of
+from ..reports import event_of
 from .log_columns import event_pages, read_events, read_reports
 from .session import Part, with_store_errors
 from ..streams import decisions_of

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from ...schema import Outcome, Rejected, Source, ValidatedEvent
 from ..records import Body, Receipt
+from ..reports import LoggedEvent, id_reused
 from .contracts import Contracts
 from .dead_letters import SqliteDeadLetters
-from .feedback import LoggedEvent, SqliteFeedback, id_reused
+from .feedback import SqliteFeedback
 from .session import Part, Session
 from .timeline_catalogue import Heads, TimelineCatalogue
-from .timeline_rows import NullableCodes
+from ..timeline_rows import NullableCodes
 from ...times import now
 
 # %% ../../../nbs/05_store/05_sqlite/22_log_writer.ipynb #appended

@@ -10,8 +10,8 @@ from ...features import FeatureSet
 from .backfill import Backfill
 from .contracts import Contracts
 from .session import Part, Session, with_store_errors
-from .timeline_catalogue import MissingTimeline, find_missing
 from ..streams import decisions_of, promotions_of
+from ..timeline_definitions import MissingTimeline, find_missing
 
 # %% ../../../nbs/05_store/05_sqlite/31_registration.ipynb #registration
 class Registration(Part):
