@@ -1,14 +1,11 @@
 """History may be loaded in any order: what counts is when it arrived, not where it stands in the log."""
 
-import itertools
 import os
 import random
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import handbook
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,160 +16,9 @@ import mlpkg as ml
 from mlpkg import lab
 from mlpkg.decisions import Decider
 from mlpkg.settings import Settings
-from mlpkg.times import DAY, HOUR, MINUTE, iso, now
+from mlpkg.times import DAY, HOUR, MINUTE, iso
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """Fresh stores, each with the timelines of the handbook's features."""
-    made: list[Any] = []
-
-    def make(features: ml.FeatureSet = handbook.early_features) -> Any:
-        made.append(ml.open_store(Settings(state=tmp_path / f"store{len(made)}")))
-        made[-1].register(features.name, features)
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
-
-
-def payment(id: str, day: float, **fields: Any) -> Sent:
-    """A payment that arrived at its time."""
-    time = START + round(day * DAY)
-    body = {"id": id, "time": iso(time), "customer_id": 1, "terminal_id": 7, "amount": 10.0} | fields
-    return handbook.transactions, body, time
-
-
-def fraud(id: str, truth: bool, day: float | None, corrects: bool = False) -> Sent:
-    """A report about a payment."""
-    body = {"id": id, "fraud": truth} | ({"corrects": True} if corrects else {})
-    return handbook.frauds, body, None if day is None else START + round(day * DAY)
-
-
-def reported(store: Any) -> list[tuple[int, int, bool]]:
-    """What the history says was reported: truth, arrival and whether it corrects, in the order of precedence."""
-    reports = store.history([handbook.transactions], [handbook.frauds]).reports["transactions.fraud"]
-    return list(
-        zip(
-            reports.columns["fraud"].tolist(),
-            reports.arrived.tolist(),
-            reports.corrects.astype(bool).tolist(),
-            strict=True,
-        )
-    )
-
-
-def held(store: Any) -> list[int]:
-    """The truths in the timeline of the terminal."""
-    return store.timeline("transactions.fraud", "terminal_id", 7).columns["fraud"].tolist()
-
-
-STORY = [fraud("a", True, 3), fraud("a", False, 5, corrects=True), fraud("a", True, 6, corrects=True)]
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
-@pytest.mark.parametrize("at_once", [True, False])
-def test_corrections_mean_the_same_in_whatever_order_they_are_loaded(
-    stores: Callable[[], Any], order: tuple[int, ...], at_once: bool
-):
-    """The event may be loaded last, first or in between, and a correction before the report that it corrects."""
-    store = stores()
-    sent = [([payment("a", 0), *STORY])[i] for i in order]
-    for many in [sent] if at_once else [[row] for row in sent]:
-        assert not store.load(batch_of(many)).refused
-        assert store.load(batch_of(many)).known == len(many), "what is loaded again is known"
-    assert reported(store) == [
-        (1, START + 3 * DAY, False),
-        (0, START + 5 * DAY, True),
-        (1, START + 6 * DAY, True),
-    ]
-    assert held(store) == [1] and store.waiting() == []
-    sets = ml.FeatureSet(
-        "new", on=handbook.transactions, by=handbook.frauds.by("customer_id").agg(n=ml.count(over="7d"))
-    )
-    store.register("new", sets)
-    built = store.timeline("transactions.fraud", "customer_id", 1)
-    assert (len(built), built.columns["about"].tolist()) == (1, held_about(store))
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
-def test_a_correction_that_does_not_say_when_it_arrived_repeats_none_with_an_arrival_of_its_own(
-    stores: Callable[[], Any], order: tuple[int, ...]
-):
-    """Both have the same content; the one without an arrival counts from the maturity of the outcome on, after seven days."""
-    store = stores()
-    truth, later, unstated = (
-        fraud("a", True, 3),
-        fraud("a", False, 12, corrects=True),
-        fraud("a", False, None, corrects=True),
-    )
-    for row in (([payment("a", 0), truth, later, unstated])[i] for i in order):
-        assert not store.load(batch_of([row])).refused
-        assert store.load(batch_of([row])).known == 1, "what is loaded again is known"
-    assert reported(store) == [(1, START + 3 * DAY, False), (0, START + 7 * DAY, True), (0, START + 12 * DAY, True)]
-    assert held(store) == [0] and store.waiting() == []
-
-
-def held_about(store: Any) -> list[int]:
-    return store.timeline("transactions.fraud", "terminal_id", 7).columns["about"].tolist()
-
-
-def test_a_report_after_its_correction_is_taken_and_undoes_nothing(stores: Callable[[], Any]):
-    store = stores()
-    store.load(batch_of([payment("a", 0)]))
-    store.report(*fraud("a", False, None, corrects=True)[:2])
-    assert store.report(*fraud("a", True, None)[:2]).new
-    assert not store.report(*fraud("a", True, None)[:2]).new
-    with pytest.raises(ml.Rejected, match="other content"):
-        store.report(*fraud("a", False, None)[:2])
-    assert held(store) == [0]
-
-
-def test_a_correction_sent_now_holds_also_where_the_clock_was_set_back(stores: Callable[[], Any]):
-    store = stores()
-    ahead = now() + DAY  # the clock was a day ahead when this was said
-    for stream, body, arrival in (payment("a", 0), fraud("a", True, None), fraud("a", False, None, corrects=True)):
-        if stream is handbook.transactions:
-            store.accept(stream, body, arrived=arrival)
-        else:
-            store.report(stream, body, clock=ahead)
-    store.report(*fraud("a", True, None, corrects=True)[:2])
-    assert held(store) == [1] and [arrival - ahead for _, arrival, _ in reported(store)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("event_first", [True, False])
-@pytest.mark.parametrize("by", ["load", "accept"])
-def test_a_report_without_arrival_arrived_the_outcomes_delay_after_its_event(
-    stores: Callable[[], Any], event_first: bool, by: str
-):
-    """Also where it waits for its event, which comes later in the log."""
-    store = stores()
-    sent = [payment("a", 0), fraud("a", True, None)]
-    for stream, body, arrival in sent if event_first else sent[::-1]:
-        if stream is handbook.transactions and by == "accept":
-            store.accept(stream, body, arrived=arrival)
-        else:
-            store.load(batch_of([(stream, body, arrival)]))
-        (waits,) = store.waiting() or [None]
-        assert waits is None or 0 <= waits.time <= waits.arrived <= now(), "harmless until then"
-    assert reported(store) == [(1, START + 7 * DAY, False)] and held(store) == [1]
-    entry = store.entry("transactions.fraud", "a")
-    assert (entry.time, entry.arrived) == (START + 7 * DAY, START + 7 * DAY)
-
-
-def test_a_report_without_arrival_did_not_arrive_in_the_future(stores: Callable[[], Any]):
-    store = stores()
-    yesterday = (now() - START) / DAY - 1
-    store.load(batch_of([payment("a", yesterday), fraud("a", True, None), fraud("b", True, None)]))
-    store.load(batch_of([payment("b", yesterday)]))
-    assert all(yesterday * DAY < arrival - START and arrival <= now() for _, arrival, _ in reported(store))
-    assert len(reported(store)) == 2
-
-
-# -- any order gives the same training set ---------------------------------------------------------------------------
 
 
 class Payment(ml.Event):
@@ -301,29 +147,6 @@ def store_of(path: Path, decided: list[Sent], batches: list[list[Sent]]) -> Any:
     for batch in batches:
         put(store, batch)
     return store
-
-
-@pytest.mark.parametrize("entry_between", [False, True])
-@pytest.mark.parametrize("at_once", [False, True])
-def test_a_report_that_waited_for_its_event_stands_before_the_next_entry_of_the_log(
-    stores: Callable[..., Any], entry_between: bool, at_once: bool
-):
-    """Both are about payments of the same time, and both count from the same position where no entry lies between."""
-    store = stores(any_order)
-    first, second = (
-        (paid, {"id": id, "time": iso(START), "card": 1, "shop": "a", "amount": 9.0}, START) for id in "ab"
-    )
-    waits, follows = ((refund_of, {"id": id, "refund": amount}, START + DAY) for id, amount in (("b", 2.0), ("a", 1.0)))
-    other = (visits, {"id": "v", "time": iso(START), "card": 2}, START)
-    sent: list[Sent] = [first, waits, second, *([other] if entry_between else []), follows]
-    for batch in [sent] if at_once else [[row] for row in sent]:
-        put(store, batch)
-    order = store.timeline("paid.refund", "card", 1).columns["about"].tolist()
-    assert order == [store.entry("paid", id).position for id in "ba"]
-    built = ml.FeatureSet("more", on=paid, by=refund_of.by("card").agg(n=ml.count(over="30d", where="amount > 1")))
-    store.register("more", built)
-    timeline = store.timeline("paid.refund", "card", 1)
-    assert "amount" in timeline.columns and timeline.columns["about"].tolist() == order
 
 
 def same_bits(frame: pd.DataFrame, expected: pd.DataFrame) -> None:

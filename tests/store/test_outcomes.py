@@ -1,16 +1,13 @@
 """The truth comes late, twice, contradicts itself, or never comes."""
 
-from contextlib import closing
 
 import handbook
 import msgspec
 import pandas as pd
-import pytest
 from bank import START, Bank
 from command import Command
 from project import Project
 
-import mlpkg as ml
 from mlpkg import lab
 from mlpkg.decisions import verify
 from mlpkg.times import DAY
@@ -61,110 +58,6 @@ def test_an_honest_report_counts_before_silence_would(early_bank: Bank):
     features = early_bank.pays("a", 3).features
     assert (features["known_n_30d"], features["known_risk_30d"]) == (1, 0.0)
     served_is_trained(early_bank)
-
-
-def test_a_late_report_corrects_what_was_presumed_from_then_on(bank: Bank):
-    bank.pays("old", 0)
-    before = bank.pays("a", 8)
-    assert (before.features["terminal_n_tx_7d"], before.features["terminal_risk_7d"]) == (1, 0.0)
-    bank.hears("old", True, 9)
-    assert bank.pays("b", 10).features["terminal_risk_7d"] == 1.0
-    assert bank.pays("a", 8) == before
-    served_is_trained(bank)
-
-
-def test_an_outcome_counts_from_its_place_in_the_log_not_from_the_time_it_names(bank: Bank):
-    """Two payments of one moment, and the report between them: only the second can have known."""
-    bank.pays("old", 0)
-    first = bank.pays("a", 8)
-    bank.hears("old", True, 8)
-    second = bank.pays("b", 8)
-    assert (first.features["terminal_risk_7d"], second.features["terminal_risk_7d"]) == (0.0, 1.0)
-    served_is_trained(bank)
-
-
-def test_a_report_may_come_before_its_event_and_waits_for_it(early_bank: Bank):
-    receipt = early_bank.hears("fast", True, 0)
-    assert receipt.new and receipt.waiting
-    assert [(e.source, e.id) for e in early_bank.store.waiting()] == [("transactions.fraud", "fast")]
-    own = early_bank.pays("fast", 1)
-    assert early_bank.store.waiting() == []
-    assert own.features["known_n_30d"] == 0, "the truth about an event is never known to the decision on it"
-    assert early_bank.pays("next", 1).features["known_risk_30d"] == 1.0
-    assert label(early_bank, "fast", as_of=1) is True
-    served_is_trained(early_bank)
-
-
-def test_a_waiting_report_survives_the_process(early_bank: Bank):
-    early_bank.hears("fast", True, 0)
-    again = Bank(early_bank.case, early_bank.store.settings.state)
-    with closing(again.store):
-        assert [e.id for e in again.store.waiting()] == ["fast"]
-        again.pays("fast", 1)
-    assert early_bank.store.waiting() == []
-
-
-def test_a_report_never_counts_for_the_decision_on_its_own_event(early_bank: Bank):
-    """Not even in a decision that is asked for again, or first asked for, after the report."""
-    body = early_bank.payment("it", 1)
-    early_bank.store.accept(handbook.transactions, body, arrived=START + DAY)
-    early_bank.hears("it", True, 1)
-    decision = early_bank.decider.decide(body, arrived=START + DAY)
-    assert decision.features["known_n_30d"] == 0
-    assert early_bank.decider.decide(body) == decision
-    served_is_trained(early_bank)
-
-
-def test_an_outcome_sent_again_changes_nothing(bank: Bank):
-    bank.pays("old", 0)
-    first = bank.hears("old", True, 1)
-    size = bank.size
-    again = bank.hears("old", True, 30)
-    assert (again.new, again.position) == (False, first.position) and first.new
-    assert bank.size == size
-    assert bank.pays("a", 8).features["terminal_risk_7d"] == 1.0
-    assert label(bank, "old", as_of=1) is True
-
-
-def test_a_contradicting_outcome_is_a_conflict_and_changes_nothing(bank: Bank):
-    bank.pays("old", 0)
-    bank.hears("old", True, 1)
-    size = bank.size
-    with pytest.raises(ml.Rejected) as refused:
-        bank.hears("old", False, 2)
-    assert (refused.value.status, refused.value.event, refused.value.source) == (409, "old", "transactions.fraud")
-    assert bank.size[0] == size[0]
-    assert label(bank, "old", as_of=30) is True
-
-
-def test_a_waiting_outcome_may_not_be_contradicted_either(bank: Bank):
-    bank.hears("fast", True, 0)
-    assert bank.hears("fast", True, 0).waiting
-    with pytest.raises(ml.Rejected, match="other content"):
-        bank.hears("fast", False, 0)
-    assert len(bank.store.waiting()) == 1
-
-
-@pytest.mark.parametrize(
-    ("report", "field"),
-    [
-        ({}, "Fraud.id"),
-        ({"fraud": True}, "Fraud.id"),
-        ({"id": "", "fraud": True}, "Fraud.id"),
-        ({"id": "old"}, "Fraud.fraud"),
-        ({"id": "old", "fraud": None}, "Fraud.fraud"),
-        ({"id": "old", "fraud": "yes"}, "Fraud.fraud"),
-        ({"id": "old", "fraud": 1}, "Fraud.fraud"),
-        ({"id": "old", "fraud": True, "time": "2018-04-01T00:00:00Z"}, "Fraud.time"),
-    ],
-)
-def test_a_report_about_nothing_or_of_nothing_is_refused(bank: Bank, report: dict, field: str):
-    bank.pays("old", 0)
-    position, dead, _ = bank.size
-    with pytest.raises(ml.Rejected) as refused:
-        bank.store.report(handbook.frauds, report)
-    assert (refused.value.field, refused.value.status, refused.value.source) == (field, 422, "transactions.fraud")
-    assert bank.size == (position, dead + 1, 0)
 
 
 def test_a_label_is_what_was_known_as_of_a_time(bank: Bank):

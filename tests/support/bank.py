@@ -56,9 +56,9 @@ def copy_of_state(case: UseCase, templates: Path, state: Path) -> Path:
 class Bank:
     """A store with an active model, to which payments and reports come at times that the test chooses."""
 
-    def __init__(self, case: UseCase, state: Path):
+    def __init__(self, case: UseCase, where: Path | Settings):
         self.case = case
-        self.store: Any = ml.open_store(Settings(state=state))
+        self.store: Any = ml.open_store(where if isinstance(where, Settings) else Settings(state=where))
         self.version = self.store.active_version(case.name) or put_live(case, self.store)
         self.decider = Decider(case, self.store)
 

@@ -1,10 +1,13 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
+import handbook
 import pytest
+from bank import Bank
 from stores import KINDS, Kind, StoreUnderTest
 
 from mlpkg.store import Store
@@ -48,3 +51,19 @@ def tested(new_store: Callable[[], StoreUnderTest]) -> Iterator[StoreUnderTest]:
 def store(tested: StoreUnderTest) -> Store:
     """The new store, open."""
     return tested.open()
+
+
+@pytest.fixture
+def bank(tested: StoreUnderTest) -> Iterator[Bank]:
+    """The handbook's use case on the new store, with an active model."""
+    made = Bank(handbook.fraud, tested.settings)
+    with closing(made.store):
+        yield made
+
+
+@pytest.fixture
+def early_bank(tested: StoreUnderTest) -> Iterator[Bank]:
+    """The same, where a report counts as soon as it is known."""
+    made = Bank(handbook.early, tested.settings)
+    with closing(made.store):
+        yield made

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from cards import START, at, frauds, hear, ids, load, paid, pay, payment, payments, refunds, reported, visit, visits
+from elsewhere import all_ids
 from stores import StoreUnderTest
 
 from mlpkg.engine.columns import NULL, text_code
@@ -193,9 +194,9 @@ def test_an_event_is_visible_once_its_write_returned(tested: StoreUnderTest):
     receipt = pay(store, "a", 0)
     assert store.last_position() == other.last_position() == receipt.position
     assert [e.position for e in other.read()] == [receipt.position]
-    assert tested.elsewhere(ids).result() == ["a"]
+    assert tested.elsewhere(all_ids).result() == ["a"]
     load(store, paid("b", 1), reported("a", True, 2))
-    assert ids(other) == tested.elsewhere(ids).result() == ["a", "b", "a"]
+    assert ids(other) == tested.elsewhere(all_ids).result() == ["a", "b", "a"]
 
 
 def test_a_closed_store_has_everything_when_it_is_opened_again(tested: StoreUnderTest):
