@@ -1,6 +1,5 @@
 """The truth comes late, twice, contradicts itself, or never comes."""
 
-
 import handbook
 import msgspec
 import pandas as pd
