@@ -73,6 +73,10 @@ class DecisionTransaction(Protocol):
 class LogReader(Protocol):
     """Reads the log."""
 
+    def identity(self) -> str:
+        """Return a text that no other log has; a backup keeps it, and so does a store that is restored from one."""
+        ...
+
     def last_position(self) -> int:
         """Return the last position of the log, 0 if the log is empty."""
         ...

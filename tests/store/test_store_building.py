@@ -161,7 +161,7 @@ def test_a_store_of_another_version_is_refused(settings: Settings, version: int,
     store.db.pragma("user_version", version)
     store.close()
     with pytest.raises(
-        MlpkgError, match=f"was made by {age} mlpkg .store version {version}, this one uses 7"
+        MlpkgError, match=f"was made by {age} mlpkg .store version {version}, this one uses 8"
     ) as refused:
         SqliteStore(settings)
     assert refused.value.hint and "\n" not in refused.value.what

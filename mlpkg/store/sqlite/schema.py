@@ -42,8 +42,8 @@ create unique index stream_live on stream(name, key) where state = 'live';
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #control-schema
 _CONTROL = """
-create table control(id integer primary key check (id = 1), generation integer not null);
-insert into control values (1, 0);
+create table control(id integer primary key check (id = 1), generation integer not null, identity text not null);
+insert into control values (1, 0, lower(hex(randomblob(16))));
 create table active_model(use_case text primary key, version text not null);
 create table token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
     created integer not null, expires integer, revoked integer);
@@ -52,7 +52,7 @@ create table consumer(name text primary key, position integer not null);
 """
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #version
-VERSION = 7
+VERSION = 8
 
 
 def create_tables(db: Any, path: Path) -> None:
