@@ -153,31 +153,6 @@ def test_a_replay_leaves_the_store_that_it_reads_as_it_was(stocked: Project, cli
         assert store.last_position() == before
 
 
-def test_the_same_event_again_gives_the_recorded_decision(bank: Bank):
-    """Also when the model, the clock and the timelines have moved on."""
-    first = bank.pays("tx-1", 1)
-    bank.pays("tx-2", 2)
-    put_live(handbook.fraud, bank.store, auc=0.5)
-    size = bank.size
-    assert bank.pays("tx-1", 1) == first
-    assert bank.size == size
-
-
-def test_a_known_event_is_acknowledged_however_late_it_is_sent_again(bank: Bank):
-    first = bank.pays("tx-1", 1)
-    size = bank.size
-    again = bank.decider.decide(bank.payment("tx-1", 1), arrived=START + 30 * DAY)
-    assert again.as_of == first.as_of and bank.size == size
-
-
-def test_as_of_is_the_events_time_and_the_position_it_saw(bank: Bank):
-    decision = bank.pays("tx-1", 1)
-    entry = bank.store.entry("decisions.fraud", "tx-1")
-    event = bank.store.entry("transactions", "tx-1")
-    assert decision.as_of == (START + DAY, event.position)
-    assert entry.about == event.position and entry.position == event.position + 1
-
-
 def test_decisions_in_another_process_are_the_same(stocked: Project):
     """`mlpkg decide` reads the same store, and is told what was decided here."""
     payment = '{"id": "new-1", "time": "2018-06-09T12:00:00Z", "customer_id": 5, "terminal_id": 3, "amount": 57.16}'

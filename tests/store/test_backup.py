@@ -23,7 +23,7 @@ DECIDE = ("decide", "fraud", PAYMENT, "--arrived", "2018-06-09T12:00:00Z")
 def test_a_backup_of_a_store_in_use_is_the_log_up_to_one_moment(bank: Bank, cli: Command, tmp_path: Path):
     """Two processes decide while it is made, three times; each copy verifies, and is a prefix of the log."""
     state = bank.store.settings.state
-    command = [sys.executable, SUPPORT / "decide_forever.py", state]
+    command = [sys.executable, SUPPORT / "decide_forever.py", bank.store.settings.model_dump_json()]
     writers = [subprocess.Popen([*command, own, "0"], stdout=subprocess.DEVNULL) for own in ("one", "two")]
     made = []
     try:

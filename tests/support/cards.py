@@ -4,11 +4,16 @@ Every kind of column, key and stream is in it: nullable texts, amounts, a table,
 decisions as a stream. Times are days after `START`.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import msgspec
+import numpy as np
 from batches import Sent, batch_of
 
 import mlpkg as ml
+from mlpkg.engine.columns import NULL
+from mlpkg.features import compute, evaluate
 from mlpkg.store import Loaded, Receipt, Store
 from mlpkg.times import DAY, HOUR, instant, iso
 
@@ -111,3 +116,54 @@ def reported(id: str, truth: bool, day: float | None, corrects: bool = False) ->
 def ids(store: Store, *streams: str) -> list[str]:
     """The ids in the log, or in some of its streams, in order."""
     return [entry.id for entry in store.read(streams=streams or None)]
+
+
+# -- decisions without a model -------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """What a decision saw: where its event lies, up to where it saw the log, and its features as text, bit by bit."""
+
+    event_position: int
+    log_position: int
+    features: dict[str, str]
+    recorded: str | None
+
+
+def bits(values: Iterable[float | int]) -> list[str]:
+    """Numbers as text, each bit in it; all that is missing is one."""
+    return ["null" if v != v or v == NULL else float(v).hex() for v in values]
+
+
+def decide(store: Store, id: str, day: float, arrived: float | None = None, **fields: Any) -> Seen:
+    """Decide a payment, and record its features; one that was decided before stays as it is."""
+    row = payments.parse(payment(id, day, **fields))
+    with store.decision(case.name, payments, row, at(day if arrived is None else arrived)) as decision:
+        if decision.recorded is not None:
+            return Seen(decision.event_position, decision.log_position, {}, decision.recorded)
+        place = decision.log_position, decision.event_position
+        values = bits(evaluate(features, row.codes, row.time, *place, decision.read))
+        seen = dict(zip(features.names, values, strict=True))
+        action = "stop" if fields.get("amount", 10.0) > 50 else "go"
+        record = {"score": 0.5, "action": action, "features": seen, "as_of": decision.log_position}
+        decision.record(msgspec.json.encode(record).decode())
+        return Seen(decision.event_position, decision.log_position, seen, None)
+
+
+def check_decisions(store: Store) -> int:
+    """Every recorded decision saw what the log says that it saw, to the bit; how many there are."""
+    records = list(store.read(streams=[decided.stream]))
+    about = np.array([entry.about for entry in records], np.int64)
+    bodies = [msgspec.json.decode(entry.body) for entry in records]
+    seen_by_store = dict(zip(*(a.tolist() for a in store.decided(case.name)), strict=True))
+    assert [seen_by_store[p] for p in about.tolist()] == [body["as_of"] for body in bodies]
+    assert len(seen_by_store) == len(records), "each event is decided once"
+    history = store.history(features.sources, features.outcomes)
+    order = about.argsort()
+    rows = history.events["payments"].position.searchsorted(about[order])
+    assert history.events["payments"].position[rows].tolist() == about[order].tolist()
+    until = np.array([bodies[i]["as_of"] for i in order.tolist()], np.int64)
+    columns = {name: bits(c.tolist()) for name, c in compute(features, history, rows, until, threads=1).items()}
+    for n, i in enumerate(order.tolist()):
+        assert bodies[i]["features"] == {name: column[n] for name, column in columns.items()}, records[i].id
+    return len(records)

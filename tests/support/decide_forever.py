@@ -1,9 +1,8 @@
-"""Decides payments until it is killed, and says which it has decided: `python decide_forever.py STATE OWN ROUND`."""
+"""Decides payments until it is killed, and says which it has decided: `python decide_forever.py SETTINGS OWN ROUND`."""
 
 import os
 import sys
 from itertools import count
-from pathlib import Path
 
 # LightGBM would load these if it could, which takes seconds.
 sys.modules |= dict.fromkeys(["sklearn", "pandas"])
@@ -15,8 +14,8 @@ from mlpkg.decisions import Decider  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 from mlpkg.times import HOUR, instant, iso  # noqa: E402
 
-state, own, number = sys.argv[1:]
-store = ml.open_store(Settings(state=Path(state)))
+settings, own, number = sys.argv[1:]
+store = ml.open_store(Settings.model_validate_json(settings))
 decider = Decider(handbook.fraud, store)
 start = instant("2018-04-01")
 for k in count():

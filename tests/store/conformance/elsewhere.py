@@ -1,8 +1,28 @@
 """What the tests do in another process; it imports little, so that the process starts soon."""
 
-from cards import ids, pay
+import os
+import time
+from collections.abc import Callable
+from typing import Any
 
+from cards import Seen, at, decide, decided, hear, ids, load, paid, pay, payment, payments
+
+from mlpkg.errors import StoreError
 from mlpkg.store import Store
+
+WAIT = 30.0  # seconds; a transaction of a process that died may be in the way for a while
+
+
+def insist(call: Callable[[], Any]) -> Any:
+    """Repeat a write that the store could not make, as a caller may."""
+    give_up = time.monotonic() + WAIT
+    while True:
+        try:
+            return call()
+        except StoreError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def all_ids(store: Store) -> list[str]:
@@ -12,3 +32,39 @@ def all_ids(store: Store) -> list[str]:
 def pay_and_list_waiting(store: Store, id: str, day: float) -> list[str]:
     pay(store, id, day)
     return [entry.id for entry in store.waiting()]
+
+
+def decide_one(store: Store, id: str, day: float) -> Seen:
+    return decide(store, id, day)
+
+
+def decide_many(store: Store, name: str, count: int, once: bool = False) -> dict[str, str]:
+    """Decide payments of one card; the records by event, as the log has them."""
+    for k in range(count):
+        if once:
+            decide(store, f"{name}{k}", k / 24)
+        else:
+            insist(lambda k=k: decide(store, f"{name}{k}", k / 24))
+    entries = [store.entry(decided.stream, f"{name}{k}") for k in range(count)]
+    return {entry.id: entry.body for entry in entries if entry}
+
+
+def pay_many(store: Store, name: str, count: int, load_them: bool = False, report: bool = False) -> int:
+    """Accept payments of one card, load them as batches of ten, or report them; how many of these were new."""
+    new = 0
+    for k in range(0, count, 10):
+        group = [(f"{name}{n}", n / 24) for n in range(k, min(k + 10, count))]
+        if load_them:
+            loaded = insist(lambda group=group: load(store, *(paid(id, day) for id, day in group)))
+            new += loaded.new.get("payments", 0)
+            continue
+        for id, day in group:
+            receipt = insist(lambda id=id, day=day: hear(store, id, True, day) if report else pay(store, id, day))
+            new += receipt.new
+    return new
+
+
+def die_in_a_decision(store: Store) -> None:
+    with store.decision("cards", payments, payments.parse(payment("x3", 3 / 24)), at(3 / 24)) as decision:
+        decision.record('{"score":0.5,"action":"go"}')
+        os._exit(9)

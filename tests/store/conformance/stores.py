@@ -10,6 +10,7 @@ A test opens a store through `StoreUnderTest` and assumes what `mlpkg.store.prot
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ class StoreUnderTest:
     def elsewhere(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Call ``function(store, *args)`` in another process, which opens the same store and closes it afterwards."""
         return self.processes().submit(_call, self.settings, function, args)
+
+    def dies(self, function: Callable[[Store], Any]) -> None:
+        """Call ``function(store)``, which ends its process, in another process."""
+        process = get_context("spawn").Process(target=_call, args=(self.settings, function, ()))
+        process.start()
+        process.join()
+        assert process.exitcode == 9, process.exitcode
 
     def close(self) -> None:
         """Close and remove the store, and those that `fresh` made."""
