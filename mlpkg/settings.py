@@ -52,9 +52,10 @@ class Settings(BaseModel):
     """The settings of one environment.
 
     A relative ``state`` is relative to the folder of ``settings.ini``, or to the working directory if there is no such file.
-    ``durability`` is ``process`` (an acknowledged decision survives the death of any process) or ``disk`` (it also survives the
-    loss of power). ``max_body`` is the largest request in bytes, ``max_in_flight`` the largest number of requests that a worker
-    handles at a time. With ``trust_loopback`` a caller on this machine needs no token. ``clock_offset`` says by how many microseconds
+    ``store`` is the kind of store; ``sqlite`` is one file in ``state``. ``durability`` is ``process`` (an acknowledged decision survives
+    the death of any process) or ``disk`` (it also survives the loss of power). ``max_body`` is the largest request in bytes,
+    ``max_in_flight`` the largest number of requests that a worker handles at a time. With ``trust_loopback`` a caller on this machine
+    needs no token. ``clock_offset`` says by how many microseconds
     the clock of a service is ahead of the machine's; a rehearsal with old data is behind it.
     """
 
@@ -63,6 +64,7 @@ class Settings(BaseModel):
     env: str = "local"
     root: Path = Path()
     state: Path = Path("state")
+    store: Literal["sqlite"] = "sqlite"
     durability: Literal["process", "disk"] = "process"
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65535)

@@ -15,7 +15,7 @@ from .. import catalog as _catalog
 from .. import decisions as _decisions
 from .shared import as_json, say, show
 from ..settings import Settings
-from ..store import open_store
+from ..store import open_store, store_place
 
 # %% ../../nbs/16_cli/07_catalog.ipynb #catalog
 @click.command("catalog")
@@ -28,7 +28,7 @@ def catalog_command(use_cases: tuple[str, ...], folder: Path | None, as_json: bo
     """Describe sources, features and models in words; by default those of all use cases."""
     settings = Settings.load()
     cases = [_decisions.use_case(name, settings) for name in use_cases or settings.use_cases]
-    store = open_store(settings, create=False) if settings.store_path.exists() else None
+    store = open_store(settings, create=False) if store_place(settings).exists() else None
     if store is None:
         show(
             f"there is no store in {settings.state}, so no model is described; check MLPKG_STATE and MLPKG_ENV",

@@ -21,7 +21,7 @@ from .state_checks import check_age, check_log, check_models, check_refused, che
 from ..decisions import UseCase
 from ..errors import MlpkgError
 from ..settings import Settings
-from ..store.sqlite.inspection import StoreSummary, inspect
+from ..store import StoreSummary, store_place
 
 # %% ../../nbs/16_cli/24_check.ipynb #case
 def _of_state(case: UseCase, settings: Settings, store: StoreSummary | None) -> list[Finding]:
@@ -59,7 +59,7 @@ def find_all(names: Sequence[str]) -> list[Finding]:
     findings, store, is_readable = [first, *check_installed(), *([notebooks] if notebooks else [])], None, True
     cases = list(names or settings.use_cases)
     try:
-        store = inspect(settings, cases)
+        store = store_place(settings).inspect(cases)
     except MlpkgError as error:
         is_readable = False
         findings.append(found_error("store", error))

@@ -22,7 +22,7 @@ from ..auth import holds, is_loopback
 from .findings import Finding, found_error
 from ..errors import MlpkgError
 from ..settings import Settings
-from ..store.sqlite.inspection import StoreSummary
+from ..store import StoreSummary
 
 # %% ../../nbs/16_cli/21_project_checks.ipynb #settings
 def _file_of(settings: Settings) -> Path | None:

@@ -14,8 +14,7 @@ from ..features import to_json
 from ..models import registry as _registry
 from ..schema import compare_contracts
 from ..settings import Settings
-from ..store import decisions_of
-from ..store.sqlite.inspection import StoreSummary
+from ..store import StoreSummary, decisions_of
 from ..times import DAY, iso, now
 
 # %% ../../nbs/16_cli/22_state_checks.ipynb #log
@@ -79,7 +78,7 @@ def check_timelines(case: _decisions.UseCase, store: StoreSummary) -> Finding:
     if store.is_building:
         return Finding(part, "note", f"another process builds them now; {needed - len(missing)} of {needed} are there")
     if missing:
-        first = f"{missing[0].stream.stream} by {missing[0].key.name}"
+        first = " by ".join(missing[0])
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return Finding(
             part, "note", f"{first}{more} will be built by the next ingest, export, report, training or service"

@@ -13,7 +13,7 @@ import click
 from .shared import as_json, opened, say, show, use_case_argument
 from ..progress import progress
 from ..settings import Settings
-from ..store.sqlite import backup as _backup
+from ..store import store_place
 from ..times import iso
 
 # %% ../../nbs/16_cli/05_store.ipynb #backup
@@ -22,9 +22,9 @@ from ..times import iso
 @as_json
 def backup_command(folder: Path, as_json: bool) -> None:
     """Copy the store, its models and the key of its pseudonyms, as of one moment, while it is running."""
-    settings = Settings.load()
-    with progress("backup", _backup.state_size(settings.state), "bytes") as bar:
-        made = _backup.backup(settings, folder.absolute(), bar.update)
+    place = store_place(Settings.load())
+    with progress("backup", place.backup_size(), "bytes") as bar:
+        made = place.backup(folder.absolute(), bar.update)
     if as_json:
         return say(made)
     show(f"{len(made.files)} files, up to position {made.position} of the log, are in {folder}")
@@ -36,9 +36,9 @@ def backup_command(folder: Path, as_json: bool) -> None:
 @as_json
 def restore_command(folder: Path, replace: bool, as_json: bool) -> None:
     """Put the backup in FOLDER in the place of the store that the settings name, after checking it."""
-    settings = Settings.load()
-    with progress("restore", _backup.state_size(folder), "bytes") as bar:
-        made = _backup.restore(settings, folder.absolute(), replace=replace, progress=bar.update)
+    place = store_place(settings := Settings.load())
+    with progress("restore", place.backup_size(folder), "bytes") as bar:
+        made = place.restore(folder.absolute(), replace=replace, progress=bar.update)
     if as_json:
         return say(made)
     show(f"{settings.state} is as of {made.made}, up to position {made.position} of the log")

@@ -18,8 +18,7 @@ from ..engine.columns import Column
 from ..engine.timeline import Timeline
 from ..errors import MlpkgError
 from ..features import FeatureSet
-from ..store import Entry, Store
-from ..store.sqlite.inspection import inspect
+from ..store import Entry, Store, store_place
 from ..times import instant, iso
 from ..untrusted import printable
 
@@ -88,7 +87,7 @@ def _as_table(rows: list[dict[str, Any]]) -> list[str]:
 # %% ../../nbs/16_cli/06_timeline.ipynb #timelines
 def _being_built(case: _decisions.UseCase, store: Store, stream: str) -> MlpkgError | None:
     """How far the building of timelines is; None if no process builds any."""
-    summary = inspect(store.settings, [])
+    summary = store_place(store.settings).inspect([])
     if summary is None or not summary.is_building:
         return None
     needed, missing = len(case.features.streams), len(summary.missing(case.features))

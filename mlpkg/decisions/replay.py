@@ -23,7 +23,7 @@ from .verify import Difference
 from ..errors import MlpkgError
 from ..models import preload, promote
 from ..schema import Outcome, Rejected
-from ..store import Entry, Store, open_store
+from ..store import Entry, Store, open_store, store_place
 from ..times import iso, now
 
 # %% ../../nbs/07_decisions/10_replay.ipynb #result
@@ -157,7 +157,7 @@ def replay(
         hint = f"train one: mlpkg train {name}; or promote one that mlpkg models {name} lists"
         raise MlpkgError(f"no model is active for {name!r}", hint)
     settings = store.settings.model_copy(update={"state": into})
-    if settings.store_path.exists():
+    if store_place(settings).exists():
         raise MlpkgError(f"there is a store in {into} already", "name a folder that does not exist yet")
     chosen = preload(models.find(state, name, version))
     fresh = open_store(settings)

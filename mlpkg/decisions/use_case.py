@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from ..errors import MlpkgError
 from ..features import FeatureSet
 from ..schema import Outcome, Source
 from ..settings import Settings
-from ..store import open_store, reopened
+from ..store import open_store, reopened, store_place
 from ..times import duration, instant
 from ..untrusted import path_name
 
@@ -48,15 +47,15 @@ class _DeciderOfThread(threading.local):
     """The decider of one thread, on the store that the settings name."""
 
     decider: "Decider | None" = None
-    path: Path | None = None
+    location: str | None = None
 
     def get(self, case: Any) -> "Decider":
         """Return the decider, opening the store if necessary."""
         from mlpkg.decisions.decider import Decider
 
         settings = Settings.load()
-        if self.decider is None or self.path != settings.store_path:
-            self.decider, self.path = Decider(case, open_store(settings)), settings.store_path
+        if self.decider is None or self.location != store_place(settings).location:
+            self.decider, self.location = Decider(case, open_store(settings)), store_place(settings).location
         store = self.decider.store
         if (current := reopened(store)) is not store:
             self.decider = Decider(case, current)

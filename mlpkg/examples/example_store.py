@@ -22,7 +22,7 @@ from ..lab.matrix import categories_of, matrix
 from ..lab.training import training_set
 from ..models import promote
 from ..settings import Settings
-from ..store import Store, decisions_of, open_store
+from ..store import Store, decisions_of, open_store, store_place
 from ..times import DAY
 
 # %% ../../nbs/18_examples/01_example_store.ipynb #example-store
@@ -70,7 +70,7 @@ def _train(case: UseCase, store: Store, until: int) -> None:
 # %% ../../nbs/18_examples/01_example_store.ipynb #has
 def _has(case: UseCase, decided: bool) -> bool:
     """Whether the store of the settings has events, or decisions if `decided`."""
-    if not Settings.load().store_path.exists():
+    if not store_place().exists():
         return False
     streams = [decisions_of(case.name)] if decided else [case.on.stream]
     return next(iter(find_store().read(streams=streams)), None) is not None

@@ -24,7 +24,7 @@ from ..features import FeatureSet
 from .archive import Archive
 from ..schema import Outcome, Source
 from ..settings import Settings
-from ..store import Store, open_store, reopened, texts_of
+from ..store import Store, open_store, reopened, store_place, texts_of
 from ..times import LATEST, instant
 
 When = str | int  # a time as text, or as microseconds since 1970
@@ -36,7 +36,7 @@ _STORES: dict[str, Store] = {}
 def find_store() -> Store:
     """The store of the present settings, opened once."""
     settings = Settings.load()
-    key = str(settings.store_path)
+    key = store_place(settings).location
     if key not in _STORES:
         _STORES[key] = open_store(settings, create=False)
     _STORES[key] = reopened(_STORES[key])

@@ -21,7 +21,7 @@ from ..errors import MlpkgError
 from .bento.package import Bento, build, find_bento, has_bento, need_bentoml, news
 from .bento.run import start_server, stop_server, wait_until_up
 from ..settings import Settings
-from ..store import Store, decisions_of, open_store
+from ..store import Store, decisions_of, open_store, store_place
 from ..times import iso
 
 # %% ../../nbs/14_serve/30_cli.ipynb #package
@@ -44,7 +44,7 @@ def choose_bento(use_case: str, which: str | None, settings: Settings) -> Bento:
     """Return the bento to run: the one that is named, else the newest, else one that is built now."""
     if which is None and use_case in settings.use_cases and not has_bento(use_case, settings):
         active = None
-        if settings.store_path.exists():
+        if store_place(settings).exists():
             with closing(open_store(settings)) as store:
                 active = store.active_version(use_case)
         built = build(use_case, settings, active)
@@ -96,7 +96,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _rehearse(name: str, settings: Settings, as_of: int) -> Settings:
     """Return the settings of a service whose clock says `as_of`; raises `MlpkgError` if the log goes on after that."""
     case = _decisions.use_case(name, settings)
-    if settings.store_path.exists():
+    if store_place(settings).exists():
         with closing(open_store(settings)) as store:
             last = _decisions.newest_arrival(case, store)
             if last is not None and last > as_of:

@@ -20,7 +20,7 @@ from ..errors import MlpkgError
 from .bento.package import Bento
 from .bento.run import start_server, stop_server, wait_until_up
 from ..settings import Settings
-from ..store import open_store
+from ..store import open_store, store_place
 
 # %% ../../nbs/14_serve/26_rehearsal.ipynb #state
 def start_with_history(
@@ -33,7 +33,7 @@ def start_with_history(
     MlpkgError
         When there is a store already.
     """
-    if settings.store_path.exists():
+    if store_place(settings).exists():
         raise MlpkgError(f"there is a store in {settings.state} already", "name a folder that does not exist yet")
     with closing(open_store(settings)) as store:
         store.register(use_case.name, use_case.features)

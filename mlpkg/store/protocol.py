@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DecisionTransaction', 'LogReader', 'ColumnReader', 'LogWriter', 'DeadLetters', 'TimelineReader', 'FeedbackStore',
-           'ModelControl', 'AccessControl', 'Consumers', 'Checker', 'Maintenance', 'Store']
+           'ModelControl', 'AccessControl', 'Consumers', 'Checker', 'Maintenance', 'StorePlace', 'Store']
 
 # %% ../../nbs/05_store/02_protocol.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from ..engine.history import Events, History
@@ -19,6 +20,7 @@ from ..schema import Feedback, Outcome, Rejected, Source, ValidatedEvent
 from ..settings import Settings
 from mlpkg.store.records import (
     Access,
+    Backup,
     Batch,
     Body,
     ContractVersion,
@@ -30,6 +32,7 @@ from mlpkg.store.records import (
     Receipt,
     RecordedChange,
     Refusal,
+    StoreSummary,
     Token,
 )
 from ..times import LATEST
@@ -315,6 +318,46 @@ class Maintenance(Protocol):
 
     def close(self) -> None:
         """Release files and connections."""
+        ...
+
+# %% ../../nbs/05_store/02_protocol.ipynb #place
+class StorePlace(Protocol):
+    """Where the settings say that a store is; it is looked at from outside."""
+
+    @property
+    def location(self) -> str:
+        """The place in one word, such as the path of a file; two settings with one location have the same store."""
+        ...
+
+    def exists(self) -> bool:
+        """Return whether there is a store."""
+        ...
+
+    def open(self, create: bool = True) -> "Store":
+        """Open the store; `create` makes one that is missing."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Return the last position of the log, and how many dead letters, waiting outcomes and unfinished timelines there are."""
+        ...
+
+    def inspect(self, use_cases: Sequence[str]) -> StoreSummary | None:
+        """Return what the store holds, with the changes of the models of some use cases; None if there is none.
+
+        Nothing is changed, and nobody waits for it.
+        """
+        ...
+
+    def backup(self, folder: Path, progress: Callable[[int], object] = ...) -> Backup:
+        """Copy store and models into a new folder, while the store is in use; `progress` gets how many bytes more were copied."""
+        ...
+
+    def restore(self, folder: Path, *, replace: bool = False, progress: Callable[[int], object] = ...) -> Backup:
+        """Put a backup in place of the store; with `replace`, the present one is moved aside."""
+        ...
+
+    def backup_size(self, folder: Path | None = None) -> int:
+        """Return how many bytes the backup in `folder` has, or by default a backup that is made now."""
         ...
 
 # %% ../../nbs/05_store/02_protocol.ipynb #store

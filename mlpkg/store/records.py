@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Body', 'DerivedEntry', 'Entry', 'Receipt', 'Refusal', 'DeadLetter', 'Batch', 'Loaded', 'ModelChange',
-           'RecordedChange', 'ContractVersion', 'Token', 'Access']
+           'RecordedChange', 'ContractVersion', 'Token', 'Access', 'StoreSummary', 'Backup']
 
 # %% ../../nbs/05_store/01_records.ipynb #imports
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 
 from ..engine.timeline import Array
+from ..features import FeatureSet
 from ..schema import Outcome, Rejected, Source
 
 # %% ../../nbs/05_store/01_records.ipynb #entries
@@ -139,3 +140,30 @@ class Access(NamedTuple):
     number: int
     at: int
     body: str
+
+# %% ../../nbs/05_store/01_records.ipynb #summary
+@dataclass
+class StoreSummary:
+    """What a store holds, as of one moment; times are in microseconds."""
+
+    position: int  # the last one of the log
+    entries: dict[str, int] | None  # by stream; None if there are too many to be counted
+    spans: dict[str, tuple[int, int]]  # the times of the first and the last entry of a stream in the log
+    dead_letters: int
+    waiting: int  # reports about events that have not arrived
+    contracts: dict[str, dict[str, Any]]
+    active: Mapping[str, str]  # the version of the active model of each use case
+    tokens: Mapping[str, Token]
+    missing: Callable[[FeatureSet], list[tuple[str, str]]]  # stream and key of timelines that are needed, not there
+    builds: int  # timelines that are not complete
+    is_building: bool = False
+    changes: dict[str, list[RecordedChange]] = field(default_factory=dict)  # of models, by use case
+    arrivals: dict[str, int] = field(default_factory=dict)  # the latest of each stream; empty if that takes too long
+
+# %% ../../nbs/05_store/01_records.ipynb #backup
+class Backup(msgspec.Struct, frozen=True):
+    """What a backup holds: when it was made, the last position of its log, and the SHA-256 of every file by its name."""
+
+    made: str
+    position: int
+    files: dict[str, str]
