@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cards import Seen, at, decide, decided, hear, ids, load, paid, pay, payment, payments
 
 from mlpkg.errors import StoreError
-from mlpkg.store import Store
+from mlpkg.store import ModelChange, RecordedChange, Store
 
 WAIT = 30.0  # seconds; a transaction of a process that died may be in the way for a while
 
@@ -68,3 +68,32 @@ def die_in_a_decision(store: Store) -> None:
     with store.decision("cards", payments, payments.parse(payment("x3", 3 / 24)), at(3 / 24)) as decision:
         decision.record('{"score":0.5,"action":"go"}')
         os._exit(9)
+
+
+def promote(store: Store, version: str, why: str = "", use_case: str = "cards") -> int:
+    """Make a version active; how many changes there were before."""
+    seen: list[int] = []
+
+    def change(before: Sequence[RecordedChange]) -> ModelChange:
+        seen.append(len(before))
+        return {"change": "promote", "version": version, "active": version, "by": "ada", "why": why}
+
+    insist(lambda: store.change_model(use_case, change))
+    return seen[-1]
+
+
+def active_version(store: Store) -> str | None:
+    return store.active_version("cards")
+
+
+def all_token_ids(store: Store) -> list[str]:
+    return sorted(store.tokens())
+
+
+def derive(
+    store: Store, id: str, until: int, about: int | None = None, reader: str = "shadow", stream: str = "scores.cards"
+) -> None:
+    """Append one score, as a consumer does that has read the log up to `until`."""
+    store.append_derived(
+        stream, [(id, at(0), until if about is None else about, '{"score":0.5}')], reader=reader, until=until
+    )
