@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service lab export format lock clean
+.PHONY: help install demo docs test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service servers servers-stop servers-install lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -84,6 +84,17 @@ bench-feature: install ## time the features beside their peers, in ten minutes a
 
 bench-service: install ## time the decision service beside its peers, in ten minutes at most, into build/bench.json
 	@$(TIDY) $(UNSET) $(PY) benchmarks/service/run.py $(BENCH_ARGS)
+
+# Not under tidy.py: these servers stay until servers-stop.
+SERVERS := PYTHONPATH=tests/support $(PY) -m local_servers
+servers: install ## start Kafka, Redis, PostgreSQL and S3 on free ports under build/servers, and say how to reach them
+	@$(SERVERS) start build/servers
+
+servers-stop: install ## stop what make servers started; the data stay
+	@$(SERVERS) stop build/servers
+
+servers-install: install ## fetch the jars of Kafka and build the S3 server, once for all checkouts; name what else is missing
+	@$(SERVERS) install
 
 lab: install ## JupyterLab on the state that settings.ini names
 	@$(TIDY) $(PY) -m mlpkg.cli lab $(LAB_ARGS)

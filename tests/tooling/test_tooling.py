@@ -20,6 +20,9 @@ WRONG_IMPORTS = [  # modules, lines that are added to them, and what these lines
     ("cli/main", "from mlpkg import lab", "mlpkg.lab"),
     ("engine/timeline", "from mlpkg.features.feature_set import FeatureSet", "mlpkg.features.feature_set"),
     ("store/protocol", "import apsw", "apsw"),
+    ("store/sqlite/store", "import redis", "redis"),
+    ("lab/lab", "import confluent_kafka", "confluent_kafka"),
+    ("store/records", "from mlpkg.store import sqlite", "mlpkg.store.sqlite"),
 ]
 
 

@@ -1,0 +1,59 @@
+"""`python -m local_servers start|stop FOLDER`, `python -m local_servers install`."""
+
+import sys
+from pathlib import Path
+
+from local_servers import parts
+from local_servers.kafka_server import Kafka
+from local_servers.parts import Missing
+from local_servers.postgres_server import Postgres
+from local_servers.process import ServerError
+from local_servers.redis_server import Redis
+from local_servers.s3_server import S3
+
+SERVERS: dict[str, type[Kafka | Redis | Postgres | S3]] = {
+    "kafka": Kafka,
+    "redis": Redis,
+    "postgres": Postgres,
+    "s3": S3,
+}
+
+
+def start(folder: Path) -> list[str]:
+    """Start one of each that can be had, and say how to reach them; return what was wrong."""
+    problems, settings = [], {}
+    for name, kind in SERVERS.items():
+        server = kind(folder / name)
+        ran = server.is_running
+        try:
+            server.start()
+        except (Missing, ServerError) as error:
+            problems.append(f"{server.name}: {error}")
+            continue
+        print(
+            f"{server.name:<11}{'runs' if ran else 'started'} on {server.address}, its log is {server.log}", flush=True
+        )
+        settings |= server.settings()
+    print("\nThe lines for settings.ini:\n" + "\n".join(f"{name} = {value}" for name, value in settings.items()))
+    return problems
+
+
+def stop(folder: Path) -> list[str]:
+    """Stop those that run; their data stay."""
+    for name, kind in SERVERS.items():
+        if (folder / name).is_dir() and (server := kind(folder / name)).is_running:
+            server.stop()
+            print(f"{server.name:<11}stopped", flush=True)
+    return []
+
+
+def install() -> list[str]:
+    """Get what needs no administrator; return what is still missing."""
+    return [str(missing) for missing in parts.install()]
+
+
+if __name__ == "__main__":
+    action, *folders = sys.argv[1:]
+    problems = {"start": start, "stop": stop, "install": install}[action](*map(Path, folders))
+    if problems:
+        sys.exit("\n".join(problems))
