@@ -60,7 +60,7 @@ test-python: install
 test-long: install ## the long forms of what is tested on random streams: thousands of them
 	@rm -rf build/$@ && mkdir -p build/$@
 	@echo "test: tests/, the long forms"
-	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/aggregates/test_conformance.py tests/features/test_streams.py tests/schema/test_door.py tests/schema/test_doors.py tests/schema/test_conditions.py tests/schema/test_clocks.py tests/schema/test_people.py tests/decisions/test_history.py tests/lab/test_messy_files.py tests/aggregates/test_oracle.py tests/lab/test_streaming.py
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/aggregates/test_conformance.py tests/features/test_streams.py tests/schema/test_door.py tests/schema/test_doors.py tests/schema/test_conditions.py tests/schema/test_clocks.py tests/schema/test_people.py tests/decisions/test_history.py tests/store/conformance/test_store_machine.py tests/lab/test_messy_files.py tests/aggregates/test_oracle.py tests/lab/test_streaming.py
 
 test-kill: install ## workers are killed a thousand times under load: what they acknowledged is there, once
 	@rm -rf build/$@ && mkdir -p build/$@
