@@ -95,10 +95,10 @@ def test_a_random_id_of_a_cell_fails_with_the_name_of_its_notebook(copy: Path):
 
 def test_an_undeclared_import_fails_with_its_name(copy: Path):
     with (copy / "mlpkg" / "times.py").open("a") as module:
-        module.write("import sqlalchemy\nimport hypothesis\n")
+        module.write("import aiohttp\nimport hypothesis\n")
     done = check(copy, "dependencies")
     assert done.returncode == 1
-    assert "'sqlalchemy' imported but" in done.stdout, "installed, but for others"
+    assert "'aiohttp' imported but" in done.stdout, "installed, but for others"
     assert "'hypothesis' imported but declared as a dev dependency" in done.stdout, done.stdout
 
 
