@@ -23,11 +23,13 @@ class Kind:
     """A kind of store: the settings of a new, empty one, and how to remove what it holds outside its folder.
 
     `settings` gets an empty folder of its own and may skip the test if the servers are missing. Both are called in the process
-    of the tests; `mlpkg.store.open_store` opens the store, here and in other processes.
+    of the tests; `mlpkg.store.open_store` opens the store, here and in other processes. `has_backup` says whether its place makes
+    backups.
     """
 
     settings: Callable[[Path], Settings]
     remove: Callable[[Settings], None] = lambda settings: None
+    has_backup: bool = True
 
 
 KINDS: dict[str, Kind] = {"sqlite": Kind(lambda folder: Settings(state=folder / "state"))}
