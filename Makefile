@@ -113,6 +113,7 @@ lock: install ## pin the newest versions that fit into constraints.txt (only wha
 	@{ echo "# Exactly what make install brings: every extra, every platform. Written by make lock."; \
 	   cat build/constraints.txt; } > constraints.txt
 
-clean: ## remove what was made, not the state
+clean: ## remove what was made, not the state; servers that run are killed
+	@[ ! -d build/servers ] || $(SERVERS) remove build/servers
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

@@ -102,7 +102,8 @@ def kafka_server() -> "Kafka":
     """The Kafka of this run, one broker: `client_settings()` is what clients of confluent-kafka need."""
     from local_servers.kafka_server import Kafka
 
-    return _shared(Kafka, "kafka")
+    patience = {"broker.session.timeout.ms": 30_000}  # nobody kills it, and a busy machine lets it wait
+    return _shared(lambda folder: Kafka(folder, options=patience), "kafka")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""`python -m local_servers start|stop FOLDER`, `python -m local_servers install`."""
+"""`python -m local_servers start|stop|remove FOLDER`, `python -m local_servers install`."""
 
 import sys
 from pathlib import Path
 
 from local_servers import parts
+from local_servers.guard import remove_all
 from local_servers.kafka_server import Kafka
 from local_servers.parts import Missing
 from local_servers.postgres_server import Postgres
@@ -47,6 +48,12 @@ def stop(folder: Path) -> list[str]:
     return []
 
 
+def remove(folder: Path) -> list[str]:
+    """Kill those that run, and remove the folder."""
+    remove_all(folder)
+    return []
+
+
 def install() -> list[str]:
     """Get what needs no administrator; return what is still missing."""
     return [str(missing) for missing in parts.install()]
@@ -54,6 +61,6 @@ def install() -> list[str]:
 
 if __name__ == "__main__":
     action, *folders = sys.argv[1:]
-    problems = {"start": start, "stop": stop, "install": install}[action](*map(Path, folders))
+    problems = {"start": start, "stop": stop, "remove": remove, "install": install}[action](*map(Path, folders))
     if problems:
         sys.exit("\n".join(problems))

@@ -5,7 +5,6 @@ import contextlib
 import secrets
 import shutil
 import subprocess
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -97,6 +96,7 @@ class Broker(Server):
         )
         text += "".join(f"{name}={value}\n" for name, value in self.cluster.options.items())
         write_private(self.folder / "server.properties", text)
+        shutil.rmtree(self.folder / "data", ignore_errors=True)  # of a start that was cut off
         secret = f"SCRAM-SHA-256=[name={USER},password={self.password}]"
         tool = ["kafka.tools.StorageTool", "format", "-t", self.cluster.id, "--add-scram", secret]
         formatted = subprocess.run(
@@ -148,7 +148,9 @@ class Kafka(Remembered):
 
     @property
     def id(self) -> str:
-        return self.remembered("id", lambda: base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+        """128 bits; the first of them are 0, as a dash in front would be taken for an option."""
+        bits = b"\0" + secrets.token_bytes(15)
+        return self.remembered("id", lambda: base64.urlsafe_b64encode(bits).decode().rstrip("="))
 
     @property
     def address(self) -> str:
