@@ -56,7 +56,8 @@ class Settings(BaseModel):
     the death of any process) or ``disk`` (it also survives the loss of power). ``max_body`` is the largest request in bytes,
     ``max_in_flight`` the largest number of requests that a worker handles at a time. With ``trust_loopback`` a caller on this machine
     needs no token. ``clock_offset`` says by how many microseconds
-    the clock of a service is ahead of the machine's; a rehearsal with old data is behind it.
+    the clock of a service is ahead of the machine's; a rehearsal with old data is behind it. ``archive`` is the folder or the
+    ``s3://`` address of the archive, empty if there is none; a relative folder is relative as ``state`` is.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -72,6 +73,7 @@ class Settings(BaseModel):
     max_in_flight: int = Field(default=256, ge=1)
     trust_loopback: bool = False
     clock_offset: int = 0
+    archive: str = ""
     use_cases: dict[str, str] = {"fraud": "mlpkg.examples.fraud.policy:fraud"}
 
     @field_validator("use_cases")
@@ -131,10 +133,17 @@ def _load(start: Path, overrides: Mapping[str, object]) -> Settings:
         loaded = Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _refused(error, env, path) from None
-    is_from_file = path is not None and not variables["state"] and overrides.get("state") is None
     root = path.parent if path else start
-    state = (root if is_from_file else Path.cwd()) / loaded.state.expanduser()
-    return loaded.model_copy(update={"root": root, "state": state})
+
+    def folder_of(name: str) -> Path:
+        is_from_file = path is not None and not variables[name] and overrides.get(name) is None
+        return root if is_from_file else Path.cwd()
+
+    archive = loaded.archive
+    if archive and "://" not in archive:
+        archive = str(folder_of("archive") / Path(archive).expanduser())
+    state = folder_of("state") / loaded.state.expanduser()
+    return loaded.model_copy(update={"root": root, "state": state, "archive": archive})
 
 
 def _refused(error: ValidationError, env: str, path: Path | None) -> MlpkgError:

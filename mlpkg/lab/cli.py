@@ -6,6 +6,7 @@
 __all__ = ['ingest_command', 'simulate_command', 'export_command', 'training_set_command', 'train_command', 'report_command']
 
 # %% ../../nbs/17_lab/40_cli.ipynb #imports
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,62 @@ def simulate_command(use_case: str, out: Path, parameters: tuple[tuple[str, str]
         _write_frame(frame, out)
     show(f"{len(frame)} events written to {out}")
 
+# %% ../../nbs/17_lab/40_cli.ipynb #export-delta
+def _delta_of(location: str) -> Any:
+    """The Delta archive of the option, or of the settings if it names none."""
+    from mlpkg.store import open_archive
+
+    location = location or Settings.load().archive
+    if not location:
+        hint = "name a folder or an s3:// address: mlpkg export --delta PATH, or archive = PATH in settings.ini"
+        raise MlpkgError("the settings name no archive", hint)
+    return open_archive(location)
+
+
+def _export_delta(location: str, buckets: int, seconds: float | None, as_json: bool) -> None:
+    """Bring a Delta archive up to date once, or every so many seconds."""
+    from mlpkg.store import open_store
+
+    archive, store = _delta_of(location), open_store(create=False)
+    while True:
+        with progress("export", unit="entries") as bar:
+            new = archive.write(store, buckets=buckets, progress=bar.update)
+        until = archive.offset(list(new))
+        if as_json:
+            say({"archive": archive.location, "position": until, "new": new})
+        else:
+            rows = ", ".join(f"{count} {stream}" for stream, count in new.items() if count) or "nothing new"
+            show(f"{rows} written to {archive.location}, which has the log up to position {until}")
+        if seconds is None:
+            return
+        time.sleep(seconds)
+
 # %% ../../nbs/17_lab/40_cli.ipynb #export
 @click.command("export")
-@use_case_argument
+@click.argument("use_case", metavar="[USE_CASE]", required=False)
+@click.option(
+    "--delta",
+    metavar="[PATH]",
+    is_flag=False,
+    flag_value="",
+    help="Write the whole log as Delta tables to a folder or an s3:// address; by default to `archive` of the settings.",
+)
+@click.option("--every", type=click.FloatRange(0.1), metavar="SECONDS", help="With --delta: go on until stopped.")
+@click.option(
+    "--buckets", type=click.IntRange(1, 4096), default=1, help="With --delta: buckets of entities of a new table."
+)
 @as_json
-def export_command(use_case: str, as_json: bool) -> None:
-    """Bring the archive (partitioned Parquet under the state) up to date with the log."""
+def export_command(use_case: str | None, delta: str | None, every: float | None, buckets: int, as_json: bool) -> None:
+    """Bring an archive up to date with the log: Parquet under the state for USE_CASE, or Delta tables of all streams."""
+    if (use_case is None) == (delta is None):
+        raise click.UsageError("say what to write: either USE_CASE or --delta PATH")
+    if delta is not None:
+        return _export_delta(delta, buckets, every, as_json)
+    _export_parquet(str(use_case), as_json)
+
+
+def _export_parquet(use_case: str, as_json: bool) -> None:
+    """Bring the archive under the state up to date."""
     from mlpkg.lab.archive import Archive
 
     case, store = opened(use_case)

@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ..decisions import UseCase
-from ..engine.columns import Column
+from ..engine.columns import Column, bucket_of
 from ..engine.history import Events, History, Reports, order_of
 from ..engine.timeline import Array
 from ..errors import MlpkgError
@@ -37,7 +37,7 @@ from mlpkg.lab.log_tables import (
     reports_of,
     table_of,
 )
-from .spill import IdFile, LazyIds, Spill, bucket_of
+from .spill import IdFile, LazyIds, Spill
 from .training import Plan, RowOrder, as_frame, key_fields, make_plan, seen_of
 from ..progress import ProgressBar
 from ..progress import progress as show_progress

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNDECIDED', 'RowOrder', 'find_outcome', 'label_of', 'seen_of', 'check_order', 'warn_of_late', 'compute_past',
-           'name_of_use_case', 'Plan', 'make_plan', 'key_fields', 'as_frame', 'training_set', 'fingerprint']
+           'name_of_use_case', 'Plan', 'make_plan', 'key_fields', 'as_frame', 'log_of', 'training_set', 'fingerprint']
 
 # %% ../../nbs/17_lab/12_training.ipynb #imports
 import hashlib
@@ -27,7 +27,7 @@ from ..features import FeatureSet, compute
 from .archive import Archive
 from .frames import When, find_store, nullable, texts_of_outcome, times, truths
 from ..schema import Feedback, Outcome, Source
-from ..store import Store
+from ..store import Store, open_archive
 from ..times import instant, iso, now
 
 # %% ../../nbs/17_lab/12_training.ipynb #find-outcome
@@ -237,6 +237,13 @@ def as_frame(
     labels = {} if label is None else {"label": label}
     return pd.DataFrame({"id": pd.array(ids, dtype="str"), "time": times(time), **keys, **columns, **labels})
 
+# %% ../../nbs/17_lab/12_training.ipynb #log-of
+def log_of(store: Store, source: str = "log") -> Any:
+    """What a training set is read from: the log of a store together with the archive that its settings name, or what was exported."""
+    if source == "archive":
+        return Archive(store.settings.state)
+    return open_archive(store.settings.archive).log(store) if store.settings.archive else store
+
 # %% ../../nbs/17_lab/12_training.ipynb #training-set
 def training_set(
     features: FeatureSet,
@@ -261,7 +268,7 @@ def training_set(
     use_case
         Whose decisions say what each decided event could see; by default the use case named like the feature set.
     source
-        ``"log"``, or ``"archive"`` for what was exported.
+        ``"log"``, of which the archive that the settings name gives what it has, or ``"archive"`` for what was exported.
     history
         What undecided events see. ``"as_arrived"``: what had arrived by then, in whatever order it was loaded.
         ``"as_logged"``: what precedes them in the log. A decided event sees what its decision saw.
@@ -274,7 +281,7 @@ def training_set(
     """
     store = store or find_store()
     plan = make_plan(features, start, end, as_of, outcome, use_case, history)
-    log: Any = Archive(store.settings.state) if source == "archive" else store
+    log = log_of(store, source)
     past = log.history(features.sources, plan.outcomes, since=plan.since, before=plan.last)
     frame = _frame_of(features, plan, past, log)
     frame.attrs.update(plan.attrs, source=source)

@@ -7,10 +7,10 @@ __all__ = ['Access', 'AccessControl', 'Backup', 'Batch', 'Body', 'Checker', 'Col
            'DeadLetter', 'DeadLetters', 'DecisionTransaction', 'DerivedEntry', 'Entry', 'FeedbackStore', 'Loaded',
            'LogReader', 'LogWriter', 'Maintenance', 'ModelChange', 'ModelControl', 'Receipt', 'RecordedChange',
            'Refusal', 'Store', 'StorePlace', 'StoreSummary', 'TimelineReader', 'Token', 'counts', 'decisions_of',
-           'open_store', 'promotions_of', 'reopened', 'scores_of', 'store_place', 'texts_of']
+           'open_archive', 'open_store', 'promotions_of', 'reopened', 'scores_of', 'store_place', 'texts_of']
 
 # %% ../../nbs/05_store/00_init.ipynb #public
-from .opening import counts, open_store, reopened, store_place
+from .opening import counts, open_archive, open_store, reopened, store_place
 from mlpkg.store.protocol import (
     AccessControl,
     Checker,
@@ -79,6 +79,7 @@ _all_ = [
     "Token",
     "counts",
     "decisions_of",
+    "open_archive",
     "open_store",
     "promotions_of",
     "reopened",

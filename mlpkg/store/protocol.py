@@ -80,6 +80,10 @@ class LogReader(Protocol):
         """Return a text that no other log has; a backup keeps it, and so does a store that is restored from one."""
         ...
 
+    def streams(self) -> list[str]:
+        """Return the names of all streams: those that have an entry, and those that will."""
+        ...
+
     def last_position(self) -> int:
         """Return the last position of the log, 0 if the log is empty."""
         ...

@@ -18,7 +18,7 @@ from ..features import FeatureSet
 from ..schema import Outcome, Rejected, Source
 
 # %% ../../nbs/05_store/01_records.ipynb #entries
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry of the log: times in microseconds, `body` canonical JSON."""
 
     position: int

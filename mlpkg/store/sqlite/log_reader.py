@@ -31,6 +31,11 @@ class LogEnds(Part):
         """Return the random text that was made with the file."""
         return self.db.execute("select identity from control").fetchone()[0]
 
+    def streams(self) -> list[str]:
+        """Return the names of all streams that were registered or have an entry."""
+        self.refresh()
+        return sorted(self.cache.streams)
+
     @with_store_errors
     def last_position(self) -> int:
         """Return the last position of the log."""
