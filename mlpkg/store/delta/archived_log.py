@@ -18,8 +18,8 @@ from ...engine.columns import NULL, SUMMABLE, Column
 from ...engine.history import Events, History, Reports
 from ...engine.timeline import Array
 from ...schema import Decisions, Feedback, Outcome, Source
-from .arrow import CORRECTS, Layout, codes_of, field_name, int64_of, read_fields, rows_of
-from .stream_table import Span, TableView, open_view, read_rows, windows_of
+from .arrow import CORRECTS, StreamLayout, codes_of, field_column, int64_of, read_fields, rows_of
+from .stream_table import LogSpan, TableView, open_view, rows_in_span, windows_of
 from .writer import check_same_log, stream_uri
 from ..protocol import Store
 from ..records import Entry
@@ -33,7 +33,7 @@ _NONE = np.zeros(0, np.int64)
 def _events_of(rows: pa.Table, columns: Sequence[Column]) -> Events:
     """Rows of a table as events."""
     position, time, arrived = (int64_of(rows[name]) for name in ("position", "time", "arrived"))
-    codes = {column.name: codes_of(column, rows[field_name(column.name)]) for column in columns}
+    codes = {column.name: codes_of(column, rows[field_column(column.name)]) for column in columns}
     return Events(position, time, arrived, codes, rows["id"].to_pylist())
 
 
@@ -50,15 +50,15 @@ def _joined(parts: Sequence[Events], columns: Sequence[Column]) -> Events:
     return Events(position, time, arrived, codes, [id for part in parts for id in part.ids])
 
 # %% ../../../nbs/05_store/08_delta/04_archived_log.ipynb #feedback-layout
-def _layout_of(feedback: Feedback) -> Layout:
+def _layout_of(feedback: Feedback) -> StreamLayout:
     """The layout of a stream of feedback."""
     corrects = () if isinstance(feedback, Decisions) else (CORRECTS,)
-    return Layout(feedback.stream, (*feedback.columns, *corrects))
+    return StreamLayout(feedback.stream, (*feedback.columns, *corrects))
 
 
 def _feedback_codes(feedback: Feedback, rows: pa.Table) -> dict[str, Array]:
     """The int64 columns of feedback; a score beyond its resolution counts as missing."""
-    codes = {column.name: codes_of(column, rows[field_name(column.name)]) for column in feedback.columns}
+    codes = {column.name: codes_of(column, rows[field_column(column.name)]) for column in feedback.columns}
     if isinstance(feedback, Decisions):
         codes["score"] = np.where(np.abs(codes["score"]) > SUMMABLE, NULL, codes["score"])
     return codes
@@ -94,11 +94,11 @@ def _reports_of(feedback: Feedback, rows: pa.Table, events: Events) -> Reports:
     return Reports.of(about, np.maximum(position, about + 1), codes, arrived, corrects.astype(bool))
 
 # %% ../../../nbs/05_store/08_delta/04_archived_log.ipynb #archived-rows
-def _archived_rows(view: TableView, layout: Layout, columns: Sequence[str], span: Span) -> pa.Table:
+def _archived_rows(view: TableView, layout: StreamLayout, columns: Sequence[str], span: LogSpan) -> pa.Table:
     """Some columns of a table; fields that were not known when a row was written are read from its body."""
     if layout.is_decisions or not view.has_bare_rows:
-        return read_rows(view, columns, span)
-    rows = read_rows(view, [*dict.fromkeys([*columns, "body"])], span)
+        return rows_in_span(view, columns, span)
+    rows = rows_in_span(view, [*dict.fromkeys([*columns, "body"])], span)
     for name, values in read_fields(rows["body"].to_pylist(), layout).items():
         if name in columns:
             rows = rows.set_column(rows.schema.get_field_index(name), name, values)
@@ -127,7 +127,7 @@ class ArchivedLog:
         view = self.view(stream)
         return view.offset if view else 0
 
-    def rows(self, layout: Layout, columns: Sequence[str], span: Span) -> pa.Table:
+    def rows(self, layout: StreamLayout, columns: Sequence[str], span: LogSpan) -> pa.Table:
         """Return some columns of a stream, `position` among them, as one table from archive and log."""
         view, offset = self.view(layout.stream), self.offset(layout.stream)
         parts = []
@@ -146,7 +146,7 @@ _ENTRY = ["position", "id", "time", "arrived", "about", "body"]
 def _archived_entries(view: TableView, stream: str, after: int, until: int) -> Iterator[Entry]:
     """The entries of a table in the order of the log."""
     for first, last in windows_of(view, after, until):
-        rows = read_rows(view, _ENTRY, Span(first, last))
+        rows = rows_in_span(view, _ENTRY, LogSpan(first, last))
         position, time, arrived = (int64_of(rows[name]).tolist() for name in ("position", "time", "arrived"))
         ids, about, bodies = (rows[name].to_pylist() for name in ("id", "about", "body"))
         for row in zip(position, ids, time, arrived, about, bodies, strict=True):
@@ -173,13 +173,13 @@ def read_entries(
 class ArchivedHistory(ArchivedLog):
     """Reads the history of a training set."""
 
-    def events(self, source: Source, span: Span) -> Events:
+    def events(self, source: Source, span: LogSpan) -> Events:
         """Return the events of a source, as `Store.pages` yields them."""
         view, offset, parts = self.view(source.stream), self.offset(source.stream), []
         if view and span.after < offset:
-            names = ["position", "id", "time", "arrived", *(field_name(column.name) for column in source.columns)]
+            names = ["position", "id", "time", "arrived", *(field_column(column.name) for column in source.columns)]
             archived = replace(span, until=min(span.until, offset))
-            rows = _archived_rows(view, Layout(source.stream, source.columns), names, archived)
+            rows = _archived_rows(view, StreamLayout(source.stream, source.columns), names, archived)
             parts.append(_events_of(rows, source.columns))
         if span.until > offset:
             after, bounds = max(span.after, offset), {"since": span.since, "before": span.before}
@@ -197,15 +197,22 @@ class ArchivedHistory(ArchivedLog):
     ) -> History:
         """Return events and the feedback about them, as `Store.history` does."""
         until = self.store.last_position() if until is None else until
-        span = Span(0, until, since, before)
+        span = LogSpan(0, until, since, before)
         events = {source.name: self.events(source, span) for source in sources}
         reports = {of.stream: self._reports(of, events[of.base.name], until) for of in feedback}
         return History(events, reports)
 
     def _reports(self, feedback: Feedback, events: Events, until: int) -> Reports:
         layout = _layout_of(feedback)
-        names = ["position", "id", "time", "arrived", "about", *(field_name(column.name) for column in layout.columns)]
-        return _reports_of(feedback, self.rows(layout, names, Span(until=until)), events)
+        names = [
+            "position",
+            "id",
+            "time",
+            "arrived",
+            "about",
+            *(field_column(column.name) for column in layout.columns),
+        ]
+        return _reports_of(feedback, self.rows(layout, names, LogSpan(until=until)), events)
 
     def read(
         self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
@@ -215,6 +222,6 @@ class ArchivedHistory(ArchivedLog):
 
     def decided(self, use_case: str) -> tuple[Array, Array]:
         """Return the positions of decided events, and the log position that each decision saw, as `Store.decided` does."""
-        layout = Layout(decisions_of(use_case), Decisions.columns)
-        rows = self.rows(layout, ["position", "about", "log_position"], Span(until=self.store.last_position()))
+        layout = StreamLayout(decisions_of(use_case), Decisions.columns)
+        rows = self.rows(layout, ["position", "about", "log_position"], LogSpan(until=self.store.last_position()))
         return int64_of(rows["about"]), int64_of(rows["log_position"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGET_BYTES', 'ArchiveConflict', 'archive_errors', 'Partition', 'TableView', 'open_view', 'StreamTable', 'tidy',
-           'Span', 'read_rows', 'windows_of']
+           'LogSpan', 'rows_in_span', 'windows_of']
 
 # %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #imports
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transactio
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from ...errors import MlpkgError
-from .arrow import Layout, int64_of
+from .arrow import StreamLayout, int64_of
 from ...times import DAY, LATEST
 
 # %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #errors
@@ -75,10 +75,7 @@ def _check_version(uri: str, properties: Mapping[str, Any]) -> None:
             f"{uri} was made by another mlpkg (version {version}, this one uses {_VERSION})", "upgrade mlpkg"
         )
 
-# %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #view
-_APP = "mlpkg.archive"  # whose transactions hold the offset
-
-
+# %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #partition
 @dataclass(frozen=True)
 class Partition:
     """The files of one date and bucket: their number, rows and bytes, and how many files are smaller than half of the target."""
@@ -89,6 +86,9 @@ class Partition:
     rows: int
     bytes: int
     small: int
+
+# %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #view
+_APP = "mlpkg.archive"  # whose transactions hold the offset
 
 
 class TableView:
@@ -186,7 +186,7 @@ def _partitions_of(files: pa.Table) -> list[Partition]:
 class StreamTable:
     """The table of one stream, to be written."""
 
-    def __init__(self, uri: str, options: Mapping[str, str], layout: Layout, identity: str, buckets: int):
+    def __init__(self, uri: str, options: Mapping[str, str], layout: StreamLayout, identity: str, buckets: int):
         self.uri, self.layout, self._options = uri, layout, dict(options)
         view = open_view(uri, options)
         with archive_errors(uri):
@@ -274,7 +274,7 @@ def _merge_files(table: DeltaTable, partition: Partition) -> None:
 
 # %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #span
 @dataclass(frozen=True)
-class Span:
+class LogSpan:
     """Which rows are read: positions in ``(after, until]``, and times in ``[since, before)``."""
 
     after: int = 0
@@ -300,7 +300,7 @@ def _day(time: int) -> pa.Scalar:
     return pa.scalar(time // DAY, pa.int32()).cast(pa.date32())
 
 # %% ../../../nbs/05_store/08_delta/02_stream_table.ipynb #read
-def read_rows(table: TableView, columns: Sequence[str], span: Span) -> pa.Table:
+def rows_in_span(table: TableView, columns: Sequence[str], span: LogSpan) -> pa.Table:
     """Return some columns of the rows of a span in the order of the log, `position` among them; a column that the table lacks is null."""
     dataset, known = table.dataset(), set(table.names)
     with archive_errors(table.uri):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ...errors import MlpkgError
 from .arrow import layout_of, rows_of
-from .stream_table import ArchiveConflict, Span, StreamTable, TableView, read_rows
+from .stream_table import ArchiveConflict, LogSpan, StreamTable, TableView, rows_in_span
 from ..protocol import Store
 from ..records import Entry
 from ...untrusted import path_name
@@ -52,7 +52,7 @@ def check_same_log(table: TableView, stream: str, store: Store) -> None:
 
 def _has_entry(table: TableView, stream: str, position: int, store: Store) -> bool:
     """Whether the log has the row of that position, or begins after it."""
-    row = read_rows(table, ["id", "body", "position"], Span(position - 1, position)).to_pylist()[0]
+    row = rows_in_span(table, ["id", "body", "position"], LogSpan(position - 1, position)).to_pylist()[0]
     entry = next(store.read(position - 1, until=position), None)
     if entry is None:
         first = next(store.read(), None)
