@@ -30,6 +30,7 @@ LONGEST = (
     *("lab/test_new_project", "serve/test_batches", "aggregates/test_conformance", "cli/test_workflow"),
     *(
         "tooling/test_servers",
+        "tooling/test_connect",
         "serve/test_rehearsal",
         "serve/test_hostile",
         "serve/test_proxies",

@@ -21,6 +21,7 @@ from local_servers.parts import Missing
 from paths import SUPPORT
 
 if TYPE_CHECKING:
+    from local_servers.connect_server import Connect
     from local_servers.kafka_server import Kafka
     from local_servers.postgres_server import Postgres
     from local_servers.redis_server import Redis
@@ -104,6 +105,14 @@ def kafka_server() -> "Kafka":
 
     patience = {"broker.session.timeout.ms": 30_000}  # nobody kills it, and a busy machine lets it wait
     return _shared(lambda folder: Kafka(folder, options=patience), "kafka")
+
+
+@pytest.fixture(scope="session")
+def connect_server(kafka_server: "Kafka") -> "Connect":
+    """The Kafka Connect of this run, with Debezium's connector for PostgreSQL."""
+    from local_servers.connect_server import Connect
+
+    return _shared(lambda folder: Connect(folder, kafka_server), "connect")
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,9 @@ def test_a_missing_part_is_named_with_the_command_that_gets_it(
 
 def test_jars_and_their_maven_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(Missing, match="the folder of kafka's jars is missing; get it with: make servers-install"):
+    with pytest.raises(
+        Missing, match="the folder with the jars of kafka is missing; get it with: make servers-install"
+    ):
         parts.jars("kafka")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(parts, "CARGO", Path("/nowhere"))
@@ -254,7 +256,9 @@ def test_make_servers_starts_what_can_be_had_and_make_servers_stop_stops_it(tmp_
     try:
         assert started.returncode != 0  # as two are missing
         assert "S3: the S3 server s3s-fs is missing; get it with: make servers-install" in started.stderr
-        assert "Kafka: the folder of kafka's jars is missing; get it with: make servers-install" in started.stderr
+        assert (
+            "Kafka: the folder with the jars of kafka is missing; get it with: make servers-install" in started.stderr
+        )
         assert f"redis = {running[0].url}\n" in started.stdout and f"postgres = {running[1].url}\n" in started.stdout
         again = make("servers")
         assert len(re.findall(r"^(Redis|PostgreSQL) +runs on ", again.stdout, re.MULTILINE)) == 2

@@ -66,7 +66,7 @@ def s3() -> Path:
 def jars(name: str) -> Path:
     """The folder of the jars that the pom in `poms/NAME` asks for."""
     if not (folder := _jars(name)).is_dir():
-        raise Missing(f"the folder of {name}'s jars", INSTALL)
+        raise Missing(f"the folder with the jars of {name}", INSTALL)
     return folder
 
 
@@ -82,7 +82,9 @@ def cache() -> Path:
 
 def install() -> list[Missing]:
     """Fetch what needs no administrator, and return what is still missing."""
-    missing = [*_got("kafka's jars", lambda: jars("kafka"), lambda: _fetch_jars("kafka"))]
+    missing = []
+    for name in sorted(pom.parent.name for pom in POMS.glob("*/pom.xml")):
+        missing += _got(f"the jars of {name}", lambda name=name: jars(name), lambda name=name: _fetch_jars(name))
     missing += _got("s3s-fs", s3, _build_s3)
     for find in (java, redis, lambda: postgres("postgres")):
         missing += _got("", find, None)
@@ -113,20 +115,8 @@ def _fetch_jars(name: str) -> None:
     mvn = program("mvn", "Maven", debian("maven"))
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         shutil.copy(POMS / name / "pom.xml", folder)
-        subprocess.run(
-            [
-                mvn,
-                "-q",
-                "-B",
-                "-Dstyle.color=never",
-                "dependency:copy-dependencies",
-                "-DoutputDirectory=jars",
-                "-DincludeScope=runtime",
-            ],
-            cwd=folder,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
+        goal = ["dependency:copy-dependencies", "-DoutputDirectory=jars", "-DincludeScope=runtime"]
+        subprocess.run([mvn, "-q", "-B", *goal], cwd=folder, check=True, stdin=subprocess.DEVNULL)
         os.rename(Path(folder) / "jars", _jars(name))  # whole, or not at all
 
 

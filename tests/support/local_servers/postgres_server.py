@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import LiteralString, Self
 
@@ -13,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from local_servers import parts
-from local_servers.process import HOST, Server, ServerError, write_private
+from local_servers.process import HOST, PATIENCE, Server, ServerError, write_private
 
 USER = "mlpkg"
 CONFIGURATION = """
@@ -24,6 +25,9 @@ max_connections = 200
 shared_buffers = 64MB
 wal_level = logical
 """
+# Who reads the changes of a database, and from where on.
+FOLLOWERS = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = %s AND active"
+SLOTS = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s AND NOT active"
 
 
 class Postgres(Server):
@@ -108,7 +112,19 @@ class Postgres(Server):
         return self.url_of(name)
 
     def drop_database(self, name: str) -> None:
-        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+        """Drop a database, also one that somebody uses or follows."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
+                    connection.execute(FOLLOWERS, [name])
+                    connection.execute(SLOTS, [name])
+                self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+                return
+            except psycopg.errors.ObjectInUse:  # a follower takes a moment to end
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
     def _execute(self, statement: LiteralString, database: str) -> None:
         with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
