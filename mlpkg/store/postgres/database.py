@@ -9,10 +9,10 @@ __all__ = ['make_engine', 'channel_of', 'Database', 'upgrade', 'check_tables']
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, Text, cast, create_engine, func, select, text, update
+from sqlalchemy import Connection, Engine, Text, cast, create_engine, func, select, update
 
 from ...errors import StoreError
-from .address import Address
+from .address import DatabaseAddress
 from .errors import database_errors
 from .migrations import apply_versions, check_version, current_version
 from .tables import control_table
@@ -21,7 +21,7 @@ from .tables import control_table
 _CONNECTIONS = 4  # in the pool of a process; as many again for a moment
 
 
-def make_engine(address: Address, read_only: bool = False) -> Engine:
+def make_engine(address: DatabaseAddress, read_only: bool = False) -> Engine:
     """Return the pool of connections to a database; it connects when it is first used."""
     return create_engine(
         address.url,
@@ -50,7 +50,7 @@ def _next_generation(schema: str):
 class Database:
     """The connections of a process to the schema of one environment."""
 
-    def __init__(self, address: Address, read_only: bool = False):
+    def __init__(self, address: DatabaseAddress, read_only: bool = False):
         self.address, self.read_only = address, read_only
         self.engine = make_engine(address, read_only)
         self.lock_timeout = 10.0  # seconds
@@ -71,10 +71,13 @@ class Database:
                 yield connection
 
     @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
-        """Run a block in which each statement commits by itself, on one connection."""
+    def alone(self) -> Iterator[Connection]:
+        """Run a block on a connection that is closed at the end, and with it the locks that belong to it."""
         with database_errors(self.address), self.engine.connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                yield connection
+            finally:
+                connection.invalidate()
 
     def changed(self, connection: Connection) -> int:
         """Take the next generation, within a transaction, and notify every process when it commits."""
@@ -99,7 +102,7 @@ def upgrade(url: str, schema: str = "mlpkg") -> list[str]:
     MlpkgError
         When the address is wrong, the database cannot be reached, or a newer mlpkg made the tables.
     """
-    database = Database(Address.parse(url, schema))
+    database = Database(DatabaseAddress.parse(url, schema))
     try:
         with database.transaction() as connection:
             return apply_versions(connection, database.address)

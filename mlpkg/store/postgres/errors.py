@@ -14,7 +14,7 @@ import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...errors import StoreError, StoreLocked
-from .address import Address
+from .address import DatabaseAddress
 
 # %% ../../../nbs/05_store/07_postgres/02_errors.ipynb #states
 class _Meaning(NamedTuple):
@@ -70,7 +70,7 @@ def _meaning(error: BaseException, words: str) -> _Meaning | None:
     return next((_STATES[state[:length]] for length in (5, 3, 2) if state[:length] in _STATES), None)
 
 # %% ../../../nbs/05_store/07_postgres/02_errors.ipynb #translate
-def database_error(address: Address, error: BaseException) -> StoreError:
+def database_error(address: DatabaseAddress, error: BaseException) -> StoreError:
     """Return the error of the store for an error of PostgreSQL, of its driver, or of SQLAlchemy."""
     cause = getattr(error, "orig", None) or error
     words = _first_line(cause)
@@ -89,7 +89,7 @@ def _first_line(error: BaseException) -> str:
 
 # %% ../../../nbs/05_store/07_postgres/02_errors.ipynb #block
 @contextmanager
-def database_errors(address: Address) -> Iterator[None]:
+def database_errors(address: DatabaseAddress) -> Iterator[None]:
     """Raise errors of PostgreSQL in a block as errors of the store."""
     try:
         yield

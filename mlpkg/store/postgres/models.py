@@ -39,8 +39,8 @@ def _history(use_case: str):
     )
 
 
-def _recorded(body: str, at: int, position: int) -> RecordedChange:
-    return RecordedChange(**json.loads(body), at=at, position=position)
+def _recorded(body: str, when: int, position: int) -> RecordedChange:
+    return RecordedChange(**json.loads(body), at=when, position=position)
 
 # %% ../../../nbs/05_store/07_postgres/09_models.ipynb #position
 def clock_position(before: Sequence[RecordedChange]) -> int:

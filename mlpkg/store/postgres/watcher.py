@@ -110,11 +110,8 @@ class Watcher:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                with self.database.autocommit() as connection:
-                    try:
-                        self._follow(connection)
-                    finally:
-                        connection.invalidate()  # it listens, so nobody else may use it
+                with self.database.alone() as connection:
+                    self._follow(connection.execution_options(isolation_level="AUTOCOMMIT"))
             except StoreError as error:
                 self.current.failure = error
                 self._stopped.wait(self.poll_seconds / 2)
