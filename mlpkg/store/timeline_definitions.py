@@ -25,8 +25,11 @@ class MissingTimeline(NamedTuple):
 class StoredColumns(Protocol):
     """Timelines as a store has them: the spec of their key as JSON, and their columns."""
 
-    spec: str
-    columns: tuple[str, ...]
+    @property
+    def spec(self) -> str: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
 
 
 def stored_order(columns: Iterable[str]) -> tuple[str, ...]:

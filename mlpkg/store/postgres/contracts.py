@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as insert_or
 
 from ...schema import Source, compare_contracts, same_content
 from .database import Database
@@ -50,11 +49,11 @@ def _store_contract(connection: Connection, stream: str, spec: Mapping[str, Any]
 
 
 def _name_streams(connection: Connection, streams: Iterable[str]) -> None:
-    """Give numbers to streams that have none."""
+    """Give numbers to streams that have none, within a transaction that holds the generation."""
     for stream in streams:
         known = select(stream_table.c.name).where(stream_table.c.name == stream)
         if connection.execute(known).first() is None:
-            connection.execute(insert_or(stream_table).values(name=stream, spec="{}").on_conflict_do_nothing())
+            connection.execute(insert(stream_table).values(name=stream, spec="{}"))
 
 
 def _stored_specs(connection: Connection) -> dict[str, Mapping[str, Any]]:

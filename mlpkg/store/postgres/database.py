@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, Text, cast, create_engine, func, select, update
 
-from ...errors import StoreError
 from .address import DatabaseAddress
 from .errors import database_errors
 from .migrations import apply_versions, check_version, current_version

@@ -76,7 +76,7 @@ class DecisionIndex:
         c = decision_table.c
         with self._database.read() as connection:
             row = connection.execute(select(decision_table).where(c.use_case == use_case, c.event == event)).first()
-        return row and IndexedDecision(*row)
+        return None if row is None else IndexedDecision(*row)
 
     def latest(
         self, use_case: str, *, since: int = 0, until: int = LATEST, before: int = LATEST, most: int = 100

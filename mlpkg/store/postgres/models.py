@@ -83,7 +83,7 @@ class PostgresModelControl:
         use_case: str,
         change: Callable[[Sequence[RecordedChange]], ModelChange],
         issue: Callable[[], int] | None = None,
-    ) -> RecordedChange:
+    ) -> None:
         """Store a change, as one transaction; its ``active`` is the active version from then on.
 
         `issue` returns the position of the change in the log. Without it nobody publishes the change.
@@ -98,7 +98,6 @@ class PostgresModelControl:
             _store_change(connection, row, made["active"], is_published=issue is None)
             generation = self._database.changed(connection)
         self._watcher.current.expect(generation)
-        return _recorded(body, row["at"], position)
 
     def promotions(self, use_case: str) -> list[RecordedChange]:
         """Return every change of a model, oldest first."""

@@ -65,4 +65,5 @@ def read_snapshot(connection: Connection, with_tokens: bool = True) -> Snapshot:
 
 
 def _definition(row: Any) -> TimelineDefinition:
-    return TimelineDefinition(row.id, *row[1:5], tuple(json.loads(row.columns)), row.state)
+    columns = tuple(json.loads(row.columns))
+    return TimelineDefinition(row.id, row.stream, row.base, row.key, row.spec, columns, row.state)

@@ -103,13 +103,14 @@ contract_table = Table(
     _column("spec"),
     _column("changes"),
 )
+_LIVE = text("state = 'live'")
 timeline_table = Table(
     "timeline",
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     *(_column(name) for name in ("stream", "base", "key", "spec", "columns", "state")),
     CheckConstraint("state in ('building', 'live', 'gone')", name="timeline_state"),
-    Index("timeline_live", "stream", "key", unique=True, postgresql_where=text("state = 'live'")),
+    Index("timeline_live", "stream", "key", unique=True, postgresql_where=_LIVE, sqlite_where=_LIVE),
 )
 
 # %% ../../../nbs/05_store/07_postgres/03_tables.ipynb #consumers

@@ -29,6 +29,11 @@ def _row(missing: MissingTimeline) -> dict[str, str]:
     names = {"stream": stream.stream, "base": stream.base.name, "key": key.name}
     return names | {"spec": key_json(key), "columns": columns, "state": "building"}
 
+
+def _define(connection: Connection, missing: MissingTimeline) -> int:
+    """Store the definition of timelines that are to be built, and return its number."""
+    return connection.execute(insert(timeline_table).values(_row(missing)).returning(timeline_table.c.id)).scalar_one()
+
 # %% ../../../nbs/05_store/07_postgres/12_timelines.ipynb #states
 def _retire_live(number: int):
     """Return the statement that takes the live definition out of use which another, with this number, replaces."""
@@ -67,8 +72,7 @@ class TimelineBuild:
     def create(self, missing: Sequence[MissingTimeline]) -> list[int]:
         """Define timelines that are to be built, and return their numbers."""
         with self._change() as connection:
-            one = insert(timeline_table).returning(timeline_table.c.id)
-            return [connection.execute(one.values(_row(m))).scalar_one() for m in missing]
+            return [_define(connection, timelines) for timelines in missing]
 
     def activate(self, numbers: Sequence[int]) -> None:
         """Put timelines that are built in place of the ones before."""

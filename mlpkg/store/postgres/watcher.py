@@ -122,6 +122,7 @@ class Watcher:
         while not self._stopped.is_set():
             if read_generation(connection) != self.current.get().generation:
                 self.current.refresh()
+                self._stopped.wait(_PAUSE)
             self.current.answered()
             self._wait(driver)
 
@@ -130,6 +131,5 @@ class Watcher:
         until = time.monotonic() + self.poll_seconds
         while time.monotonic() < until and not self._stopped.is_set():
             if [*driver.notifies(timeout=0.1, stop_after=1)]:
-                self._stopped.wait(_PAUSE)
-                [*driver.notifies(timeout=0)]
+                list(driver.notifies(timeout=0))
                 return

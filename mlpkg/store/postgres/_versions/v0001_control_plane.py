@@ -6,135 +6,66 @@
 __all__ = ['revision', 'down_revision', 'upgrade']
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #imports
-import sqlalchemy as sa
 from alembic import op
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #revision
 revision = "0001"
 down_revision = None
 
-# %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #columns
-def _text(*names: str) -> list[sa.Column]:
-    return [sa.Column(name, sa.Text, nullable=False) for name in names]
-
-
-def _big(*names: str, nullable: bool = False) -> list[sa.Column]:
-    return [sa.Column(name, sa.BigInteger, nullable=nullable) for name in names]
-
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #control
-_IMMUTABLE = """
-create function promotion_is_immutable() returns trigger language plpgsql as
-$$ begin raise exception 'a change of a model is never changed'; end $$
-"""
-_TRIGGER = """
-create trigger promotion_is_immutable before update or delete or truncate on promotion
-for each statement execute function promotion_is_immutable()
-"""
-
-
-def _create_control() -> None:
-    control = op.create_table(
-        "control",
-        sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
-        *_big("generation"),
-        sa.CheckConstraint("id = 1", name="control_is_one_row"),
-    )
-    op.execute(control.insert().values(id=1, generation=0))
-    op.create_table("probe", sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False), *_big("at"))
+_CONTROL = (
+    "create table control(id smallint primary key, generation bigint not null, "
+    "constraint control_is_one_row check (id = 1))",
+    "insert into control values (1, 0)",
+    "create table probe(id smallint primary key, at bigint not null)",
+    "create table consumer(name text primary key, position bigint not null)",
+)
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #models
-def _create_models() -> None:
-    op.create_table(
-        "active_model", *_text("use_case"), sa.Column("version", sa.Text), sa.PrimaryKeyConstraint("use_case")
-    )
-    op.create_table(
-        "promotion",
-        *_text("use_case"),
-        sa.Column("number", sa.Integer, nullable=False),
-        *_big("position", "at"),
-        *_text("body"),
-        sa.PrimaryKeyConstraint("use_case", "number"),
-    )
-    op.create_index("promotion_position", "promotion", ["use_case", "position"], unique=True)
-    op.create_table(
-        "unpublished",
-        *_text("use_case"),
-        sa.Column("number", sa.Integer, nullable=False),
-        sa.PrimaryKeyConstraint("use_case", "number"),
-        sa.ForeignKeyConstraint(
-            ["use_case", "number"], ["promotion.use_case", "promotion.number"], name="unpublished_promotion"
-        ),
-    )
-
-
-def _make_promotions_immutable() -> None:
-    op.execute(_IMMUTABLE)
-    op.execute(_TRIGGER)
+_MODELS = (
+    "create table active_model(use_case text primary key, version text)",
+    "create table promotion(use_case text, number integer, position bigint not null, at bigint not null, "
+    "body text not null, primary key (use_case, number))",
+    "create unique index promotion_position on promotion(use_case, position)",
+    "create table unpublished(use_case text, number integer, primary key (use_case, number), constraint "
+    "unpublished_promotion foreign key (use_case, number) references promotion(use_case, number))",
+    "create function promotion_is_immutable() returns trigger language plpgsql as "
+    "$$ begin raise exception 'a change of a model is never changed'; end $$",
+    "create trigger promotion_is_immutable before update or delete or truncate on promotion "
+    "for each statement execute function promotion_is_immutable()",
+)
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #access
-def _create_access() -> None:
-    op.create_table(
-        "token",
-        *_text("id", "hash", "role", "name", "by"),
-        *_big("created"),
-        *_big("expires", "revoked", nullable=True),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_table(
-        "access",
-        sa.Column("number", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-        *_big("at"),
-        *_text("body"),
-    )
+_ACCESS = (
+    "create table token(id text primary key, hash text not null, role text not null, name text not null, "
+    "by text not null, created bigint not null, expires bigint, revoked bigint)",
+    "create table access(number bigint generated always as identity primary key, at bigint not null, "
+    "body text not null)",
+)
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #streams
-def _create_streams() -> None:
-    op.create_table(
-        "stream",
-        *_text("name"),
-        sa.Column("number", sa.Integer, sa.Identity(always=True), nullable=False, unique=True),
-        *_text("spec"),
-        sa.PrimaryKeyConstraint("name"),
-    )
-    op.create_table(
-        "contract",
-        *_text("stream"),
-        sa.Column("version", sa.Integer, nullable=False),
-        *_big("at"),
-        *_text("spec", "changes"),
-        sa.PrimaryKeyConstraint("stream", "version"),
-    )
-    op.create_table(
-        "timeline",
-        sa.Column("id", sa.Integer, sa.Identity(always=True), primary_key=True),
-        *_text("stream", "base", "key", "spec", "columns", "state"),
-        sa.CheckConstraint("state in ('building', 'live', 'gone')", name="timeline_state"),
-    )
-    live = sa.text("state = 'live'")
-    op.create_index("timeline_live", "timeline", ["stream", "key"], unique=True, postgresql_where=live)
+_STREAMS = (
+    "create table stream(name text primary key, number integer generated always as identity unique, "
+    "spec text not null)",
+    "create table contract(stream text, version integer, at bigint not null, spec text not null, "
+    "changes text not null, primary key (stream, version))",
+    "create table timeline(id integer generated always as identity primary key, stream text not null, "
+    "base text not null, key text not null, spec text not null, columns text not null, state text not null, "
+    "constraint timeline_state check (state in ('building', 'live', 'gone')))",
+    "create unique index timeline_live on timeline(stream, key) where state = 'live'",
+)
 
-# %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #consumers
-def _create_consumers() -> None:
-    op.create_table("consumer", *_text("name"), *_big("position"), sa.PrimaryKeyConstraint("name"))
-    op.create_table(
-        "decision",
-        *_text("use_case", "event"),
-        *_big("position", "event_position", "time", "decided"),
-        *_text("action"),
-        sa.Column("score", sa.Double),
-        sa.Column("log_partition", sa.Integer, nullable=False),
-        *_big("log_offset"),
-        sa.PrimaryKeyConstraint("use_case", "event"),
-    )
-    op.create_index("decision_position", "decision", ["use_case", "position"], unique=True)
-    op.create_index("decision_decided", "decision", ["use_case", "decided"])
+# %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #decisions
+_DECISIONS = (
+    "create table decision(use_case text, event text, position bigint not null, event_position bigint not null, "
+    "time bigint not null, decided bigint not null, action text not null, score double precision, "
+    "log_partition integer not null, log_offset bigint not null, primary key (use_case, event))",
+    "create unique index decision_position on decision(use_case, position)",
+    "create index decision_decided on decision(use_case, decided)",
+)
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #upgrade
 def upgrade() -> None:
     """Make the tables."""
-    _create_control()
-    _create_models()
-    _make_promotions_immutable()
-    _create_access()
-    _create_streams()
-    _create_consumers()
+    for statement in (*_CONTROL, *_MODELS, *_ACCESS, *_STREAMS, *_DECISIONS):
+        op.execute(statement)
