@@ -8,9 +8,9 @@ __all__ = ['registry_grants', 'grants']
 # %% ../../../nbs/05_store/07_postgres/15_grants.ipynb #imports
 from sqlalchemy import text
 
+from ...errors import MlpkgError
 from .address import DatabaseAddress
 from .database import Database, check_tables
-from ...errors import MlpkgError
 
 # %% ../../../nbs/05_store/07_postgres/15_grants.ipynb #registry
 _REGISTRY = (
