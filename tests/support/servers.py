@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import pytest
+from local_servers import parts
 from local_servers.guard import remove_all
 from local_servers.parts import Missing
 from paths import SUPPORT
@@ -37,6 +38,7 @@ class _Server(Protocol):
     def remove(self) -> None: ...
 
 
+T = TypeVar("T")
 Kind = TypeVar("Kind", bound=_Server)
 
 
@@ -81,10 +83,10 @@ def _folder() -> Path:
     return folder
 
 
-def _started(server: Kind) -> Kind:
-    """Start a server; where a part is missing, leave the test out, or let it fail where CI is set."""
+def _got(get: Callable[[], T]) -> T:
+    """Get a part; where it is missing, leave the test out, or let it fail where CI is set."""
     try:
-        return server.start()
+        return get()
     except Missing as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing), pytrace=False)
@@ -95,7 +97,13 @@ def _shared(kind: Callable[[Path], Kind], name: str) -> Kind:
     folder = _folder()
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _started(kind(folder / name))
+        return _got(kind(folder / name).start)
+
+
+@pytest.fixture(scope="session")
+def java() -> Path:
+    """The Java that a local Spark needs."""
+    return _got(parts.java)
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +189,7 @@ def own_server() -> Iterator[Callable[..., _Server]]:
     def start(kind: Callable[..., Kind], **options: object) -> Kind:
         server = kind(_folder() / _own_name(), **options)
         servers.append(server)
-        return _started(server)
+        return _got(server.start)
 
     yield start
     for server in servers:

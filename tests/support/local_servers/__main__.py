@@ -1,5 +1,6 @@
 """`python -m local_servers start|stop|remove FOLDER`, `python -m local_servers install`."""
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -22,6 +23,13 @@ SERVERS: dict[str, type[Kafka | Redis | Postgres | S3]] = {
 
 def start(folder: Path) -> list[str]:
     """Start one of each that can be had, and say how to reach them; return what was wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the second of two commands finds that they run
+        return _start_all(folder)
+
+
+def _start_all(folder: Path) -> list[str]:
     problems, settings = [], {}
     for name, kind in SERVERS.items():
         server = kind(folder / name)
