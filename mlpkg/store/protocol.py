@@ -52,12 +52,20 @@ class DecisionTransaction(Protocol):
 
         `edges` are the bounds of windows, ascending, in microseconds after `since`. With `edges`, the store may return a long timeline
         as tiles, each of which sums up several rows. No tile contains rows from both sides of an edge, nor a report about the event
-        itself. Rows up to the first edge may be missing.
+        itself. Rows up to the first edge may be missing. The timeline of the entity `NULL` is empty.
+
+        Raises
+        ------
+        MlpkgError
+            When nobody registered such a timeline.
         """
         ...
 
     def read_many(self, stream: str, key: str, values: Sequence[int], since: int) -> Timeline:
-        """Return the timelines of several entities laid end to end, with at least all rows later than `since`."""
+        """Return the timelines of several entities, laid end to end in the order of `values`: at least all rows later than `since`.
+
+        `values` has at least one entity, and may name an entity twice.
+        """
         ...
 
     def active_version(self) -> str | None:
@@ -85,7 +93,7 @@ class LogReader(Protocol):
         ...
 
     def last_position(self) -> int:
-        """Return the last position of the log, 0 if the log is empty."""
+        """Return the last position of the log, 0 if the log is empty. No entry at or below it will follow."""
         ...
 
     def last_arrival(self, streams: Sequence[str]) -> int | None:
@@ -95,7 +103,10 @@ class LogReader(Protocol):
     def read(
         self, after: int = 0, *, streams: Sequence[str] | None = None, until: int | None = None
     ) -> Iterator[Entry]:
-        """Yield entries in order: positions in ``(after, until]``, of all streams or of those that are named."""
+        """Yield entries in order: positions in ``(after, until]``, of all streams or of those that are named.
+
+        Neither bound has to be the position of an entry; a stream that is not known has no entries.
+        """
         ...
 
     def latest_entries(self, stream: str, before: int | None = None, most: int = 100) -> tuple[list[Entry], int | None]:
@@ -107,11 +118,11 @@ class LogReader(Protocol):
         ...
 
     def entry(self, stream: str, id: str) -> Entry | None:
-        """Return one entry by its stream and id, or None."""
+        """Return one entry by its stream and id, or None; of an outcome, the report that is no correction."""
         ...
 
     def decided(self, use_case: str) -> tuple[Array, Array]:
-        """Return the position of every decided event, and the position up to which its decision saw the log."""
+        """Return the position of every decided event, in any order, and the position up to which its decision saw the log."""
         ...
 
 # %% ../../nbs/05_store/02_protocol.ipynb #column-reader
@@ -129,7 +140,8 @@ class ColumnReader(Protocol):
     ) -> History:
         """Return events and the feedback about them, all as of one position.
 
-        Positions are at most `until`; the times of the events lie in ``[since, before)``.
+        Positions of events and of reports are at most `until`, by default the last one. The times of the events lie in
+        ``[since, before)``; a report belongs to its event, so that a report whose event is not in the bounds is not returned.
         """
         ...
 
@@ -150,13 +162,20 @@ class LogWriter(Protocol):
         ...
 
     def accept(self, source: Source, body: Body, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
-        """Accept an event without a decision; it arrives now by default."""
+        """Accept an event without a decision; it arrives now by default, which is at `clock` if that is given."""
         ...
 
     def load(self, batch: Batch, *, trusted: bool = False) -> Loaded:
-        """Accept many events and reports as one transaction.
+        """Accept many events and reports as one transaction; the log has them in the order of the batch.
 
-        A `trusted` batch comes out of a log, so its arrivals are not checked against the clock again.
+        Of rows with one id, the first counts, and the others are known or refused. A report is refused with the event in the same one
+        of the batch's `rows`. A report that does not say when it arrived (`NULL`) counts from the maturity of its outcome on, and not
+        later than now. A `trusted` batch comes out of a log, so its arrivals are not checked against the clock again.
+
+        Raises
+        ------
+        TypeError
+            Before anything is written, when an id or a body is not a text.
         """
         ...
 
@@ -185,15 +204,29 @@ class TimelineReader(Protocol):
     """Reads the timelines of the registered use cases, and the contracts of their sources."""
 
     def register(self, use_case: str, features: FeatureSet) -> None:
-        """Register the sources and timelines of a use case; build missing timelines from the log."""
+        """Register the sources and timelines of a use case; build missing timelines from the log.
+
+        Timelines keep the columns that other use cases need.
+
+        Raises
+        ------
+        MlpkgError
+            When a contract changes in a way that its stored events do not allow. Nothing is registered then.
+        """
         ...
 
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
-        """Return the timeline of one entity: at least all rows later than `since`."""
+        """Return the timeline of one entity: at least all rows later than `since`.
+
+        Raises
+        ------
+        MlpkgError
+            When nobody registered such a timeline.
+        """
         ...
 
     def timelines(self, stream: str, key: str, values: Sequence[int], since: int = -LATEST) -> Timeline:
-        """Return the timelines of several entities, laid end to end in the order of `values`."""
+        """Return the timelines of several entities, laid end to end in the order of `values`, at least one."""
         ...
 
     def contracts(self, stream: str) -> list[ContractVersion]:
@@ -205,11 +238,14 @@ class FeedbackStore(Protocol):
     """Takes reports about events."""
 
     def report(self, outcome: Outcome, body: Body, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
-        """Accept a report of an outcome; it arrives now by default."""
+        """Accept a report of an outcome; it arrives now by default, which is at `clock` if that is given.
+
+        A correction that arrives now arrives after all other reports about its event, even if the clock was set back.
+        """
         ...
 
     def waiting(self) -> list[Entry]:
-        """Return the reports about events that have not arrived yet."""
+        """Return the reports about events that have not arrived yet, in the order of the log."""
         ...
 
 # %% ../../nbs/05_store/02_protocol.ipynb #registry
@@ -221,7 +257,7 @@ class ModelControl(Protocol):
         ...
 
     def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
-        """Append a change to the log; its ``active`` is the active version from then on.
+        """Append a change to the log; its ``active``, unless it is None, is the active version from then on.
 
         `change` gets all changes so far and returns the new one. If it raises, nothing is appended. While it runs, nobody else can
         append a change.
@@ -263,7 +299,7 @@ class Consumers(Protocol):
     def append_derived(self, stream: str, entries: Iterable[DerivedEntry], *, reader: str, until: int) -> None:
         """Append what a consumer derived, and its new offset, as one transaction.
 
-        An entry whose id is already in the stream stays as it is.
+        An entry whose id is already in the stream stays as it is. If `entries` raises, nothing is stored.
         """
         ...
 
@@ -287,7 +323,7 @@ class Maintenance(Protocol):
 
     @property
     def lock_timeout(self) -> float:
-        """Seconds to wait for another process that has the store locked; may be set."""
+        """Seconds to wait for another writer that is in the way; may be set."""
         ...
 
     @lock_timeout.setter
@@ -298,7 +334,7 @@ class Maintenance(Protocol):
         ...
 
     def check_not_moved(self) -> None:
-        """Raise `StoreMoved` unless the open store is still the one that the settings name."""
+        """Raise `StoreMoved` unless the open store is still the one that the settings name; a store that cannot move does nothing."""
         ...
 
     def checker(self) -> Checker:
@@ -306,22 +342,27 @@ class Maintenance(Protocol):
         ...
 
     def start_checkpointer(self) -> None:
-        """Start a thread that makes the checkpoints of the store, so that no writer has to make one."""
+        """Start a thread that makes the checkpoints of the store, if it has any, so that no writer has to make one."""
         ...
 
     def write_lock(self) -> AbstractContextManager[object]:
-        """Return an advisory lock between processes for a group of writes; it only reduces contention."""
+        """Return an advisory lock between processes for a group of writes; it only reduces contention.
+
+        Whoever does not hold it can write all the same, after a short wait.
+        """
         ...
 
     def defer_fsync(self) -> Callable[[], None] | None:
-        """Stop syncing on every commit. Return a function that blocks until everything committed so far is durable.
+        """Let writes return before they are durable. Return a function that blocks until everything written so far is durable.
 
-        The caller must call the function before acknowledging a write. The result is None if a commit needs no wait.
+        The caller must call the function before acknowledging a write. Until then, other processes may not see the write, and a
+        failure may take it back. The function may be called from any thread; one call serves many writes. The result is None if a
+        write needs no wait.
         """
         ...
 
     def close(self) -> None:
-        """Release files and connections."""
+        """Release files and connections. From then on all other methods raise `StoreError`; a second call does nothing."""
         ...
 
 # %% ../../nbs/05_store/02_protocol.ipynb #place

@@ -1,6 +1,6 @@
 """Random operations on a store and on its plain model: log, timelines and what each decision saw come out alike.
 
-A run is twelve stories of thirty operations; with `MLPKG_LONG=1` it is hundreds of long ones.
+A run is twelve stories of thirty operations; with `MLPKG_LONG=1` it is two hundred of sixty.
 """
 
 import os
@@ -44,8 +44,8 @@ from mlpkg.times import DAY, iso
 
 LONG = bool(os.environ.get("MLPKG_LONG"))
 MANY = settings(
-    max_examples=400 if LONG else 12,
-    stateful_step_count=80 if LONG else 30,
+    max_examples=200 if LONG else 12,
+    stateful_step_count=60 if LONG else 30,
     deadline=None,
     derandomize=not LONG,
     database=None,
