@@ -105,7 +105,8 @@ class LogReader(Protocol):
     ) -> Iterator[Entry]:
         """Yield entries in order: positions in ``(after, until]``, of all streams or of those that are named.
 
-        Neither bound has to be the position of an entry; a stream that is not known has no entries.
+        Neither bound has to be the position of an entry; a stream that is not known has no entries. By default, `until` is the last
+        position when the first entry is read. Others may write while one reads, and the reader may, too.
         """
         ...
 

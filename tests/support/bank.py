@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,21 @@ START = instant("2018-04-01")
 WORDS = ("books", "tea", "toys")  # the categories that such a model knows; others are unknown to it
 
 
+@cache
+def of_noise(features: ml.FeatureSet) -> lgb.Booster:
+    """A small model that has learned nothing; it is trained once in a process."""
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(0, 100, (500, len(features.names)))
+    labels = rows[:, -1] > 60
+    rows[:, [features.names.index(name) for name in features.categories]] //= 100 / (len(WORDS) + 1)
+    rows[rng.random(rows.shape) < 0.1] = np.nan
+    return booster(features, rows, labels)
+
+
 def booster(features: ml.FeatureSet, rows: np.ndarray | None = None, labels: np.ndarray | None = None) -> lgb.Booster:
     """A small model of a feature set, of noise unless there is something to learn from."""
     if rows is None or labels is None:
-        rng = np.random.default_rng(0)
-        rows = rng.uniform(0, 100, (500, len(features.names)))
-        labels = rows[:, -1] > 60
-        rows[:, [features.names.index(name) for name in features.categories]] //= 100 / (len(WORDS) + 1)
-        rows[rng.random(rows.shape) < 0.1] = np.nan
+        return of_noise(features)
     kinds: Any = {"feature_name": features.names, "categorical_feature": list(features.categories)}
     data = lgb.Dataset(rows, np.asarray(labels, np.int64), **kinds)
     return lgb.train({"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 7}, data, 10)

@@ -51,9 +51,9 @@ class StoreUnderTest:
         """Make a new, empty store of a kind."""
         return cls(kind, kind.settings(new_folder()), new_folder, processes)
 
-    def open(self) -> Store:
-        """Open the store, beside those who have it open already."""
-        self._opened.append(open_store(self.settings))
+    def open(self, **changed: object) -> Store:
+        """Open the store, beside those who have it open already; `changed` are other settings, by name."""
+        self._opened.append(open_store(self.settings.model_copy(update=changed)))
         return self._opened[-1]
 
     def reopen(self) -> Store:

@@ -140,7 +140,29 @@ def test_a_reader_that_follows_the_log_misses_nothing(tested: StoreUnderTest, st
         assert decisions == sum(id.startswith("a") and source == "payments" for _, source, id in followed)
         if is_over:
             break
+        time.sleep(0.01)
     assert followed == [(e.position, e.source, e.id) for e in store.read()] and len(followed) == 120
+
+
+def test_a_history_is_as_of_one_position_while_others_write(tested: StoreUnderTest, store: Store):
+    """Each report in it is about an event in it, and each event has its decision."""
+    pay_many(store, "b", 40)
+    calls = [(decide_many, "a", 40), (pay_many, "b", 40, False, True)]
+    results = [tested.elsewhere(*call) for call in calls]
+    lengths: list[tuple[int, int]] = []
+    while True:
+        is_over = all(result.done() for result in results)
+        history = store.history([payments], [frauds, decided])
+        events, reports = history.events["payments"], history.reports
+        positions = dict(zip(events.position.tolist(), events.ids, strict=True))
+        assert {*reports[frauds.stream].about.tolist()} <= {*positions}
+        by_decision = sorted(positions[about] for about in reports[decided.stream].about.tolist())
+        assert by_decision == sorted(id for id in events.ids if id.startswith("a"))
+        lengths.append((len(by_decision), len(reports[frauds.stream].about)))
+        if is_over:
+            break
+        time.sleep(0.01)
+    assert lengths == sorted(lengths) and lengths[-1] == (40, 40)
 
 
 def test_a_timeline_is_built_while_others_write(tested: StoreUnderTest, store: Store):

@@ -256,9 +256,10 @@ def test_checkpoints_in_a_thread_change_nothing(tested: StoreUnderTest):
     assert ids(tested.open()) == ["a"] == ids(tested.reopen())
 
 
-def test_a_write_is_acknowledged_after_the_deferred_wait(tested: StoreUnderTest):
+@pytest.mark.parametrize("durability", ["process", "disk"])
+def test_a_write_is_acknowledged_after_the_deferred_wait(tested: StoreUnderTest, durability: str):
     """From `defer_fsync` on, several writes may share one wait. None means that there is nothing to wait for."""
-    store = tested.open()
+    store = tested.open(durability=durability)
     store.register("cards", features)
     wait: Callable[[], None] = store.defer_fsync() or (lambda: None)
     for k in range(3):

@@ -199,6 +199,21 @@ def test_an_event_is_visible_once_its_write_returned(tested: StoreUnderTest):
     assert ids(other) == tested.elsewhere(all_ids).result() == ["a", "b", "a"]
 
 
+def test_a_reader_may_write_while_it_reads_and_comes_to_an_end(tested: StoreUnderTest):
+    """What is written after the first entry was read is for the next reader."""
+    store = tested.open()
+    load(store, *(paid(f"p{k}", k / 10) for k in range(50)))
+    passed = 0
+    for entry in store.read():
+        pay(store, f"after {entry.id}", 9)
+        passed += 1
+    assert passed == 50 and len(ids(store)) == 100
+    for page in store.pages(payments):
+        passed += len(page)
+        pay(store, f"page {passed}", 9)
+    assert passed == 150
+
+
 def test_a_closed_store_has_everything_when_it_is_opened_again(tested: StoreUnderTest):
     store = tested.open()
     pay(store, "a", 0)
