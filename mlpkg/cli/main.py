@@ -15,6 +15,7 @@ import click
 
 from .catalog import catalog_command, features_group
 from .check import check_command
+from .dead_letters import dead_letters_group
 from .decisions import decide_command, decisions_command, outcome_command
 from mlpkg.cli.models import (
     follow_command,
@@ -25,7 +26,7 @@ from mlpkg.cli.models import (
     shadow_command,
 )
 from .shared import show
-from .store import backup_command, dead_letters_command, restore_command
+from .store import backup_command, restore_command
 from .timeline import timeline_command
 from .tokens import access_log_command, token_group
 from .verify import verify_command
@@ -79,7 +80,7 @@ for _command in (
     backup_command,
     catalog_command,
     check_command,
-    dead_letters_command,
+    dead_letters_group,
     decide_command,
     decisions_command,
     features_group,

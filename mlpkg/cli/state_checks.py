@@ -56,7 +56,7 @@ def check_refused(case: _decisions.UseCase, store: StoreSummary) -> Finding | No
     """Whether events were refused, or outcomes wait."""
     parts = [f"{store.dead_letters:,} dead letters"] if store.dead_letters else []
     parts += [f"{store.waiting:,} outcomes wait for their event"] if store.waiting else []
-    command = f"mlpkg dead-letters {case.name}" if store.dead_letters else f"mlpkg outcome {case.name} --waiting"
+    command = "mlpkg dead-letters list" if store.dead_letters else f"mlpkg outcome {case.name} --waiting"
     return Finding("refused", "note", ", ".join(parts), command) if parts else None
 
 # %% ../../nbs/16_cli/22_state_checks.ipynb #timelines

@@ -77,13 +77,13 @@ def ingest_command(
     if as_json:
         say(done)
     else:
-        _show_ingested(done, use_case)
+        _show_ingested(done)
     if not done.taken:
         why = f"all {len(done.refused)} rows were refused" if done.refused else "it has no rows"
         raise MlpkgError(f"nothing of {file} was taken: {why}", "see above, put the file right and ingest it again")
 
 # %% ../../nbs/17_lab/40_cli.ipynb #ingest-words
-def _show_ingested(done: Any, use_case: str) -> None:
+def _show_ingested(done: Any) -> None:
     """Print what became of the rows."""
     new = ", ".join(f"{count} {stream}" for stream, count in done.new.items())
     show(f"{new}, {done.known} known already" if done.known else new)
@@ -92,7 +92,7 @@ def _show_ingested(done: Any, use_case: str) -> None:
     for row, why in done.refused[:50]:
         show(f"row {row}: {why}", err=True)
     if done.refused:
-        show(f"rows refused: {len(done.refused)}; all of them: mlpkg dead-letters {use_case}", err=True)
+        show(f"rows refused: {len(done.refused)}; all of them: mlpkg dead-letters list", err=True)
     for stream, count in done.defaults.items():
         show(f"the default of {stream} is not stored: {count} rows have it", err=True)
     if done.assumed and done.taken:

@@ -83,14 +83,14 @@ def _write_dead_letters(result: Ingested, store: Store, rejected: list[RejectedR
     result.refused += [(row.row, str(row.why)) for row in rejected]
 
 # %% ../../nbs/17_lab/08_ingest.ipynb #limit
-def _check_limit(result: Ingested, rejected: int, limit: int | float | None, use_case: str) -> None:
+def _check_limit(result: Ingested, rejected: int, limit: int | float | None) -> None:
     """Raise `MlpkgError` if more rows are rejected than the caller accepts."""
     if limit is None or rejected <= (limit * result.rows if isinstance(limit, float) else limit):
         return
     is_share = isinstance(limit, float)
     shown = f"{limit:.6%}".rstrip("%").rstrip("0").rstrip(".") + "%" if is_share else f"{limit}"
     counts = f"{rejected} of {result.rows} rows were refused, more than {shown}; {result.taken} were taken before"
-    raise MlpkgError(f"stopped: {counts}", f"see what is wrong with them: mlpkg dead-letters {use_case}")
+    raise MlpkgError(f"stopped: {counts}", "see what is wrong with them: mlpkg dead-letters list")
 
 # %% ../../nbs/17_lab/08_ingest.ipynb #stream
 def _find_stream(use_case: UseCase, name: str | None) -> Source | Outcome:
@@ -143,11 +143,11 @@ def ingest(
             result.rows += len(piece)
             batch = (mixed if is_mixed else single).batch(piece, rejected, gone)
             try:
-                _check_limit(result, len(result.refused) + len(rejected), max_rejected, use_case.name)
+                _check_limit(result, len(result.refused) + len(rejected), max_rejected)
                 _write_batch(result, batch, store, rejected, gone)
             finally:
                 _write_dead_letters(result, store, rejected)
-            _check_limit(result, len(result.refused), max_rejected, use_case.name)
+            _check_limit(result, len(result.refused), max_rejected)
             progress(len(piece))
     if isinstance(single, SourceRows):
         _write_rest(result, single.rest(gone), store, gone)

@@ -99,7 +99,7 @@ def report(use_case: UseCase, store: Store, since: When = 0, as_of: When | None 
         "latency_us": quantiles,
         "outcomes": {name: _quality(frame, outcome) for name, outcome in use_case.on.outcomes.items() if len(frame)},
         "waiting": len(store.waiting()),
-        "dead_letters": len(store.dead_letters()),
+        "dead_letters": sum(store.count_dead_letters().values()),
     }
 
 

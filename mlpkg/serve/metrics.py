@@ -245,7 +245,8 @@ def _worker_families(counted: Mapping[MetricKey, float]) -> Iterator[Metric]:
 # %% ../../nbs/14_serve/10_metrics.ipynb #store-families
 _STORE_HELP = {
     "log_position": "The last position of the log.",
-    "dead_letters": "What was refused and kept.",
+    "dead_letters": "What was refused and kept, and was not retried.",
+    "dead_letters_retried": "What was refused, and was accepted by a retry.",
     "outcomes_waiting": "Outcomes about events that are not known yet.",
     "timelines_building": "Timelines that are being built.",
     "shadows": "Models that shadow.",

@@ -192,12 +192,41 @@ class DeadLetters(Protocol):
         """Store refused events as one transaction."""
         ...
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return the refused events, oldest first."""
+    def dead_letters(
+        self, source: str | None = None, *, after: int = 0, most: int | None = None, retried: bool = False
+    ) -> list[DeadLetter]:
+        """Return the refused events, of one source or of all, oldest first: at most `most` of those with a number above `after`.
+
+        These are the letters that were not retried; or, if `retried`, those that were.
+        """
         ...
 
-    def latest_dead_letters(self, most: int) -> list[DeadLetter]:
+    def latest_dead_letters(self, most: int, source: str | None = None, *, retried: bool = False) -> list[DeadLetter]:
         """Return the refused events that were stored last, newest first; the others are not read."""
+        ...
+
+    def dead_letter(self, number: int) -> DeadLetter | None:
+        """Return the dead letter with a number, or None."""
+        ...
+
+    def count_dead_letters(self) -> dict[str, int]:
+        """Return the number of dead letters of each source that were not retried."""
+        ...
+
+    def retry_dead_letter(
+        self, number: int, stream: Source | Outcome, body: Body, *, arrived: int | None = None, clock: int | None = None
+    ) -> Receipt:
+        """Accept a dead letter, with a body that may be mended, as an event or report, and mark it, as one transaction.
+
+        It arrives now by default. If the letter was retried before, nothing changes and the receipt says where its entry is.
+
+        Raises
+        ------
+        Rejected
+            When it is refused again. The letter stays, with the new reason.
+        MlpkgError
+            When that stream has no letter with this number.
+        """
         ...
 
 # %% ../../nbs/05_store/02_protocol.ipynb #timelines
@@ -384,7 +413,11 @@ class StorePlace(Protocol):
         ...
 
     def counts(self) -> dict[str, int]:
-        """Return the last position of the log, and how many dead letters, waiting outcomes and unfinished timelines there are."""
+        """Return the numbers that an operator watches.
+
+        They are ``log_position``, ``dead_letters`` (those that were not retried), ``dead_letters_retried``, ``outcomes_waiting`` and
+        ``timelines_building``.
+        """
         ...
 
     def inspect(self, use_cases: Sequence[str]) -> StoreSummary | None:

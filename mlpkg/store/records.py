@@ -52,8 +52,25 @@ class Refusal(NamedTuple):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A refused event as it is stored, and why it was refused; `at` is when, in microseconds."""
+    """A refused event as it is stored, and why it was refused last; times in microseconds.
 
+    Attributes
+    ----------
+    number
+        Its number, which never changes; a later letter has a larger one.
+    source
+        The source of the event, or the stream of the outcome.
+    at
+        When it was refused first.
+    row
+        The row of the file that it came from, or None.
+    is_whole
+        Whether `body` is what was sent: a long body is cut, and a token is removed.
+    position, retried
+        The position of the entry in the log that a retry made of it, and when; None until then.
+    """
+
+    number: int
     source: str
     at: int
     row: int | None
@@ -62,6 +79,9 @@ class DeadLetter(msgspec.Struct, frozen=True):
     value: str
     reason: str
     body: str
+    is_whole: bool = True
+    position: int | None = None
+    retried: int | None = None
 
 # %% ../../nbs/05_store/01_records.ipynb #batch
 @dataclass

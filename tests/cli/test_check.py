@@ -132,7 +132,7 @@ def test_looking_at_a_store_changes_nothing(shop: Project, cli: Command):
     answer = cli("check", "shop")
     assert contents(shop.folder) == before
     assert "✓ store: 1 orders, 0 orders.returned, 0 decisions; from 2025-01-01 to 2025-01-01\n" in answer.out
-    assert "· refused: 1 dead letters\n  → mlpkg dead-letters shop\n" in answer.out
+    assert "· refused: 1 dead letters\n  → mlpkg dead-letters list\n" in answer.out
     assert "✓ timelines: 1 of 1 are there\n" in answer.out
     age = finding(cli("check", "shop", "--json"), "age")
     assert age["detail"].startswith("the log ends at 2025-01-01T00:00:00.500000Z, when an event of orders arrived")

@@ -30,7 +30,7 @@ def test_the_proposal_knows_the_notation_of_each_column(transcript: str):
 def test_every_row_is_an_order_or_a_dead_letter(transcript: str):
     printed = after(transcript, "mlpkg ingest shop bestellungen.csv")
     assert printed.splitlines()[0].startswith("398 orders")
-    letters = after(transcript, "mlpkg dead-letters shop")
+    letters = after(transcript, "mlpkg dead-letters list orders")
     for reason in ("auf Anfrage is a text, not a number", "02.13.2025", "has 5 cells, the header has 6"):
         assert reason in letters
 
@@ -41,7 +41,7 @@ def test_several_files_become_events_rows_of_a_table_and_reports(transcript: str
     assert after(transcript, "mlpkg ingest chain returns-april.csv") == "21 sales.returned"
     assert after(transcript, "mlpkg ingest chain members.csv") == "9 members"
     assert after(transcript, "mlpkg outcome chain --waiting") == "none waits"
-    letters = after(transcript, "mlpkg dead-letters chain").splitlines()[-2:]
+    letters = after(transcript, "mlpkg dead-letters list sales").splitlines()[-2:]
     assert "void is a text, not a number" in letters[0] and "Total,360 has 2 cells" in letters[1]
 
 

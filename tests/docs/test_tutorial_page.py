@@ -22,7 +22,7 @@ def test_the_project_decides_on_what_the_file_holds(transcript: str):
 
 def test_every_row_is_a_parcel_or_a_dead_letter(transcript: str):
     assert after(transcript, "mlpkg ingest courier").startswith("1499 parcels")
-    letters = after(transcript, "mlpkg dead-letters courier")
+    letters = after(transcript, "mlpkg dead-letters list")
     assert "/16/2025" in letters and "has 5 cells, the header has 6" in letters
 
 

@@ -15,7 +15,7 @@ from mlpkg import lab
 ROWS = 100_001  # one more than a transaction has
 LOOKS = {
     "timeline": ("timeline", "parcels", "customer=1", "--json"),
-    "dead letters": ("dead-letters", "parcels", "--json"),
+    "dead letters": ("dead-letters", "list", "--json"),
     "decisions": ("decisions", "parcels", "--json"),
     "check": ("check", "parcels", "--json"),
 }

@@ -221,7 +221,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(stocked: Project, cli: 
     cli("decide", "fraud", body).said_one_line("Transaction.amount: -3.2 is below 0", "event tx-1", "dead letters")
     cli("decide", "fraud", "{").said_one_line("is not JSON")
     cli("decide", "frued", "{}").said_one_line("no use case 'frued'", "fraud", "settings.ini")
-    letters = cli("dead-letters", "fraud", "--json").json
+    letters = cli("dead-letters", "list", "--json").json_lines
     assert [(d["event"], d["field"], d["value"]) for d in letters] == [("tx-1", "Transaction.amount", "-3.2")]
     cli("decisions", "fraud", "nobody").said_one_line("no decision on the event 'nobody'")
     assert cli("training-set", "fraud", "--from", "yesterday", "--to", "2018-05-01", "-o", "x.csv").status == 2
@@ -352,7 +352,7 @@ def test_ten_bad_rows_of_a_file_are_listed_and_the_others_go_in(write, name: str
     assert done.json["new"]["transactions"] == N - 10
     assert [row for row, _ in done.json["refused"]] == WHERE
     assert [words.partition(":")[0] for _, words in done.json["refused"]] == [field for _, field in expected]
-    letters = cli("dead-letters", "fraud", "--json").json
+    letters = cli("dead-letters", "list", "--json").json_lines
     assert [(d["row"], d["field"]) for d in letters] == expected
     assert all(d["reason"] and d["body"] and d["source"] == "transactions" for d in letters)
 

@@ -19,6 +19,10 @@ class Answer:
     def json(self) -> Any:
         return json.loads(self.out)
 
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
     def said_one_line(self, *words: str) -> bool:
         """Whether it failed with a single line that has these words."""
         # a kernel that is stopped while it fails may say so itself, or not; a slow command shows its progress

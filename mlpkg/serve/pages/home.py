@@ -153,7 +153,7 @@ def _dead_letters(store: Store) -> list[list[Any]]:
 
 
 def _letter(letter: DeadLetter) -> list[Any]:
-    return [Moment(letter.at), letter.source, letter.event, letter.field, letter.reason]
+    return [str(letter.number), Moment(letter.at), letter.source, letter.event, letter.field, letter.reason]
 
 # %% ../../../nbs/14_serve/19_pages/03_home.ipynb #template-top
 _TOP = """
@@ -187,9 +187,9 @@ _TABLES = """
 {% endif %}
 <h2>Dead letters</h2>
 {% if letters.missing %}<p class="soft">{{ letters.missing }}</p>
-{% else %}<p>Refused and kept since the store began: {{ letters.content }}</p>{% endif %}
+{% else %}<p>Refused and not retried: {{ letters.content }}</p>{% endif %}
 {% if newest.missing %}<p class="soft">{{ newest.missing }}</p>
-{% else %}{{ table('The newest dead letters, newest first', ['refused (UTC)', 'source', 'event', 'field', 'reason'],
+{% else %}{{ table('The newest dead letters, newest first', ['number', 'refused (UTC)', 'source', 'event', 'field', 'reason'],
   newest.content, 'There is none.') }}{% endif %}
 """
 

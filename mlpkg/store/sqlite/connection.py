@@ -79,9 +79,11 @@ def _open(path: Path, busy: BusyHandler) -> Any:
     return db
 
 # %% ../../../nbs/05_store/05_sqlite/06_connection.ipynb #counts
+_RETRIED = "count(*) from dead_letter where position is not null"
 _COUNTS = {
     "log_position": "coalesce(max(position), 0) from log",
-    "dead_letters": "coalesce(max(id), 0) from dead_letter",  # none is ever removed
+    "dead_letters": f"coalesce(max(id), 0) - (select {_RETRIED}) from dead_letter",  # none is ever removed
+    "dead_letters_retried": _RETRIED,
     "outcomes_waiting": "count(*) from waiting",
     "timelines_building": "count(*) from stream where state='building'",
 }

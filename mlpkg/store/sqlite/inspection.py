@@ -68,7 +68,7 @@ def _summary(db: Any) -> StoreSummary:
         position=number("coalesce(max(position), 0) from log"),
         entries=None,
         spans={},
-        dead_letters=number("count(*) from dead_letter"),
+        dead_letters=number("count(*) from dead_letter where position is null"),
         waiting=number("count(*) from waiting"),
         contracts={name: json.loads(spec) for name, spec in db.execute("select name, spec from source")},
         active=cache.active,

@@ -9,7 +9,7 @@ __all__ = ['Appended', 'EventWriter', 'SqliteLogWriter']
 from typing import NamedTuple
 
 from ...schema import Outcome, Rejected, Source, ValidatedEvent
-from ..records import Body, Receipt
+from ..records import Body, Receipt, Refusal
 from ..reports import LoggedEvent, id_reused
 from .contracts import Contracts
 from .dead_letters import SqliteDeadLetters
@@ -62,15 +62,53 @@ class EventWriter(Part):
             raise id_reused(source.name, row)
         return known.position
 
-# %% ../../../nbs/05_store/05_sqlite/22_log_writer.ipynb #writer
-class SqliteLogWriter(Part):
-    """Accepts single events and reports."""
+# %% ../../../nbs/05_store/05_sqlite/22_log_writer.ipynb #retry
+class _LetterSender(Part):
+    """Writes one event or report, and sends dead letters again."""
 
     def __init__(
         self, session: Session, events: EventWriter, feedback: SqliteFeedback, dead_letters: SqliteDeadLetters
     ):
         super().__init__(session)
         self._events, self._feedback, self._dead_letters = events, feedback, dead_letters
+
+    def _write(
+        self, stream: Source | Outcome, row: ValidatedEvent, arrived: int, clock: int, is_now: bool = False
+    ) -> Receipt:
+        """Write one event or report, within a transaction."""
+        if isinstance(stream, Outcome):
+            receipt = self._feedback.add(stream, row, arrived, is_now)
+            self.cache.waiting_changed()
+            return receipt
+        position, new, _ = self._events.append(stream, row, arrived, clock, {})
+        return Receipt(row.id, position, new)
+
+    def retry_dead_letter(
+        self, number: int, stream: Source | Outcome, body: Body, *, arrived: int | None = None, clock: int | None = None
+    ) -> Receipt:
+        """Accept a dead letter, and mark it as retried."""
+        clock = now() if clock is None else clock
+        is_now, arrived = arrived is None, clock if arrived is None else arrived
+        letters, source = self._dead_letters, stream.stream
+        if (before := letters.receipt(number, source)) is not None:
+            return before
+        try:
+            row = stream.parse(body)
+            if isinstance(stream, Outcome):
+                stream.check_arrival(row, arrived, clock)
+            with self.session.transaction():
+                if (before := letters.receipt(number, source)) is not None:  # somebody else was faster
+                    return before
+                receipt = self._write(stream, row, arrived, clock, is_now)
+                letters.settle(number, receipt.position, clock)
+                return receipt
+        except Rejected as why:
+            letters.refuse_again(number, Refusal(source, body, why))
+            raise
+
+# %% ../../../nbs/05_store/05_sqlite/22_log_writer.ipynb #writer
+class SqliteLogWriter(_LetterSender):
+    """Accepts single events and reports."""
 
     def accept(self, source: Source, body: Body, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
         """Accept an event without a decision."""
@@ -79,11 +117,10 @@ class SqliteLogWriter(Part):
         try:
             row = source.parse(body)
             with self.session.transaction():
-                position, new, _ = self._events.append(source, row, arrived, clock, {})
+                return self._write(source, row, arrived, clock)
         except Rejected as why:
             self._dead_letters.add_dead_letter(source.name, body, why)
             raise
-        return Receipt(row.id, position, new)
 
     def report(self, outcome: Outcome, body: Body, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
         """Accept a report of an outcome; a report about an event that is not known yet waits for it."""
@@ -93,9 +130,7 @@ class SqliteLogWriter(Part):
             row = outcome.parse(body)
             outcome.check_arrival(row, arrived, clock)
             with self.session.transaction():
-                receipt = self._feedback.add(outcome, row, arrived, is_now)
-                self.cache.waiting_changed()
+                return self._write(outcome, row, arrived, clock, is_now)
         except Rejected as why:
             self._dead_letters.add_dead_letter(outcome.stream, body, why)
             raise
-        return receipt

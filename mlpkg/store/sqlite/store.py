@@ -51,6 +51,8 @@ class SqliteStore:
 
         self.add_dead_letter, self.add_dead_letters = dead_letters.add_dead_letter, dead_letters.add_dead_letters
         self.dead_letters, self.latest_dead_letters = dead_letters.dead_letters, dead_letters.latest_dead_letters
+        self.dead_letter, self.count_dead_letters = dead_letters.dead_letter, dead_letters.count_dead_letters
+        self.retry_dead_letter = writer.retry_dead_letter
 
         self.register, self.contracts = Registration(session, contracts).register, contracts.contracts
         self.timeline, self.timelines = timelines.timeline, timelines.timelines
