@@ -74,7 +74,7 @@ def layout_of(stream: str, store: TimelineReader) -> StreamLayout:
     if not versions:
         is_decisions = StreamLayout(stream).is_decisions
         return StreamLayout(stream, Decisions.columns if is_decisions else ())
-    spec: Mapping[str, Any] = versions[-1]["spec"]
+    spec: Any = versions[-1]["spec"]
     if "column" in spec:
         return StreamLayout(stream, (Column.of(spec["column"]), CORRECTS), None, versions[-1]["version"])
     source = source_of(spec)
@@ -100,7 +100,7 @@ def read_fields(bodies: Sequence[str], layout: StreamLayout) -> dict[str, Any]:
     table = _parsed(bodies, wanted)
     fields = {field_column(column.name): table[column.name] for column in layout.columns}
     if layout.is_decisions:
-        fields["log_position"] = pc.list_element(table["as_of"], 1)
+        fields["log_position"] = pc.call_function("list_element", [table["as_of"], pa.scalar(1)])
     return fields
 
 # %% ../../../nbs/05_store/08_delta/01_arrow.ipynb #int64

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
@@ -173,7 +172,7 @@ def _partitions_of(files: pa.Table) -> list[Partition]:
             "bucket": files["partition.bucket"],
             "rows": files["num_records"],
             "bytes": files["size_bytes"],
-            "small": pc.less(files["size_bytes"], TARGET_BYTES // 2).cast(pa.int64()),
+            "small": (files["size_bytes"].to_numpy() < TARGET_BYTES // 2).astype(np.int64),
         }
     )
     sums = [("rows", "count"), ("rows", "sum"), ("bytes", "sum"), ("small", "sum")]
