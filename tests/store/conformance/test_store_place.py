@@ -35,7 +35,8 @@ def test_a_store_that_is_there_is_opened(tested: StoreUnderTest):
 def test_the_numbers_of_a_store_are_read_from_outside(tested: StoreUnderTest):
     store = tested.open()
     store.register("cards", features)
-    expected = {"log_position": 0, "dead_letters": 0, "outcomes_waiting": 0, "timelines_building": 0}
+    names = ("log_position", "dead_letters", "dead_letters_retried", "outcomes_waiting", "timelines_building")
+    expected = dict.fromkeys(names, 0)
     assert counts(tested.settings) == expected
     decide(store, "a", 1)
     hear(store, "b", True, 1)
