@@ -6,6 +6,7 @@
 __all__ = ['ingest_command', 'simulate_command', 'export_command', 'training_set_command', 'train_command', 'report_command']
 
 # %% ../../nbs/17_lab/40_cli.ipynb #imports
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -235,6 +236,20 @@ def _export_parquet(use_case: str, as_json: bool) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="A folder of Parquet files instead, for what is larger than memory.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    show_default=True,
+    help="What computes: this process, or Spark over the Delta archive; the result is the same.",
+)
+@click.option(
+    "--master", default="local[*]", show_default=True, metavar="URL", help="With --engine spark: which Spark."
+)
+@click.option(
+    "--conf", nargs=2, multiple=True, metavar="NAME VALUE", help="With --engine spark: a setting of the session."
+)
+@as_json
 def training_set_command(
     use_case: str,
     start: int,
@@ -245,18 +260,29 @@ def training_set_command(
     history: Any,
     out: Path | None,
     into: Path | None,
+    engine: str,
+    master: str,
+    conf: tuple[tuple[str, str], ...],
+    as_json: bool,
 ) -> None:
     """Write the features of every event as of its own time, with its label, to a file or a folder."""
     if (out is None) == (into is None):
         raise click.UsageError("say where to: either -o FILE or --into FOLDER")
+    if engine == "spark" and source == "archive":
+        raise click.UsageError("--engine spark reads the Delta archive and the log: leave --source out")
     case, store = opened(use_case)
-    options: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "source": source, "history": history}
-    options |= {"use_case": case, "store": store}
+    options: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "history": history, "use_case": case, "store": store}
+    if engine == "spark":
+        options |= {"master": master, "settings": dict(conf)}
+    else:
+        options |= {"source": source}
     if into is not None:
-        rows = _stream_rows(case.features, start, end, into, options)
+        rows = (_spark_rows if engine == "spark" else _stream_rows)(case.features, start, end, into, options)
     else:
         assert out is not None
-        rows = _write_rows(case.features, start, end, out, options)
+        rows = (_spark_file if engine == "spark" else _write_rows)(case.features, start, end, out, options)
+    if as_json:
+        return say({"rows": rows, "features": len(case.features.names), "engine": engine, "path": str(into or out)})
     show(f"{rows} rows, {len(case.features.names)} features written to {into or out}")
 
 # %% ../../nbs/17_lab/40_cli.ipynb #write-rows
@@ -265,6 +291,24 @@ def _stream_rows(features: FeatureSet, start: int, end: int, into: Path, options
     from mlpkg.lab.streaming import stream_training_set
 
     return stream_training_set(features, start, end, into=into, **options).count_rows()
+
+
+def _spark_rows(features: FeatureSet, start: int, end: int, into: Path, options: Mapping[str, Any]) -> int:
+    """Compute a training set on Spark, and write it to a folder; how many rows it has."""
+    from mlpkg.lab.spark import spark_training_set
+
+    return spark_training_set(features, start, end, into=into, **options).count_rows()
+
+
+def _spark_file(features: FeatureSet, start: int, end: int, out: Path, options: Mapping[str, Any]) -> int:
+    """Compute a training set on Spark, and write it to a file; how many rows it has."""
+    from mlpkg.lab.spark import spark_training_set
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+        frame = spark_training_set(features, start, end, into=Path(folder) / "rows", **options).to_table().to_pandas()
+    _write_frame(frame, out)
+    return len(frame)
 
 
 def _write_rows(features: FeatureSet, start: int, end: int, out: Path, options: Mapping[str, Any]) -> int:

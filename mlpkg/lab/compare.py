@@ -21,6 +21,7 @@ from ..engine.columns import NULL
 from ..engine.history import Events, History
 from ..engine.timeline import Array
 from ..errors import MlpkgError, did_you_mean
+from ..features.past import compute_past, seen_of
 from .comparison import Comparison, Costs, PandasFrame, measure_all, measures_of
 from mlpkg.lab.frames import (
     find_store,
@@ -33,7 +34,7 @@ from mlpkg.lab.frames import (
     times,
 )
 from .segments import Segmenting, segments_of
-from .training import compute_past, find_outcome, label_of, seen_of
+from .training import find_outcome, label_of
 from ..models import Model
 from ..schema import Outcome
 from ..store import Store, decisions_of

@@ -25,6 +25,7 @@ from ..engine.history import Events, History, as_arrived
 from ..engine.timeline import Array
 from ..errors import MlpkgError
 from ..features import FeatureSet, OnDemand, PresentField, compute, to_json
+from ..features.past import UNDECIDED, RowOrder, seen_of
 from mlpkg.lab.candidates import (
     IGNORES_ITSELF,
     CandidateRows,
@@ -37,7 +38,7 @@ from mlpkg.lab.candidates import (
 from .formulas import join_values, write_formula
 from .frames import find_store, series, times
 from .origins import Origin, only_origin, origin_of
-from .training import UNDECIDED, RowOrder, check_order, name_of_use_case, seen_of, warn_of_late
+from .training import check_order, name_of_use_case, warn_of_late
 from ..schema import Feedback, Group, Source
 from ..store import Store, texts_of
 from ..times import duration, iso

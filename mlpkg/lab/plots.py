@@ -17,11 +17,11 @@ from ..aggregates import OfNumber
 from ..engine.columns import Column
 from ..errors import MlpkgError
 from ..features import BinaryOp, FeatureSet, OtherFeature
+from ..features.past import RowOrder
 from .frames import events as events_of
 from .frames import find_store
 from .origins import origin_of
 from .preview import preview
-from .training import RowOrder
 from ..schema import Group, Key, Source
 from ..store import Store
 from ..times import LATEST

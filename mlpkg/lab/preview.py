@@ -16,16 +16,9 @@ from ..engine.history import History
 from ..engine.timeline import Array
 from ..errors import MlpkgError
 from ..features import FeatureSet
+from ..features.past import UNDECIDED, RowOrder, compute_past, seen_of
 from .frames import find_store, nullable, readable
-from mlpkg.lab.training import (
-    UNDECIDED,
-    RowOrder,
-    check_order,
-    compute_past,
-    name_of_use_case,
-    seen_of,
-    warn_of_late,
-)
+from .training import check_order, name_of_use_case, warn_of_late
 from ..store import Store
 
 # %% ../../nbs/17_lab/14_preview.ipynb #history

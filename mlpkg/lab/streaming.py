@@ -26,6 +26,7 @@ from ..engine.history import Events, History, Reports, order_of
 from ..engine.timeline import Array
 from ..errors import MlpkgError
 from ..features import FeatureSet, complete
+from ..features.past import RowOrder, seen_of
 from .archive import Archive
 from .frames import find_store, texts_of_outcome
 from mlpkg.lab.log_tables import (
@@ -38,7 +39,7 @@ from mlpkg.lab.log_tables import (
     table_of,
 )
 from .spill import IdFile, LazyIds, Spill
-from .training import Plan, RowOrder, as_frame, key_fields, make_plan, seen_of
+from .training import Plan, as_frame, key_fields, make_plan
 from ..progress import ProgressBar
 from ..progress import progress as show_progress
 from ..schema import Feedback, Group, Key, Outcome, Source
