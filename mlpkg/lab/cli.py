@@ -209,6 +209,35 @@ def _export_parquet(use_case: str, as_json: bool) -> None:
         return say({"folder": str(archive.folder), "new": new})
     show(f"{', '.join(f'{n} {stream}' for stream, n in new.items())} written to {archive.folder}")
 
+# %% ../../nbs/17_lab/40_cli.ipynb #spark-options
+def _spark_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name the engine and its settings."""
+    engine = click.option(
+        "--engine",
+        type=click.Choice(["local", "spark"]),
+        default="local",
+        show_default=True,
+        help="What computes: this process, or Spark over the Delta archive; the result is the same.",
+    )
+    master = click.option(
+        "--master", default="local[*]", show_default=True, metavar="URL", help="With --engine spark: which Spark."
+    )
+    conf = click.option(
+        "--conf", nargs=2, multiple=True, metavar="NAME VALUE", help="With --engine spark: a setting of the session."
+    )
+    return engine(master(conf(command)))
+
+
+def _write_training_set(
+    features: FeatureSet, span: tuple[int, int], out: Path | None, into: Path | None, **options: Any
+) -> int:
+    """Write a training set to a file or a folder with the engine of the options; how many rows it has."""
+    is_spark = "master" in options
+    if into is not None:
+        return (_spark_rows if is_spark else _stream_rows)(features, *span, into, options)
+    assert out is not None
+    return (_spark_file if is_spark else _write_rows)(features, *span, out, options)
+
 # %% ../../nbs/17_lab/40_cli.ipynb #training-set
 @click.command("training-set")
 @use_case_argument
@@ -236,19 +265,7 @@ def _export_parquet(use_case: str, as_json: bool) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="A folder of Parquet files instead, for what is larger than memory.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "spark"]),
-    default="local",
-    show_default=True,
-    help="What computes: this process, or Spark over the Delta archive; the result is the same.",
-)
-@click.option(
-    "--master", default="local[*]", show_default=True, metavar="URL", help="With --engine spark: which Spark."
-)
-@click.option(
-    "--conf", nargs=2, multiple=True, metavar="NAME VALUE", help="With --engine spark: a setting of the session."
-)
+@_spark_options
 @as_json
 def training_set_command(
     use_case: str,
@@ -272,15 +289,8 @@ def training_set_command(
         raise click.UsageError("--engine spark reads the Delta archive and the log: leave --source out")
     case, store = opened(use_case)
     options: dict[str, Any] = {"as_of": as_of, "outcome": outcome, "history": history, "use_case": case, "store": store}
-    if engine == "spark":
-        options |= {"master": master, "settings": dict(conf)}
-    else:
-        options |= {"source": source}
-    if into is not None:
-        rows = (_spark_rows if engine == "spark" else _stream_rows)(case.features, start, end, into, options)
-    else:
-        assert out is not None
-        rows = (_spark_file if engine == "spark" else _write_rows)(case.features, start, end, out, options)
+    options |= {"master": master, "settings": dict(conf)} if engine == "spark" else {"source": source}
+    rows = _write_training_set(case.features, (start, end), out, into, **options)
     if as_json:
         return say({"rows": rows, "features": len(case.features.names), "engine": engine, "path": str(into or out)})
     show(f"{rows} rows, {len(case.features.names)} features written to {into or out}")
