@@ -29,6 +29,7 @@ from .shared import show
 from .store import backup_command, restore_command
 from .timeline import timeline_command
 from .tokens import access_log_command, token_group
+from .up import up_command
 from .verify import verify_command
 from ..errors import Missing, MlpkgError
 from ..schema import Rejected
@@ -94,6 +95,7 @@ for _command in (
     shadow_command,
     timeline_command,
     token_group,
+    up_command,
     verify_command,
 ):
     mlpkg.add_command(_command)

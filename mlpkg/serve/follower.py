@@ -34,8 +34,11 @@ def without_research() -> None:
 _NICE = 10  # beside a busy worker it gets little time, but some
 
 
-def main(use_case: str, settings: str, parent: str) -> None:
-    """Score for a use case until there is nothing to score, or the parent is gone."""
+_SETTINGS = "MLPKG_FOLLOWER_SETTINGS"  # not an argument: anybody sees those of a process
+
+
+def main(use_case: str, parent: str) -> None:
+    """Score for a use case until there is nothing to score, or the parent is gone; the settings are in the environment."""
     os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
     without_research()
@@ -43,7 +46,7 @@ def main(use_case: str, settings: str, parent: str) -> None:
     from mlpkg import decisions
     from mlpkg.rollout import shadow
 
-    settings_of_parent = Settings.model_validate_json(settings)
+    settings_of_parent = Settings.model_validate_json(os.environ.pop(_SETTINGS))
     store = open_store(settings_of_parent, create=False)
     shadow.follow(decisions.use_case(use_case, settings_of_parent), store, lambda: os.getppid() == int(parent))
     store.close()
@@ -83,10 +86,10 @@ class Following:
             if lock is None:
                 return
             self._next = time.monotonic() + _START_EVERY
-            arguments = (self._use_case, self._settings.model_dump_json(), str(os.getpid()))
+            path = os.pathsep.join(filter(None, sys.path))
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlpkg.serve.follower", *arguments],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                [sys.executable, "-m", "mlpkg.serve.follower", self._use_case, str(os.getpid())],
+                env=os.environ | {"PYTHONPATH": path, _SETTINGS: self._settings.model_dump_json()},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[lock],
             )

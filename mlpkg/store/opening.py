@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from mlpkg.store.delta.archive import DeltaArchive
 
 # %% ../../nbs/05_store/04_opening.ipynb #kinds
-_KINDS = {"sqlite": "mlpkg.store.sqlite.place:SqlitePlace"}  # the class that answers for each kind of store
+_KINDS = {  # the class that answers for each kind of store
+    "sqlite": "mlpkg.store.sqlite.place:SqlitePlace",
+    "cluster": "mlpkg.store.cluster.place:ClusterPlace",
+}
 
 
 def store_place(settings: Settings | None = None) -> StorePlace:

@@ -303,7 +303,7 @@ class AccessControl(Protocol):
     """Stores tokens, and a log of who looked at what."""
 
     def tokens(self) -> Mapping[str, Token]:
-        """Return every token by its id, as of now."""
+        """Return every token by its id; what another process changed is seen within a second."""
         ...
 
     def put_token(self, token: Token) -> None:
@@ -406,6 +406,10 @@ class StorePlace(Protocol):
 
     def exists(self) -> bool:
         """Return whether there is a store."""
+        ...
+
+    def prepare(self) -> list[str]:
+        """Make what the store needs and check it; return a line for each part. What is there stays."""
         ...
 
     def open(self, create: bool = True) -> "Store":

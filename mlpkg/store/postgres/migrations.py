@@ -6,8 +6,10 @@
 __all__ = ['versions_folder', 'table_versions', 'newest', 'check_version', 'current_version', 'apply_versions']
 
 # %% ../../../nbs/05_store/07_postgres/05_migrations.ipynb #imports
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
@@ -18,9 +20,21 @@ from ...errors import StoreError
 from .address import DatabaseAddress
 
 # %% ../../../nbs/05_store/07_postgres/05_migrations.ipynb #script
+_copied: list[TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+@cache
 def versions_folder() -> Path:
-    """Return the folder of the package that has the versions."""
-    return Path(str(files("mlpkg.store.postgres") / "_versions"))
+    """Return the folder with the versions; out of a zipped wheel, as a bento has it, they are copied first."""
+    source = files("mlpkg.store.postgres") / "_versions"
+    if isinstance(source, Path):
+        return source
+    _copied.append(TemporaryDirectory(prefix="mlpkg-versions-"))
+    folder = Path(_copied[-1].name)
+    for file in source.iterdir():
+        if file.name.endswith(".py"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
 
 
 def table_versions(folder: Path | None = None) -> ScriptDirectory:

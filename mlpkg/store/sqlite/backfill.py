@@ -20,10 +20,11 @@ from ...engine.timeline import Array, pack
 from ...progress import progress
 from ...schema import Feedback, Source
 from ...settings import Settings
+from ..body_columns import column_decoder
 from ..reports import event_of
 from .connection import connect
 from .feedback import version_bounds
-from .log_columns import PAGE, column_decoder, event_pages
+from .log_columns import PAGE, event_pages
 from .log_reader import SqliteLogReader
 from .session import Session
 from .timeline_bulk import bulk_append

@@ -18,11 +18,11 @@ from ...engine.columns import NULL
 from ...engine.timeline import Array
 from ...schema import Outcome, Source, ValidatedEvent
 from ..batches import check_texts, is_report, parts_of, slice_of, wrong_arrival, wrong_arrivals
+from ..body_columns import column_decoder
 from ..records import Batch, Loaded
 from ..reports import LoggedEvent, event_of, id_reused
 from .contracts import Contracts
 from .feedback import SqliteFeedback
-from .log_columns import column_decoder
 from .session import Part, Session
 from .timeline_catalogue import TimelineCatalogue
 from ...times import now

@@ -34,6 +34,15 @@ class SqlitePlace:
         """Return whether the file is there."""
         return self.settings.store_path.exists()
 
+    def prepare(self) -> list[str]:
+        """Make the file if it is missing, and check it."""
+        store = self.open()
+        try:
+            store.check()
+        finally:
+            store.close()
+        return [f"the store {self.location} is complete"]
+
     def open(self, create: bool = True) -> SqliteStore:
         """Open the store; `create` makes one that is missing."""
         return SqliteStore(self.settings, create)

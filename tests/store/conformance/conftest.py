@@ -15,7 +15,8 @@ from mlpkg.store import Store
 
 @pytest.fixture(scope="session", params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]
+    made = KINDS[request.param]
+    return made.on(*(request.getfixturevalue(name) for name in made.servers))
 
 
 @pytest.fixture(scope="session")

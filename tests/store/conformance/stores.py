@@ -7,32 +7,62 @@ A test opens a store through `StoreUnderTest` and assumes what `mlpkg.store.prot
 - Another process sees a write once the method that wrote has returned.
 """
 
+import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from mlpkg.settings import Settings
 from mlpkg.store import Store, open_store
+from mlpkg.store.opening import store_place
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of store: the settings of a new, empty one, and how to remove what it holds outside its folder.
 
-    `settings` gets an empty folder of its own and may skip the test if the servers are missing. Both are called in the process
-    of the tests; `mlpkg.store.open_store` opens the store, here and in other processes. `has_backup` says whether its place makes
+    `settings` gets an empty folder of its own, and the servers of the fixtures that `servers` names. Both are called in the process of
+    the tests; `mlpkg.store.open_store` opens the store, here and in other processes. `has_backup` says whether its place makes
     backups.
     """
 
-    settings: Callable[[Path], Settings]
+    settings: Callable[..., Settings]
     remove: Callable[[Settings], None] = lambda settings: None
     has_backup: bool = True
+    servers: tuple[str, ...] = ()
+
+    def on(self, *servers: Any) -> "Kind":
+        """Return the kind on servers that run."""
+        return replace(self, settings=partial(_with_servers, self.settings, servers))
 
 
-KINDS: dict[str, Kind] = {"sqlite": Kind(lambda folder: Settings(state=folder / "state"))}
+def _with_servers(settings: Callable[..., Settings], servers: tuple[Any, ...], folder: Path) -> Settings:
+    return settings(folder, *servers)
+
+
+def remove_namespace(settings: Settings) -> None:
+    """Delete the topics, keys and tables of a namespace."""
+    store_place(settings).remove()  # type: ignore[attr-defined]
+
+
+def _on_servers(folder: Path, kafka: Any, redis: Any, postgres: Any) -> Settings:
+    servers = kafka.settings() | redis.settings() | postgres.settings()
+    namespace = f"t{secrets.token_hex(6)}"
+    return Settings(
+        state=folder / "state", store="cluster", namespace=namespace, kafka_protocol="SASL_PLAINTEXT", **servers
+    )
+
+
+KINDS: dict[str, Kind] = {
+    "sqlite": Kind(lambda folder: Settings(state=folder / "state")),
+    "cluster": Kind(
+        _on_servers, remove_namespace, has_backup=False, servers=("kafka_server", "redis_server", "postgres_server")
+    ),
+}
 
 
 @dataclass

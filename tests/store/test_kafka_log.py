@@ -1,0 +1,199 @@
+"""The log in a real Kafka: what is appended is read in the order of its positions, and what is void is not."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.cimpl import NewTopic
+
+from mlpkg.errors import MlpkgError, StoreError
+from mlpkg.store.kafka import topics as topics_module
+from mlpkg.store.kafka.log import Delivery, KafkaLog
+from mlpkg.store.kafka.messages import LogRecord, Place, Voids, encode_record, epoch_message, undone_message
+from mlpkg.store.kafka.topics import TopicLayout
+
+if TYPE_CHECKING:
+    from local_servers.kafka_server import Kafka
+
+START = 1_700_000_000_000_000  # a position, in microseconds
+LAYOUT = TopicLayout(partitions=3)
+
+
+def options(server: "Kafka") -> dict[str, object]:
+    return {name: value for name, value in server.client_settings().items() if name != "bootstrap.servers"}
+
+
+def log_of(server: "Kafka", prefix: str, layout: TopicLayout = LAYOUT) -> KafkaLog:
+    return KafkaLog(server.address, f"{prefix}log", layout, options(server))
+
+
+@pytest.fixture
+def log(kafka_server: "Kafka", kafka_prefix: str) -> Iterator[KafkaLog]:
+    """A log with one stream of three partitions, and its topic `_control`."""
+    with closing(log_of(kafka_server, kafka_prefix)) as log:
+        log.topics.make(["_control"], 1)
+        log.topics.make(["payments"])
+        yield log
+
+
+def record(number: int, low: int = 0, stream: str = "payments", epoch: int = 1) -> LogRecord:
+    """The record at a position; those before `low` had ended when it began."""
+    return LogRecord(
+        START + number, stream, f"tx-{number}", 35, 45, None, f'{{"id":"tx-{number}"}}', epoch, START + low
+    )
+
+
+def append(log: KafkaLog, *records: LogRecord, key: bytes | None = None) -> list[Place]:
+    """Append records, each with its own key or all with one, and return where they lie."""
+    deliveries = [log.append(r, r.id.encode() if key is None else key) for r in records]
+    return places(log, deliveries)
+
+
+def places(log: KafkaLog, deliveries: Sequence[Delivery]) -> list[Place]:
+    log.flush()
+    log.check_delivered(deliveries)
+    return [delivery.place for delivery in deliveries if delivery.place is not None]
+
+
+def numbers(log: KafkaLog, after: int = 0, streams: Sequence[str] | None = None) -> list[int]:
+    """The positions that a reader gets, less that of the start."""
+    return [r.position - START for r in log.read(streams, START + after, log.voids())]
+
+
+def test_a_record_that_was_acknowledged_is_read_and_fetched_as_it_was(log: KafkaLog) -> None:
+    written = record(1)._replace(needs=(START - 2, START - 1), use_case="fraud", decision="{}", decided=START + 2)
+    (place,) = append(log, written)
+    expected = written._replace(partition=place.partition, offset=place.offset)
+    assert log.fetch(place) == expected
+    assert [*log.read(None, 0, Voids())] == [expected]
+    assert log.ends()[place.topic][place.partition] == place.offset + 1
+
+
+def test_records_of_several_partitions_come_in_the_order_of_their_positions(log: KafkaLog) -> None:
+    """Positions are out of order inside partitions, too, as several processes write."""
+    pairs = [number for low in range(1, 120, 2) for number in (low + 1, low)]
+    where = append(log, *(record(number, low=(number - 1) // 2 * 2) for number in pairs))
+    assert len({place.partition for place in where}) == 3
+    assert numbers(log) == [*range(1, 121)]
+    assert numbers(log, after=118) == [119, 120]
+
+
+def test_two_streams_are_one_order_and_a_reader_may_take_one_of_them(log: KafkaLog) -> None:
+    log.topics.make(["refunds"])
+    append(log, record(3, 2), record(1, 0), record(2, 1, "refunds"), record(4, 3, "refunds"))
+    assert numbers(log) == [1, 2, 3, 4]
+    assert numbers(log, streams=["refunds", "unknown"]) == [2, 4]
+
+
+def test_the_latest_records_are_those_before_a_position(log: KafkaLog) -> None:
+    append(log, *(record(number * 1_000_000, number * 1_000_000) for number in range(1, 31)), key=b"596")
+    records, is_all = log.latest("payments", START + 20_000_000, 4, Voids())
+    earlier = [r.position - START for r in records if r.position < START + 20_000_000]
+    assert earlier == [17_000_000, 18_000_000, 19_000_000] and not is_all
+    records, is_all = log.latest(None, START + 20_000_000, 100, Voids())
+    assert len(records) == 30 and is_all
+
+
+def test_what_was_undone_is_void(log: KafkaLog) -> None:
+    decided = record(5)._replace(use_case="fraud", decision="{}", decided=START + 6)
+    append(log, record(1), record(2), record(3), decided)
+    log.append_control(undone_message(START + 1, START + 2))
+    log.append_control(undone_message(START + 6, START + 6))
+    assert numbers(log) == [3, 5]
+    assert [r.decision for r in log.read(None, 0, log.voids())] == ["", ""]
+    assert [r.position - START for r in log.latest(None, START + 9, 10, log.voids())[0]] == [3, 5]
+
+
+def test_what_a_process_of_an_older_epoch_appends_later_is_void(log: KafkaLog) -> None:
+    append(log, record(1))
+    log.append_control(epoch_message(2, log.ends()))
+    append(log, record(2))
+    append(log, record(3, epoch=2))
+    assert log.voids().epoch == 2 and numbers(log) == [1, 3]
+    log.topics.make(["refunds"])  # it was not there when the epoch began
+    append(log, record(4, stream="refunds"), record(5, stream="refunds", epoch=2))
+    assert numbers(log) == [1, 3, 5]
+
+
+def test_texts_are_read_in_the_order_in_which_they_were_appended(log: KafkaLog) -> None:
+    log.topics.make(["_dead-letters"], 1)
+    assert log.read_texts("_dead-letters") == [] and log.read_texts("_missing") == []
+    log.append_texts("_dead-letters", ["first", "zweitens: ü", "third"])
+    assert log.read_texts("_dead-letters") == ["first", "zweitens: ü", "third"]
+
+
+def test_a_message_that_is_none_of_mlpkgs_is_skipped_with_one_warning(
+    log: KafkaLog, kafka_server: "Kafka", caplog: pytest.LogCaptureFixture
+) -> None:
+    append(log, record(1), key=b"596")
+    topic = log.topics.name("payments")
+    foreign = Producer(kafka_server.client_settings() | {"log_level": 0})
+    where: list[tuple[int, int]] = []
+
+    def note(_: object, message: Message) -> None:
+        where.append((message.partition() or 0, message.offset() or 0))
+
+    messages: dict[bytes, dict[str, str | bytes | None]] = {
+        b"hello": {},
+        b"{}": {"position": b"\xff"},
+        b"": {"position": None},
+    }
+    for value, headers in messages.items():
+        foreign.produce(topic, value, b"596", headers=headers, on_delivery=note)
+    foreign.flush(10)
+    append(log, record(2), key=b"596")
+    for _ in range(2):
+        assert numbers(log) == [1, 2]
+    assert [r.position - START for r in log.latest("payments", START + 9, 10, Voids())[0]] == [1, 2]
+    warned = [r.getMessage() for r in caplog.records if r.name == "mlpkg"]
+    assert len(where) == len(warned) == 3
+    for (partition, offset), text in zip(where, warned, strict=True):
+        assert text.startswith(f"the topic {topic}, partition {partition}, offset {offset} ")
+    with pytest.raises(StoreError, match="no message"):
+        log.fetch(Place(topic, *where[0]))
+
+
+def test_anybody_can_read_the_topic(log: KafkaLog, kafka_server: "Kafka") -> None:
+    (place,) = append(log, record(1))
+    consumer = Consumer(kafka_server.client_settings() | {"group.id": place.topic, "log_level": 0})
+    with closing(consumer):
+        consumer.assign([TopicPartition(*place)])
+        message = consumer.poll(10)
+    assert message is not None and message.value() == b'{"id":"tx-1"}'
+    assert message.timestamp()[1] == record(1).position // 1000
+    assert message.headers() == encode_record(record(1))[1]
+
+
+def test_topics_are_made_once_and_checked(log: KafkaLog, kafka_server: "Kafka", kafka_prefix: str) -> None:
+    log.topics.make(["payments", "_control"])
+    log.topics.check()
+    assert log.topics.partitions() == {log.topics.name("payments"): 3, log.topics.name("_control"): 1}
+    with closing(log_of(kafka_server, kafka_prefix, TopicLayout(partitions=4))) as wider:
+        with pytest.raises(MlpkgError, match=r"payments has 3 partitions, not 4"):
+            wider.topics.check()
+    forgetting = NewTopic(log.topics.name("refunds"), 3, 1, config={"retention.ms": "60000"})
+    for made in kafka_server.admin.create_topics([forgetting]).values():
+        made.result()
+    with pytest.raises(MlpkgError, match=r"refunds forgets messages after 60000 ms"):
+        log.topics.check()
+
+
+def test_a_broker_that_is_not_there_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics_module, "_TIMEOUT", 1.0)
+    with closing(KafkaLog("127.0.0.1:1", "shop", LAYOUT)) as log, ThreadPoolExecutor() as pool:
+        start = time.monotonic()
+        calls = [
+            lambda: append(log, record(1)),
+            log.topics.partitions,
+            log.topics.check,
+            log.ends,
+            lambda: numbers(log),
+        ]
+        for result in [pool.submit(call) for call in calls]:
+            with pytest.raises(StoreError, match=r"127\.0\.0\.1:1"):
+                result.result()
+        assert time.monotonic() - start < 12
