@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,7 +210,10 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        assert psutil.wait_procs(family, timeout=20)[1] == [], "nothing of it goes on"
+        until = time.monotonic() + 20
+        while any(map(_runs, family)):
+            assert time.monotonic() < until, "nothing of it goes on"
+            time.sleep(0.01)
         self.process = None
 
     def stop(self) -> None:
@@ -220,6 +224,14 @@ class Server:
             for process in psutil.wait_procs(family, timeout=5)[1]:
                 process.kill()
             self.process = None
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits for somebody to ask how it ended does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager

@@ -247,6 +247,8 @@ def test_make_servers_starts_what_can_be_had_and_make_servers_stop_stops_it(tmp_
 
     def make(target: str) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make` that runs these tests
+            env.pop(name, None)
         command = ["make", "-o", ".venv/.installed", target]
         return subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
 
