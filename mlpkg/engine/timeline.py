@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Array', 'FAR', 'Labels', 'Timeline', 'AsOf', 'ragged', 'blocks', 'stable_order', 'attach_labels', 'pack', 'unpack',
-           'decode', 'Packed', 'as_timeline']
+           'decode', 'decode_many', 'Packed', 'as_timeline']
 
 # %% ../../nbs/01_engine/02_timeline.ipynb #imports
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -182,6 +182,13 @@ def decode(data: bytes, names: tuple[str, ...]) -> Timeline:
         return _nothing(names)
     time, position, *columns = np.frombuffer(data, _INT64).reshape(2 + len(names), -1, order="F")
     return Timeline(time, position, dict(zip(names, columns, strict=True)), _whole(len(time)))
+
+
+def decode_many(pieces: Sequence[bytes], names: tuple[str, ...]) -> Timeline:
+    """The timelines of several entities, each the bytes of its rows, laid end to end."""
+    starts = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum([len(piece) for piece in pieces], out=starts[1:])
+    return replace(decode(b"".join(pieces), names), starts=starts // (8 * (2 + len(names))))
 
 
 @cache

@@ -1,6 +1,8 @@
 """A store on servers loses nothing that it acknowledged, whatever happens to Redis and to the processes that write."""
 
+import importlib
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,14 +12,18 @@ from typing import Any
 import handbook
 import pytest
 from bank import Bank
+from local_servers.kafka_server import Kafka
+from local_servers.postgres_server import Postgres
 from local_servers.redis_server import Redis
 
+import mlpkg as ml
 from mlpkg.decisions import verify
-from mlpkg.errors import StoreError
+from mlpkg.errors import MlpkgError, StoreError
 from mlpkg.settings import Settings
 from mlpkg.store import open_store
 from mlpkg.store.kafka.messages import LogRecord
 from mlpkg.store.opening import store_place
+from mlpkg.times import instant, iso, now
 
 
 @pytest.fixture
@@ -25,13 +31,16 @@ def redis(own_server: Callable[..., Any]) -> Redis:
     return own_server(Redis)
 
 
+def settings_on(state: Path, *servers: Any) -> Settings:
+    """The settings of a new, empty store on servers."""
+    named: dict[str, Any] = {name: value for server in servers for name, value in server.settings().items()}
+    namespace = f"t{secrets.token_hex(6)}"
+    return Settings(state=state, store="cluster", namespace=namespace, kafka_protocol="SASL_PLAINTEXT", **named)
+
+
 @pytest.fixture
 def settings(kafka_server: Any, postgres_server: Any, redis: Redis, tmp_path: Path) -> Iterator[Settings]:
-    servers = kafka_server.settings() | postgres_server.settings() | redis.settings()
-    namespace = f"t{secrets.token_hex(6)}"
-    own = Settings(
-        state=tmp_path / "state", store="cluster", namespace=namespace, kafka_protocol="SASL_PLAINTEXT", **servers
-    )
+    own = settings_on(tmp_path / "state", kafka_server, postgres_server, redis)
     yield own
     store_place(own).remove()  # type: ignore[attr-defined]
 
@@ -99,6 +108,94 @@ def test_a_write_that_nobody_ends_is_undone_and_what_saw_it_is_tried_again(setti
         assert [e.id for e in other.read(streams=["transactions"])] == ["first", "next"], "its record is void"
         assert bank.pays("stuck", 1).event == "stuck"
         assert verify(handbook.fraud, other).mismatches == 0
+
+
+def test_decisions_go_on_while_postgres_is_away(
+    kafka_server: Any, redis_server: Any, own_server: Callable[..., Any], tmp_path: Path
+):
+    """They use the model that was active; a model cannot be promoted meanwhile."""
+    postgres = own_server(Postgres)
+    bank = Bank(handbook.fraud, settings_on(tmp_path / "state", kafka_server, postgres, redis_server))
+    with closing(bank.store):
+        use(bank, "before", 0)
+        postgres.kill()
+        use(bank, "meanwhile", 3)
+        with pytest.raises(StoreError, match="control plane"):
+            bank.store.change_model("fraud", lambda before: {**before[-1]})
+        postgres.start()
+        assert len([*bank.store.read(streams=["decisions.fraud"])]) == 20
+        assert verify(handbook.fraud, bank.store).mismatches == 0
+
+
+def test_what_kafka_did_not_acknowledge_is_not_answered_and_can_be_sent_again(
+    postgres_server: Any, redis_server: Any, own_server: Callable[..., Any], tmp_path: Path
+):
+    """The broker stands still for some seconds."""
+    kafka = own_server(Kafka)
+    bank = Bank(handbook.fraud, settings_on(tmp_path / "state", kafka, postgres_server, redis_server))
+    with closing(bank.store):
+        use(bank, "before", 0)
+        kafka.pause()
+        with pytest.raises(StoreError, match="Kafka"):
+            bank.pays("meanwhile", 3)
+        kafka.resume()
+        until = time.monotonic() + 60
+        while True:  # what was not acknowledged is undone first
+            try:
+                bank.pays("meanwhile", 3)
+                break
+            except StoreError:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        names = [entry.id for entry in bank.store.read(streams=["decisions.fraud"])]
+        assert len(names) == len({*names}) == 11 and names[-1] == "meanwhile"
+        assert verify(handbook.fraud, bank.store).mismatches == 0
+
+
+def test_timelines_whose_key_this_process_cannot_compute_are_given_up(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They would lack what it writes, so they are built again where their code is."""
+    (tmp_path / "shop_keys.py").write_text("def parity(customer_id):\n    return customer_id % 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    parity: Any = importlib.import_module("shop_keys").parity
+    source = handbook.transactions
+    features = ml.FeatureSet("parity", on=source, parity=source.by(parity).agg(n=ml.count(over="30d")))
+    with closing(open_store(settings)) as store:
+        bank = Bank(handbook.fraud, settings)
+        store.register("parity", features)
+        (needed,) = features.streams
+        name, odd = needed.key, needed.by.of({"customer_id": 1}, 0)
+        bank.pays("first", 0)
+        monkeypatch.undo()
+        monkeypatch.delitem(sys.modules, "shop_keys", raising=False)
+        with closing(Bank(handbook.fraud, settings).store) as without_code:
+            body = bank.payment("second", 1)
+            without_code.accept(source, body, arrived=instant(body["time"]), clock=instant(body["time"]))
+        with pytest.raises(MlpkgError, match="not built"):
+            store.timeline("transactions", name, odd)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        store.register("parity", features)
+        assert len(store.timeline("transactions", name, odd)) == 2
+        bank.store.close()
+
+
+def test_a_report_finds_an_event_that_was_stored_before_its_source_had_the_column(settings: Settings):
+    """Its columns then come from its body in the log."""
+    older = ml.Source("orders", type("Order", (ml.Event,), {"__annotations__": {"customer": int}}))
+    newer = ml.Source(
+        "orders", type("Order", (ml.Event,), {"__annotations__": {"customer": int, "tip": int | None}, "tip": None})
+    )
+    returned = newer.outcome("returned", bool, default=False, matures_after="7d")
+    risk = returned.by("customer").agg(risk=ml.mean("returned", over="30d", empty=0.0))
+    with closing(open_store(settings)) as store:
+        store.accept(older, {"id": "o-1", "time": iso(now()), "customer": 596})
+        store.register("returns", ml.FeatureSet("returns", on=newer, customer=risk))
+        assert not store.report(returned, {"id": "o-1", "returned": True}).waiting
+        rows = store.timeline(returned.stream, "customer", 596)
+        assert rows.columns["returned"].tolist() == [1] and rows.columns["about"].tolist() == [
+            next(store.read()).position
+        ]
 
 
 def test_what_a_process_of_an_older_epoch_appends_is_void(settings: Settings, redis: Redis):

@@ -9,15 +9,13 @@ __all__ = ['NewReport', 'compared', 'ClusterFeedback']
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ...engine.columns import NULL
 from ...schema import Outcome, ValidatedEvent
-from .events import StoredEvent, decode_reports
+from .events import StoredEvent, decode_reports, known_event
 from .session import PendingWrite, Writes
 from ..kafka.messages import LogRecord
 from ..records import Entry, Receipt
 from ..redis.sequencer import Begun, ReportEntry, Row, Unit, binary, lock_of
-from ..reports import LoggedEvent, LoggedReport, holding_report, same_report
-from ...times import now
+from ..reports import LoggedEvent, LoggedReport, arrival_of_report, holding_report, same_report
 
 # %% ../../../nbs/05_store/11_cluster/05_feedback.ipynb #new-report
 class NewReport(NamedTuple):
@@ -80,12 +78,7 @@ def compared(
     logged = LoggedEvent(event.position, event.time, event.arrived, "") if event else None
     if (same := same_report(outcome, row, arrived, is_now, reports, logged)) is not None:
         return Receipt(row.id, same.position, False, event is None)
-    time = arrived
-    if arrived == NULL:
-        arrived = outcome.assumed_arrival(event.time, now()) if event else now()
-        time = arrived if event else 0
-    elif is_now and row.corrects and reports:  # arrivals grow, even if the clock was set back
-        time = arrived = max(arrived, *(r.arrived + 1 for r in reports))
+    time, arrived = arrival_of_report(outcome, row, arrived, is_now, reports, event and event.time)
     return NewReport(outcome, row, event, so_far, time, arrived)
 
 # %% ../../../nbs/05_store/11_cluster/05_feedback.ipynb #feedback
@@ -117,7 +110,7 @@ class ClusterFeedback:
     def compare(self, outcome: Outcome, row: ValidatedEvent, arrived: int, is_now: bool) -> NewReport | Receipt:
         """Return what is to be added, or the receipt of the report that says the same."""
         known, so_far = self.writes.questions.about(outcome.source.name, outcome.stream, row.id)
-        event = StoredEvent.of(known) if known is not None else None
+        event = known_event(self.writes, outcome.source, known) if known is not None else None
         return compared(outcome, row, arrived, is_now, event, so_far)
 
     def waiting(self, outcomes: Sequence[str]) -> list[Entry]:

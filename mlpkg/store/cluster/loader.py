@@ -15,8 +15,8 @@ import numpy as np
 
 from ...schema import Outcome, Rejected, Source, ValidatedEvent
 from ..batches import check_texts, is_report, wrong_arrival, wrong_arrivals
-from .events import ClusterEvents, StoredEvent, event_unit, partition_key
-from .feedback import ClusterFeedback, NewReport, compared
+from .events import ClusterEvents, event_unit, known_event, partition_key
+from .feedback import NewReport, compared
 from .session import PendingWrite, Writes
 from ..records import Batch, Loaded, Receipt
 from ..redis.sequencer import Begun, Changed, IsKnown, Known, Unit
@@ -169,8 +169,8 @@ class EventLoader(_EventSorter):
 class ReportLoader:
     """Loads the reports of a batch."""
 
-    def __init__(self, writes: Writes, feedback: ClusterFeedback):
-        self.writes, self.feedback = writes, feedback
+    def __init__(self, writes: Writes):
+        self.writes = writes
 
     def load(self, loading: _Loading, rows: Sequence[int]) -> None:
         """Load some reports; those whose event was refused by now are left out."""
@@ -205,10 +205,7 @@ class ReportLoader:
         batch, questions = loading.batch, self.writes.questions
         places = [(batch.streams[batch.stream[i]], batch.ids[i]) for i in rows]
         stored = questions.about_many([(o.source.name, o.stream, id) for o, id in places if isinstance(o, Outcome)])
-        results = [
-            self._result(loading, i, event and StoredEvent.of(event), so_far)
-            for i, (event, so_far) in zip(rows, stored, strict=True)
-        ]
+        results = [self._result(loading, i, event, so_far) for i, (event, so_far) in zip(rows, stored, strict=True)]
         new = []
         for i, result in zip(rows, results, strict=True):
             if isinstance(result, NewReport):
@@ -219,13 +216,12 @@ class ReportLoader:
                 loading.refuse(i, result)
         return new
 
-    def _result(
-        self, loading: _Loading, i: int, event: StoredEvent | None, so_far: bytes
-    ) -> NewReport | Receipt | Rejected:
+    def _result(self, loading: _Loading, i: int, known: Known | None, so_far: bytes) -> NewReport | Receipt | Rejected:
         """Return what is to be added, the receipt of the report that says the same, or why a row is refused."""
         batch = loading.batch
         outcome, row = batch.streams[batch.stream[i]], row_of(batch, i, loading.codes[i])
         assert isinstance(outcome, Outcome)
+        event = known and known_event(self.writes, outcome.source, known)
         try:
             report = compared(outcome, row, int(batch.arrived[i]), False, event, so_far)
         except Rejected as why:
@@ -236,9 +232,9 @@ class ReportLoader:
 class ClusterLoader:
     """Loads batches."""
 
-    def __init__(self, writes: Writes, events: ClusterEvents, feedback: ClusterFeedback):
+    def __init__(self, writes: Writes, events: ClusterEvents):
         self.writes = writes
-        self._events, self._reports = EventLoader(writes, events), ReportLoader(writes, feedback)
+        self._events, self._reports = EventLoader(writes, events), ReportLoader(writes)
 
     def load(self, batch: Batch, *, trusted: bool = False) -> Loaded:
         """Load a batch; an id that was used for other content is refused.

@@ -15,7 +15,7 @@ from ...settings import Settings
 from .store import ClusterStore, login_of
 from ..kafka.log import KafkaLog
 from ..kafka.topics import TopicLayout
-from ..postgres.database import drop, upgrade
+from ..postgres.database import drop, has_tables, upgrade
 from ..protocol import Store, StorePlace
 from ..records import Backup, StoreSummary
 from ..redis.sequencer import Connection as RedisConnection
@@ -83,11 +83,7 @@ class ClusterPlace(_NoFiles):
 
     def exists(self) -> bool:
         """Return whether the control plane has the tables of the namespace."""
-        try:
-            ClusterStore(self.settings).close()
-        except MlpkgError:
-            return False
-        return True
+        return has_tables(self.settings.postgres, schema_of(self.settings))
 
     def prepare(self) -> list[str]:
         """Make tables and topics, write into Redis what it lacks, and check the topics; what is there stays."""

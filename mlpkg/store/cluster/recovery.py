@@ -12,11 +12,11 @@ from typing import Any
 from ...errors import StoreLocked
 from ...progress import progress
 from ...schema import Decisions, Outcome, ValidatedEvent, source_of
-from .events import StoredEvent, decode_reports, event_unit, packed_stored
+from .events import decode_reports, event_unit, known_event, packed_stored
 from .feedback import NewReport
 from .session import Writes
 from ..kafka.messages import LogRecord, epoch_message, undone_message
-from ..redis.sequencer import Busy, Changed, IsKnown, StateKeeper, Unit, binary, lock_of, packed_place
+from ..redis.sequencer import Busy, Changed, IsKnown, Stale, StateKeeper, Unit, binary, lock_of, packed_place
 from ..streams import decisions_of
 
 # %% ../../../nbs/05_store/11_cluster/09_recovery.ipynb #derived
@@ -68,7 +68,7 @@ class _RecordUnits:
         body = record.body or ""
         row = ValidatedEvent(record.id, 0, body, outcome.codes_of(body), {}, outcome.corrects(body))
         event, so_far = self.writes.questions.about_many([(outcome.source.name, outcome.stream, record.id)], False)[0]
-        stored = StoredEvent.of(event) if event is not None and record.about is not None else None
+        stored = known_event(self.writes, outcome.source, event) if event and record.about is not None else None
         if any(r.position == record.position for r in decode_reports(so_far)):
             return Unit([], (outcome.stream, "", binary(b"")))
         return NewReport(outcome, row, stored, so_far, record.time, record.arrived).unit(self.writes)
@@ -139,6 +139,8 @@ class Recovery:
         self.state.write(run="recovering", epoch=epoch, generation=state.generation + 1)
         writes.sequencer.process, writes.sequencer.epoch = "recovering", epoch
         writes.read_catalogue()
+        if writes.catalogue.without_code:
+            writes.catch_up(Stale("code"))
         replayer, live = Replayer(writes, contracts), set[int]()
         with progress("write the log into Redis", unit="entries") as bar:
             for count, record in enumerate(writes.log.read(None, max(0, start - 1), writes.log.voids())):

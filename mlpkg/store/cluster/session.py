@@ -17,6 +17,7 @@ from .catalogue import Catalogue
 from ..kafka.log import Delivery, KafkaLog
 from ..kafka.messages import LogRecord, Place, undone_message
 from mlpkg.store.redis.sequencer import (
+    STUCK,
     Aborted,
     Begun,
     Busy,
@@ -58,16 +59,9 @@ class _Undo:
         if self.sequencer.doom(first, 0) is not None:
             self.sequencer.undo(first)
 
-    def abandon(self, first: int) -> None:
-        """Undo a write that nobody goes on with, in the log too."""
-        last = self.sequencer.doom(first, 0)
-        if last is not None:
-            self.log.append_control(undone_message(first, last))
-            self.sequencer.undo(first)
-
-    def undo_stuck(self, first: int) -> bool:
-        """Undo the write of another process if it is stuck: first in the log, so that all readers know."""
-        last = self.sequencer.doom(first)
+    def abandon(self, first: int, age: int = 0) -> bool:
+        """Undo a write that nobody goes on with, unless it is younger than `age`; first in the log, so that all readers know."""
+        last = self.sequencer.doom(first, age)
         if last is None:
             return False
         self.log.append_control(undone_message(first, last))
@@ -76,7 +70,7 @@ class _Undo:
 
     def undo_all_stuck(self) -> int:
         """Undo every write that is stuck; return how many."""
-        return sum(self.undo_stuck(first) for first in self.questions.pending())
+        return sum(self.abandon(first, STUCK) for first in self.questions.pending())
 
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #patience
 _PAUSE = 0.002  # seconds between two questions whether another write has ended
@@ -116,7 +110,7 @@ class _Patience(_Undo):
             return self.settle()
         if time.monotonic() > deadline:
             raise busy
-        self.undo_stuck(busy.holder)
+        self.abandon(busy.holder, STUCK)
         time.sleep(_PAUSE)
 
     def catch_up(self, stale: Stale) -> None:
@@ -203,7 +197,7 @@ class Writes(_Writes):
             except Busy as busy:
                 if time.monotonic() > deadline:
                     raise
-                self.undo_stuck(busy.holder)
+                self.abandon(busy.holder, STUCK)
                 time.sleep(_PAUSE / 4)
             except Aborted:
                 self.abandon(first)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ...engine.timeline import Timeline
+from ...engine.timeline import Timeline, decode_many
 from ...errors import StoreError
 from ...features import FeatureSet
 from ...schema import Outcome, Rejected, Source, ValidatedEvent
 from ...settings import Settings
 from .builds import ClusterRegistration
 from .catalogue import Catalogue, ClusterTimelines
-from .decisions import ClusterDecision, ClusterDecisions, PlannedReads, joined
+from .decisions import ClusterDecision, ClusterDecisions, PlannedReads
 from .events import ClusterEvents
 from .feedback import ClusterFeedback
 from .letters import ClusterDeadLetters, LetterSender
@@ -75,7 +75,10 @@ class _AttachedSession(Writes):
 
     def catch_up(self, stale: Stale) -> None:
         """Learn what another process changed."""
-        if stale.why == "generation":
+        if stale.why == "code":
+            self.control.give_up(self.catalogue.without_code)
+            self.state.next_generation()
+        if stale.why in ("code", "generation"):
             self.read_catalogue()
         else:
             self.attach()
@@ -239,7 +242,7 @@ class DerivedWriter:
 
 # %% ../../../nbs/05_store/11_cluster/12_store.ipynb #keeper
 class Keeper:
-    """A thread that undoes what is stuck, and recovers Redis, so that nobody has to wait for that."""
+    """A thread that recovers Redis, and undoes what is stuck, so that no decision has to."""
 
     def __init__(self, session: ClusterSession):
         self._session, self._stopped = session, threading.Event()
@@ -249,6 +252,7 @@ class Keeper:
     def _run(self) -> None:
         while not self._stopped.wait(1.0):
             with suppress(StoreError):
+                self._session.check(thorough=False)
                 self._session.undo_all_stuck()
 
     def close(self) -> None:
@@ -290,7 +294,7 @@ class _StoreParts:
 
         self._decisions = ClusterDecisions(session, events)
         self.decision = self._decisions.decision
-        self.load = ClusterLoader(session, events, feedback).load
+        self.load = ClusterLoader(session, events).load
 
         letters = ClusterDeadLetters(session, settings.now)
         self.add_dead_letter, self.add_dead_letters = letters.add_dead_letter, letters.add_dead_letters
@@ -412,7 +416,7 @@ class ClusterStore(_StoreUpkeep):
             return session.sequencer.read([(timelines.name(value), str(since)) for value in values])[0]
 
         session.refresh_catalogue()
-        return joined(session.patiently(rows), session.catalogue.find(stream, key).columns)
+        return decode_many(session.patiently(rows), session.catalogue.find(stream, key).columns)
 
 # %% ../../../nbs/05_store/11_cluster/12_store.ipynb #conforms
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from ...engine.columns import NULL, SUMMABLE, Column
 from ...engine.history import Events, History, Reports
 from ...engine.timeline import Array
 from ...schema import Decisions, Feedback, Outcome, Source
+from ..body_columns import joined_events
 from .arrow import CORRECTS, StreamLayout, codes_of, field_column, int64_of, read_fields, rows_of
 from .stream_table import LogSpan, TableView, open_view, rows_in_span, windows_of
 from .writer import check_same_log, stream_uri
@@ -35,19 +36,6 @@ def _events_of(rows: pa.Table, columns: Sequence[Column]) -> Events:
     position, time, arrived = (int64_of(rows[name]) for name in ("position", "time", "arrived"))
     codes = {column.name: codes_of(column, rows[field_column(column.name)]) for column in columns}
     return Events(position, time, arrived, codes, rows["id"].to_pylist())
-
-
-def _joined(parts: Sequence[Events], columns: Sequence[Column]) -> Events:
-    """Pages of events as one."""
-    if len(parts) == 1:
-        return parts[0]
-    position, time, arrived = (
-        np.concatenate([getattr(part, name) for part in parts] or [_NONE]) for name in ("position", "time", "arrived")
-    )
-    codes = {
-        column.name: np.concatenate([part.columns[column.name] for part in parts] or [_NONE]) for column in columns
-    }
-    return Events(position, time, arrived, codes, [id for part in parts for id in part.ids])
 
 # %% ../../../nbs/05_store/08_delta/04_archived_log.ipynb #feedback-layout
 def _layout_of(feedback: Feedback) -> StreamLayout:
@@ -184,7 +172,7 @@ class ArchivedHistory(ArchivedLog):
         if span.until > offset:
             after, bounds = max(span.after, offset), {"since": span.since, "before": span.before}
             parts += self.store.pages(source, after=after, until=span.until, **bounds)
-        return _joined(parts, source.columns)
+        return joined_events(parts, source.columns)
 
     def history(
         self,

@@ -102,6 +102,7 @@ class ControlPlane:
         contracts, timelines = PostgresContracts(database, watcher), PostgresTimelineCatalogue(database, watcher)
         self.contracts, self.same_content = contracts.contracts, contracts.same_content
         self.definitions, self.missing, self.build = timelines.definitions, timelines.missing, timelines.build
+        self.give_up = timelines.give_up
         self.register = Registrar(database, watcher, contracts, timelines).register
 
         consumers = PostgresConsumers(database)

@@ -119,6 +119,14 @@ class PostgresTimelineCatalogue:
         """Return the timelines that a use case needs and that are not live."""
         return find_missing(features, self._watcher.snapshot().live())
 
+    def give_up(self, numbers: Sequence[int]) -> None:
+        """Take definitions out of use, so that whoever needs them builds them again."""
+        with self._database.transaction() as connection:
+            generation = self._database.changed(connection)
+            is_it = timeline_table.c.id.in_(numbers)
+            connection.execute(update(timeline_table).where(is_it).values(state="gone"))
+        self._watcher.current.expect(generation)
+
     @contextmanager
     def build(self, wait: float = 600) -> Iterator[TimelineBuild]:
         """Run a block in which no other process builds timelines; it waits up to `wait` seconds for another builder.

@@ -132,7 +132,7 @@ class Changed(NamedTuple):
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #answer-errors
 class Stale(StoreError):
-    """What a process knows of the store is out of date: `why` is ``run``, ``epoch`` or ``generation``."""
+    """What a process knows of the store is out of date: `why` is ``run``, ``epoch``, ``generation`` or ``code``."""
 
     def __init__(self, why: str):
         super().__init__("another process changed the store", "try again")
@@ -424,11 +424,6 @@ class _StateFields:
     def write(self, **fields: str | int) -> None:
         """Change fields of the state."""
         self._calls.call(self._client.hset, self._meta, mapping=fields)
-
-    def once(self, name: str, text: str) -> str:
-        """Return a field of the state, which is `text` if it has none yet."""
-        self._calls.call(self._client.hsetnx, self._meta, name, text)
-        return self._calls.call(self._client.hget, self._meta, name).decode()
 
     def next_generation(self) -> int:
         """Let every process read the definitions again."""

@@ -6,15 +6,21 @@
 __all__ = ['VERSIONS', 'version_bounds', 'LoggedEntries', 'FeedbackTimelines', 'SqliteFeedback']
 
 # %% ../../../nbs/05_store/05_sqlite/21_feedback.ipynb #imports
-from ...engine.columns import NULL
 from ...schema import Feedback, Outcome, ValidatedEvent
 from ..records import Entry, Receipt
-from ..reports import LoggedEvent, LoggedReport, event_of, holding_report, same_report
+from mlpkg.store.reports import (
+    LoggedEvent,
+    LoggedReport,
+    arrival_of_report,
+    event_of,
+    holding_report,
+    same_report,
+    settled_reports,
+)
 from .contracts import Contracts
 from .session import Part, Session, with_store_errors
 from .timeline_catalogue import TimelineCatalogue
 from ..timeline_rows import NullableCodes, report_codes
-from ...times import now
 
 # %% ../../../nbs/05_store/05_sqlite/21_feedback.ipynb #ids
 VERSIONS = "source=? and (id=? or id>? and id<?)"  # all reports of a stream about one event
@@ -93,12 +99,7 @@ class SqliteFeedback(Part):
         reports = self.log.reports(number, row.id)
         if (known := same_report(outcome, row, arrived, is_now, reports, event)) is not None:
             return Receipt(row.id, known.position, False, event is None)
-        time = arrived
-        if arrived == NULL:
-            arrived = outcome.assumed_arrival(event.time, now()) if event else now()
-            time = arrived if event else 0
-        elif is_now and row.corrects and reports:  # arrivals grow, even if the clock was set back
-            time = arrived = max(arrived, *(r.arrived + 1 for r in reports))
+        time, arrived = arrival_of_report(outcome, row, arrived, is_now, reports, event and event.time)
         id = f"{row.id}\x1f{len(reports):04}" if row.corrects else row.id
         self.db.execute(
             "insert into log(source, id, time, arrived, about, body) values (?, ?, ?, ?, ?, ?)",
@@ -117,12 +118,7 @@ class SqliteFeedback(Part):
         self.db.execute(f"delete from waiting where {VERSIONS}", (number, *version_bounds(id)))
         if number is None or not self.db.changes():
             return False
-        reports = []
-        for report in self.log.reports(number, id):
-            if not report.time:
-                assumed = outcome.assumed_arrival(event.time, report.arrived)
-                report = report._replace(time=assumed, arrived=assumed)
-            reports.append(report)
+        reports = settled_reports(outcome, self.log.reports(number, id), event.time)
         rows = [(event.position, r.time, r.arrived, r.position) for r in reports]
         self.db.executemany("update log set about=?, time=?, arrived=? where position=?", rows)
         codes = outcome.codes_of(holding_report(outcome, reports).body)

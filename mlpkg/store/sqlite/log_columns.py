@@ -15,7 +15,7 @@ import numpy as np
 from ...engine.history import Events, Reports
 from ...engine.timeline import Array
 from ...schema import Feedback, Source
-from ..body_columns import column_decoder
+from ..body_columns import column_decoder, joined_events, report_columns
 from ...times import LATEST
 
 # %% ../../../nbs/05_store/05_sqlite/14_log_columns.ipynb #pages
@@ -68,13 +68,8 @@ def read_events(
     db: Any, source: Source, number: int, until: int = LATEST, since: int = 0, before: int = LATEST, ids: bool = True
 ) -> Events:
     """Return the events of a source as columns; bounds as in `event_pages`."""
-    parts = list(event_pages(db, source, number, until=until, since=since, before=before, ids=ids))
-    none = np.zeros(0, np.int64)
-    position, time, arrived = (
-        np.concatenate([getattr(p, name) for p in parts] or [none]) for name in ("position", "time", "arrived")
-    )
-    columns = {c.name: np.concatenate([p.columns[c.name] for p in parts] or [none]) for c in source.columns}
-    return Events(position, time, arrived, columns, [name for p in parts for name in p.ids])
+    pages = event_pages(db, source, number, until=until, since=since, before=before, ids=ids)
+    return joined_events(pages, source.columns)
 
 # %% ../../../nbs/05_store/05_sqlite/14_log_columns.ipynb #reports
 _REPORTS = (
@@ -88,9 +83,4 @@ def read_reports(
 ) -> Reports:
     """Return the reports of a stream, each up to the position `until` like its event, of events with a time in ``[since, before)``."""
     rows = db.execute(_REPORTS, (number, until, until, since, before)).fetchall()
-    corrects = [feedback.corrects(body) for *_, body in rows]
-    places = [(about, max(position, about + 1), arrived) for about, position, arrived, _ in rows]
-    about, known, arrived = np.array(places, np.int64).reshape(-1, 3).T
-    codes = np.array([feedback.codes_of(body) for *_, body in rows], np.int64).reshape(-1, len(feedback.columns))
-    columns = {c.name: codes[:, i] for i, c in enumerate(feedback.columns)}
-    return Reports.of(about, known, columns, arrived, np.array(corrects, bool))
+    return report_columns(feedback, rows)

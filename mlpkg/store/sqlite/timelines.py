@@ -8,14 +8,13 @@ __all__ = ['HEAD', 'TimelineHead', 'NO_HEAD', 'TimelineRows', 'Timelines']
 # %% ../../../nbs/05_store/05_sqlite/11_timelines.ipynb #imports
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import apsw
 import numpy as np
 
 from ...engine.tiles import Tiles
-from ...engine.timeline import Array, Packed, Timeline, decode, unpack
+from ...engine.timeline import Array, Packed, Timeline, decode_many, unpack
 from mlpkg.store.sqlite.timeline_tree import (
     ENTRY,
     LAST,
@@ -80,9 +79,7 @@ class TimelineRows:
             if used and not (data and first_time(data) <= since):
                 data = b"".join([*rows_since(self.tree(entity, used), since), data])
             pieces.append(data)
-        starts = np.zeros(len(pieces) + 1, np.int64)
-        np.cumsum([len(data) for data in pieces], out=starts[1:])
-        return replace(decode(b"".join(pieces), self.columns), starts=starts // self.width)
+        return decode_many(pieces, self.columns)
 
 # %% ../../../nbs/05_store/05_sqlite/11_timelines.ipynb #join-tiles
 def _join_tiles(
