@@ -15,6 +15,7 @@ from mlpkg.errors import MlpkgError
 from mlpkg.settings import Settings
 from mlpkg.store import Batch, open_store
 from mlpkg.store.sqlite import backfill as building
+from mlpkg.store.sqlite.schema import VERSION
 from mlpkg.store.sqlite.store import SqliteStore
 from mlpkg.times import DAY, instant, iso
 
@@ -161,7 +162,7 @@ def test_a_store_of_another_version_is_refused(settings: Settings, version: int,
     store.db.pragma("user_version", version)
     store.close()
     with pytest.raises(
-        MlpkgError, match=f"was made by {age} mlpkg .store version {version}, this one uses 8"
+        MlpkgError, match=f"was made by {age} mlpkg .store version {version}, this one uses {VERSION}"
     ) as refused:
         SqliteStore(settings)
     assert refused.value.hint and "\n" not in refused.value.what

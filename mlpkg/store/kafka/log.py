@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ...errors import StoreError
 from .messages import LogRecord, Place, Voids, decode_record, encode_record
@@ -192,6 +192,14 @@ def place_of(message: Message) -> Place:
     return Place(message.topic() or "", message.partition() or 0, message.offset() or 0)
 
 
+_NO_LEADER = {
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+}
+
+
 def _bounds(consumer: Consumer, partition: tuple[str, int]) -> tuple[int, int]:
     """Return the first offset of a partition, and its end; a topic that was just made has no leader for a moment."""
     for attempt in range(50):
@@ -199,7 +207,7 @@ def _bounds(consumer: Consumer, partition: tuple[str, int]) -> tuple[int, int]:
             low, high = consumer.get_watermark_offsets(TopicPartition(*partition), timeout=_TIMEOUT)
             return low, high
         except KafkaException as error:
-            if attempt == 49 or not error.args[0].retriable():
+            if attempt == 49 or error.args[0].code() not in _NO_LEADER:
                 raise
             time.sleep(0.1)
     raise AssertionError
