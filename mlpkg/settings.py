@@ -85,7 +85,8 @@ class Settings(ServerSettings):
     power). ``max_body`` is the largest request in bytes, ``max_in_flight`` the largest number of requests that a worker handles at a time.
     With ``trust_loopback`` a caller on this machine needs no token. ``clock_offset`` says by how many microseconds the clock of a service
     is ahead of the machine's; a rehearsal with old data is behind it. ``archive`` is the folder or the ``s3://`` address of the archive,
-    empty if there is none; a relative folder is relative as ``state`` is.
+    empty if there is none; a relative folder is relative as ``state`` is. ``models`` is such an address too, of the storage that machines
+    share for the files of models; if it is empty, they lie in ``state`` alone.
     """
 
     env: str = "local"
@@ -99,6 +100,7 @@ class Settings(ServerSettings):
     trust_loopback: bool = False
     clock_offset: int = 0
     archive: str = ""
+    models: str = ""
     use_cases: dict[str, str] = {"fraud": "mlpkg.examples.fraud.policy:fraud"}
 
     @field_validator("use_cases")
@@ -164,11 +166,10 @@ def _load(start: Path, overrides: Mapping[str, object]) -> Settings:
         is_from_file = path is not None and not variables[name] and overrides.get(name) is None
         return root if is_from_file else Path.cwd()
 
-    archive = loaded.archive
-    if archive and "://" not in archive:
-        archive = str(folder_of("archive") / Path(archive).expanduser())
+    folders = {name: text for name in ("archive", "models") if (text := getattr(loaded, name)) and "://" not in text}
+    addresses = {name: str(folder_of(name) / Path(text).expanduser()) for name, text in folders.items()}
     state = folder_of("state") / loaded.state.expanduser()
-    return loaded.model_copy(update={"root": root, "state": state, "archive": archive})
+    return loaded.model_copy(update={"root": root, "state": state} | addresses)
 
 
 def _refused(error: ValidationError, env: str, path: Path | None) -> MlpkgError:

@@ -54,7 +54,7 @@ _why = click.option("--why", required=True, help="The reason, for the record.")
 def promote_command(use_case: str, version: str, why: str, by: str) -> None:
     """Make the model VERSION active, after checking that it can decide."""
     case, store = opened(use_case, create=True)
-    _registry.promote(store, _models.find(store.settings.state, case.name, version), by=by, why=why)
+    _registry.promote(store, _models.obtain(store.settings, case.name, version), by=by, why=why)
     show(f"{version} is active")
 
 # %% ../../nbs/16_cli/03_models.ipynb #rollback
@@ -93,7 +93,7 @@ def shadow_command(use_case: str, version: str, why: str, stop: bool, by: str) -
     if stop:
         _registry.unshadow(store, case.name, version, by=by, why=why)
     else:
-        _registry.shadow(store, _models.find(store.settings.state, case.name, version), by=by, why=why)
+        _registry.shadow(store, _models.obtain(store.settings, case.name, version), by=by, why=why)
     show(f"{version} shadows{' no longer' if stop else ''}")
 
 # %% ../../nbs/16_cli/03_models.ipynb #follow

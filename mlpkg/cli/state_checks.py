@@ -91,7 +91,7 @@ def _check_active(case: _decisions.UseCase, settings: Settings, version: str) ->
     """Whether the active model is whole and fits the events of today."""
     part = "model"
     try:
-        model = _models.find(settings.state, case.name, version)
+        model = _models.obtain(settings, case.name, version)
         features = model.features
     except MlpkgError as error:
         return found_error(part, error)

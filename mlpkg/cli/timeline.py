@@ -101,7 +101,7 @@ def _find_timelines(
     """Return the timelines of an entity, each with its latest rows."""
     fields, time = {name: value for name, value in entity.items() if name != "time"}, _parse_time(entity.get("time"))
     active = store.active_version(case.name)
-    sets = [case.features] + ([_models.find(store.settings.state, case.name, active).features] if active else [])
+    sets = [case.features] + ([_models.obtain(store.settings, case.name, active).features] if active else [])
     streams = {(s.stream, s.key): (features, s) for features in sets for s in features.streams}
     timelines: list[dict[str, Any]] = []
     kept = ", ".join(f"{name} by {by}" for name, by in streams if stream in (None, name)) or "none"

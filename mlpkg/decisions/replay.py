@@ -151,15 +151,15 @@ def replay(
     MlpkgError
         If `into` holds a store already, there is no such model, or none is named and none is active.
     """
-    name, state = use_case.name, store.settings.state
+    name = use_case.name
     version = model or store.active_version(name)
     if version is None:
         hint = f"train one: mlpkg train {name}; or promote one that mlpkg models {name} lists"
         raise MlpkgError(f"no model is active for {name!r}", hint)
-    settings = store.settings.model_copy(update={"state": into})
+    settings = store.settings.model_copy(update={"state": into, "models": ""})
     if store_place(settings).exists():
         raise MlpkgError(f"there is a store in {into} already", "name a folder that does not exist yet")
-    chosen = preload(models.find(state, name, version))
+    chosen = preload(models.obtain(store.settings, name, version))
     fresh = open_store(settings)
     try:
         fresh.register(name, use_case.features)

@@ -88,8 +88,10 @@ def _load_models(use_case: UseCase, store: Store, until: int) -> dict[str, Model
     """Return every model that the decisions up to a position name, loaded."""
     bodies = (e.body for e in store.read(streams=[decisions_of(use_case.name)], until=until))
     named = {_version_of(msgspec.json.decode(body, type=_Named)) for body in bodies}
-    state = store.settings.state
-    return {version: preload(models.find(state, use_case.name, version)) for version in sorted(filter(None, named))}
+    return {
+        version: preload(models.obtain(store.settings, use_case.name, version))
+        for version in sorted(filter(None, named))
+    }
 
 # %% ../../nbs/07_decisions/08_verify.ipynb #compare
 def _different_features(decision: Decision, columns: Sequence[tuple[str, list[Any]]], i: int) -> list[Difference]:

@@ -87,7 +87,7 @@ def find_side(model: str | Model, use_case: UseCase, store: Store) -> Model | No
     """The model of a side, or None for what was served."""
     if model == SERVED:
         return None
-    side = model if isinstance(model, Model) else models.find(store.settings.state, use_case.name, model)
+    side = model if isinstance(model, Model) else models.obtain(store.settings, use_case.name, model)
     if side.features.on.name != use_case.on.name:
         raise MlpkgError(
             f"{side.version} decides {side.features.on.name!r}, and {use_case.name!r} {use_case.on.name!r}"

@@ -297,7 +297,7 @@ def decision(
         )
     record = msgspec.json.decode(entry.body, type=Decision)
     body = {"id": event.id, "time": iso(event.time), **msgspec.json.decode(event.body)}
-    model = models.find(store.settings.state, use_case.name, record.model["version"]) if record.model else None
+    model = models.obtain(store.settings, use_case.name, record.model["version"]) if record.model else None
     until = log_time(use_case, store) if as_of is None else instant(as_of)
     return DecisionReport(
         record, body, model, _outcomes(use_case, store, event.time, event.position, until), use_case, store

@@ -87,7 +87,7 @@ def rankings(
     `score`, and the features at that moment, as in a training set: a category is a code, which `lab.readable` shows.
     """
     use_case, store = find_use_case(use_case), store or find_store()
-    scorer = models.find(store.settings.state, use_case.name, model) if isinstance(model, str) else model
+    scorer = models.obtain(store.settings, use_case.name, model) if isinstance(model, str) else model
     features, first, last = (scorer or use_case).features, instant(start), instant(end)
     ranked = _read_rankings(use_case, first, last, store)
     values = _compute_features(use_case, features, ranked, first, last, store)

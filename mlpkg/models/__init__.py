@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Categories', 'ActiveModel', 'LightGBM', 'MOST', 'Model', 'Predictor', 'LoadedModel', 'adopt', 'check_trained',
            'copy_files', 'find', 'load', 'models_dir', 'promote', 'preload', 'retire', 'retired', 'rollback', 'save',
-           'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'standing', 'unshadow', 'versions']
+           'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'obtain', 'publish', 'StorageAway',
+           'standing', 'unshadow', 'versions']
 
 # %% ../../nbs/06_models/00_init.ipynb #public
 from .active import ActiveModel, LoadedModel, load_for
@@ -22,6 +23,7 @@ from mlpkg.models.artifact import (
     versions,
 )
 from .categories import MOST, Categories
+from .object_storage import StorageAway, obtain, publish
 from .predictors import LightGBM, Predictor, check_trained
 from mlpkg.models.registry import (
     promote,
@@ -61,6 +63,9 @@ _all_ = [
     "shadow_versions",
     "stamps",
     "load_for",
+    "obtain",
+    "publish",
+    "StorageAway",
     "standing",
     "unshadow",
     "versions",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..errors import MlpkgError
 from . import artifact as models
 from .artifact import Model, preload
+from .object_storage import StorageAway, obtain
 from .smoke_test import null_row
 from ..schema import MissingCode, Source
 from ..store import Store
@@ -67,6 +68,8 @@ class _Rejection:
         if isinstance(self.why, MissingCode) or now - self.looked < _LOOK_AGAIN:
             return False
         self.looked = now
+        if isinstance(self.why, StorageAway):
+            return True
         return stamps() != self.files or now - self.since > _LOAD_ANYWAY
 
 # %% ../../nbs/06_models/08_active.ipynb #watcher
@@ -137,7 +140,7 @@ class ActiveModel:
                 return
         stamps = models.stamps(state, self._use_case, version)
         try:
-            loaded = load_for(models.find(state, self._use_case, version), self._on)
+            loaded = load_for(obtain(self._store.settings, self._use_case, version), self._on)
         except Exception as error:  # whatever it is, it would happen to a decision
             why = error if isinstance(error, MlpkgError) else MlpkgError(f"{type(error).__name__}: {error}")
             self._reject(version, why, stamps)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ..errors import MlpkgError
 from . import artifact as models
 from .artifact import Model
+from .object_storage import obtain, publish
 from .smoke_test import smoke_test
 from ..store import ModelChange, RecordedChange, Store
 
@@ -95,6 +96,7 @@ def promote(store: Store, model: Model, *, by: str, why: str) -> None:
     """
     _not_retired(store.promotions(model.use_case), model.version)
     smoke_test(store, model)
+    publish(store.settings, model)
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:
         _not_retired(past, model.version)
@@ -112,7 +114,9 @@ def rollback(store: Store, use_case: str, *, by: str, why: str) -> str:
         If there is no previous model, or the smoke test fails. The active model then stays.
     """
     version = _previous(store.promotions(use_case), use_case)
-    smoke_test(store, models.find(store.settings.state, use_case, version))
+    model = obtain(store.settings, use_case, version)
+    smoke_test(store, model)
+    publish(store.settings, model)
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:
         if _previous(past, use_case) != version:
@@ -135,6 +139,7 @@ def shadow(store: Store, model: Model, *, by: str, why: str) -> None:
     """
     _not_retired(store.promotions(model.use_case), model.version)
     smoke_test(store, model)
+    publish(store.settings, model)
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:
         _not_retired(past, model.version)
@@ -179,7 +184,7 @@ def retire(store: Store, use_case: str, version: str, *, by: str, why: str, succ
     if successor is not None:
         if store.active_version(use_case) != version:
             raise MlpkgError(f"the model {version} is not active, so it needs no successor")
-        promote(store, models.find(state, use_case, successor), by=by, why=f"{version} is retired: {why}")
+        promote(store, obtain(store.settings, use_case, successor), by=by, why=f"{version} is retired: {why}")
 
     def change(past: Sequence[RecordedChange]) -> ModelChange:
         _not_retired(past, version)

@@ -51,7 +51,7 @@ class _ShadowModels:
 
     def _load(self, version: str) -> LoadedModel | MlpkgError:
         try:
-            model = models.find(self.store.settings.state, self.use_case.name, version)
+            model = models.obtain(self.store.settings, self.use_case.name, version)
             loaded = load_for(model, self.use_case.on)
         except MlpkgError as error:
             self._refused_at = time.monotonic()

@@ -69,7 +69,7 @@ def verify_scores(use_case: UseCase, store: Store) -> Verification:
     decided = zip(*(positions.tolist() for positions in store.decided(use_case.name)), strict=True)
     own = {seen + 1: event for event, seen in decided}
     for version in result.models:
-        model = models.preload(models.find(store.settings.state, use_case.name, version))
+        model = models.preload(models.obtain(store.settings, use_case.name, version))
         history = store.history(model.features.sources, model.features.outcomes, until=until)
         of_model = (e for e, s in scores(use_case.name, store, until) if s.model == version and not s.failed)
         for page in pages(of_model, _PAGE):

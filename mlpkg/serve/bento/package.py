@@ -188,13 +188,13 @@ def need_bentoml() -> None:
 
 
 def _find_model(settings: Settings, name: str, version: str | None) -> "Model":
-    from mlpkg.models import find, models_dir, versions
+    from mlpkg.models import models_dir, obtain, versions
 
     known = versions(settings.state, name)
     if version is None and not known:
         folder = models_dir(settings.state, name)
         raise MlpkgError(f"there is no model of {name} in {folder}", f"train one: mlpkg train {name}")
-    return find(settings.state, name, version or known[-1])
+    return obtain(settings, name, version or known[-1])
 
 # %% ../../../nbs/14_serve/20_bento/02_package.ipynb #build
 _README = """# {name}
@@ -215,10 +215,12 @@ def build(name: str, settings: Settings, version: str | None = None) -> Bento:
         When there is no such use case or model, or the use case cannot be loaded.
     """
     from mlpkg.decisions import use_case
+    from mlpkg.models import publish
 
     need_bentoml()
     use_case(name, settings)
     model = _find_model(settings, name, version)
+    publish(settings, model)
     # bentoml reads them when it is imported
     os.environ.update(BENTOML_HOME=str(settings.state / "bentoml"), BENTOML_DO_NOT_TRACK="True")
     import bentoml
