@@ -5,13 +5,14 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import handbook
 import pytest
 from bank import Bank
+from batches import batch_of
 from local_servers.kafka_server import Kafka
 from local_servers.postgres_server import Postgres
 from local_servers.redis_server import Redis
@@ -84,6 +85,42 @@ def test_redis_that_was_killed_is_complete_again(settings: Settings, redis: Redi
         bank.pays("before-later", 6)
         assert verify(handbook.fraud, other).mismatches == 0
         assert [entry.id for entry in other.waiting()] == ["after-later"]
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["all of it", "not all of it"])
+def test_a_batch_that_lost_its_commit_counts_if_the_log_has_all_of_it(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch, is_whole: bool
+):
+    """Redis came back with the beginning of a batch and without its end, which may have been acknowledged."""
+    bank = Bank(handbook.fraud, settings)
+    with closing(bank.store), closing(open_store(settings)) as writer:
+        bank.pays("first", 0)
+        writes: Any = writer.session  # type: ignore[attr-defined]
+        payments = [bank.payment(f"loaded-{k}", 1 + k, customer_id=1) for k in range(3)]
+        batch = batch_of([(handbook.transactions, body, instant(body["time"])) for body in payments])
+        appended = writes.log.append
+
+        def append(record: LogRecord, key: bytes) -> Any:
+            if record.id == "loaded-2" and not is_whole:
+                raise StoreError("the process died")
+            return appended(record, key)
+
+        monkeypatch.setattr(writes.log, "append", append)
+        monkeypatch.setattr(writes, "settle", lambda: None)
+        with nullcontext() if is_whole else pytest.raises(StoreError, match="died"):
+            writer.load(batch)
+        writes.log.flush()
+        redis.kill()
+        redis.start()
+        bank.store.check()  # it recovers Redis
+        loaded = [f"loaded-{k}" for k in range(3)]
+        assert [e.id for e in bank.store.read(streams=["transactions"])] == ["first", *(loaded if is_whole else [])]
+        again = bank.store.load(batch)
+        assert (again.known, sum(again.new.values())) == ((3, 0) if is_whole else (0, 3))
+        assert [e.id for e in bank.store.read(streams=["transactions"])] == ["first", *loaded]
+        assert len(bank.store.timeline("transactions", "customer_id", 1).time) == 4
+        bank.pays("last", 6)
+        assert verify(handbook.fraud, bank.store).mismatches == 0
 
 
 def test_a_write_that_nobody_ends_is_undone_and_what_saw_it_is_tried_again(settings: Settings):

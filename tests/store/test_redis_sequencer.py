@@ -278,11 +278,25 @@ def test_a_build_leaves_the_rows_that_are_there(sequencer: Sequencer) -> None:
 
 
 def test_positions_of_the_log_are_kept_when_redis_is_rebuilt(sequencer: Sequencer) -> None:
-    answer = sequencer.begin([payment("tx-1", row(1)), payment("tx-2", row(2))], [], None, [17, 40])
-    assert isinstance(answer, Begun) and answer.first == 17
-    commit(sequencer, answer, 2)
-    assert [known and known.position for known in Questions(sequencer).known("payments", ["tx-1", "tx-2"])] == [17, 40]
+    units, places = [payment("tx-1", row(1)), payment("tx-2", row(2))], [packed_place(0, 5), packed_place(1, 6)]
+    assert sequencer.replay(units, [17, 40], places) is None
+    known = Questions(sequencer).known("payments", ["tx-1", "tx-2"])
+    assert [(k.position, k.partition, k.offset) for k in known if k] == [(17, 0, 5), (40, 1, 6)]
+    assert card(sequencer) == [1, 2] and sequencer.spans() == []
+    assert isinstance(sequencer.replay(units[1:], [40], places[1:]), IsKnown)
+    assert card(sequencer) == [1, 2], "nothing is written twice"
     assert StateKeeper(sequencer).read().last == 40
+
+
+def test_what_is_pending_is_listed_with_its_positions_and_claims(sequencer: Sequencer) -> None:
+    first = begin(sequencer, payment("tx-1", row(1)), payment("tx-2", row(2)))
+    second = begin(sequencer, payment("tx-3"))
+    assert [tuple(span) for span in sequencer.spans()] == [
+        (first.first, first.first + 1, 2),
+        (second.first, second.first, 1),
+    ]
+    commit(sequencer, first, 2)
+    assert [span.first for span in sequencer.spans()] == [second.first]
 
 
 def test_only_the_timelines_of_one_definition_are_deleted(sequencer: Sequencer) -> None:

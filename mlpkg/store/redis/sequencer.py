@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'EVENT', 'LATEST_COMMIT', 'STUCK', 'Read', 'binary', 'Row', 'ReportEntry', 'Unit', 'lock_of', 'Known',
            'packed_place', 'Begun', 'IsKnown', 'Changed', 'Stale', 'Aborted', 'redis_error', 'Connection', 'Busy',
-           'checked', 'Sequencer', 'Questions', 'State', 'StateKeeper']
+           'checked', 'unwritten', 'PendingSpan', 'Sequencer', 'Questions', 'State', 'StateKeeper']
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #imports
 import struct
@@ -229,10 +229,7 @@ class _Calls:
         self.connection, self.prefix = connection, f"{{{prefix}}}"
         self.client = connection.client
         self.process, self.epoch, self.generation = "", 0, 0
-        names = ("BEGIN", "ADD", "READ", "COMMIT", "DOOM", "UNDO", "BACKFILL")
-        self._begin, self._add, self._read, self._commit, self._doom, self._undo, self._backfill = (
-            self.client.register_script(getattr(scripts, name)) for name in names
-        )
+        self._scripts = {name: self.client.register_script(getattr(scripts, name)) for name in scripts.NAMES}
 
     def key(self, name: str) -> str:
         """Return the name of a key of the environment."""
@@ -241,8 +238,15 @@ class _Calls:
     def _frame(self) -> dict[str, Any]:
         return {"run": self.process, "epoch": str(self.epoch), "generation": str(self.generation)}
 
-    def _call(self, script: Any, *arguments: Any) -> list[Any]:
-        return checked(self.connection.call(script, keys=[self.prefix], args=list(arguments)))
+    def _call(self, script: str, *arguments: Any) -> list[Any]:
+        return checked(self.connection.call(self._scripts[script], keys=[self.prefix], args=list(arguments)))
+
+# %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #unwritten
+def unwritten(answer: list[Any]) -> IsKnown | Changed | None:
+    """Return why nothing was written, or None."""
+    if answer[0] == b"KNOWN":
+        return IsKnown({int(n): Known.of(value) for n, value in answer[1]})
+    return Changed(answer[1].decode(), answer[2].decode(), answer[3]) if answer[0] == b"CHANGED" else None
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer-begin
 class _Begin(_Calls):
@@ -253,11 +257,8 @@ class _Begin(_Calls):
         units: Sequence[Unit],
         reads: Sequence[Read] = (),
         event: int | None = None,
-        positions: Sequence[int] | None = None,
     ) -> Begun | IsKnown | Changed:
         """Begin a transaction, and read timelines; `event` is the position of an event that is known.
-
-        `positions` are those of units that are in the log already.
 
         Raises
         ------
@@ -266,13 +267,10 @@ class _Begin(_Calls):
         Stale
             When the definitions have to be read again, or Redis has to be recovered.
         """
-        call = self._frame() | {"units": units, "reads": reads, "event": event, "positions": positions}
-        answer = self._call(self._begin, msgspec.msgpack.encode(call))
-        if answer[0] == b"OK":
-            return Begun(int(answer[1]), answer[2], frozenset(map(int, answer[3])), int(answer[4]))
-        if answer[0] == b"KNOWN":
-            return IsKnown({int(n): Known.of(value) for n, value in answer[1]})
-        return Changed(answer[1].decode(), answer[2].decode(), answer[3])
+        call = self._frame() | {"units": units, "reads": reads, "event": event}
+        answer = self._call("BEGIN", msgspec.msgpack.encode(call))
+        known = unwritten(answer)
+        return known or Begun(int(answer[1]), answer[2], frozenset(map(int, answer[3])), int(answer[4]))
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer-read
 class _BeginAndRead(_Begin):
@@ -281,38 +279,65 @@ class _BeginAndRead(_Begin):
     def add(self, first: int, position: int, event: int, rows: Sequence[Row]) -> None:
         """Write further rows of a transaction, at one of its positions; `event` is the position of its event."""
         call = {"tx": str(first), "position": str(position), "event": event, "rows": rows}
-        self._call(self._add, msgspec.msgpack.encode(call))
+        self._call("ADD", msgspec.msgpack.encode(call))
 
     def read(
         self, reads: Sequence[Read], first: int | None = None, most: int = 0
     ) -> tuple[list[bytes], frozenset[int]]:
         """Read timelines: those of a transaction up to the position `most`, or else what is committed."""
         call = self._frame() | {"tx": str(first or ""), "most": str(most), "reads": reads}
-        _, timelines, needs = self._call(self._read, msgspec.msgpack.encode(call))
+        _, timelines, needs = self._call("READ", msgspec.msgpack.encode(call))
         return timelines, frozenset(map(int, needs))
 
+# %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer-replay
+class PendingSpan(NamedTuple):
+    """A transaction that is pending: its first and last position, and how many ids it claims."""
+
+    first: int
+    last: int
+    claims: int
+
+
+class _WriteAgain(_BeginAndRead):
+    """Writes what the log holds."""
+
+    def replay(
+        self, units: Sequence[Unit], positions: Sequence[int], places: Sequence[bytes]
+    ) -> IsKnown | Changed | None:
+        """Write units that are in the log, at their positions; `places` are those of the units with a claim, in their order.
+
+        Nothing is written if an id is known or reports have changed; the result says so.
+        """
+        packed = [binary(place) for place in places]
+        call = self._frame() | {"units": units, "positions": positions, "places": packed}
+        return unwritten(self._call("REPLAY", msgspec.msgpack.encode(call)))
+
+    def spans(self) -> list[PendingSpan]:
+        """Return the transactions that are pending, in the order of their positions."""
+        return [PendingSpan(*map(int, span)) for span in self._call("PENDING")[1]]
+
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer
-class Sequencer(_BeginAndRead):
+class Sequencer(_WriteAgain):
     """The scripts, on the keys of one environment."""
 
-    def commit(self, first: int, places: Sequence[bytes]) -> None:
-        """Commit a transaction; raise `Busy` if one that it needs is pending, `Aborted` if it was undone."""
+    def commit(self, first: int, places: Sequence[bytes], limit: int = LATEST_COMMIT) -> None:
+        """Commit a transaction; raise `Busy` if one that it needs is pending, `Aborted` if it was undone or is older than `limit`."""
         packed = msgspec.msgpack.encode([binary(place) for place in places])
-        self._call(self._commit, self.process, self.epoch, first, packed, LATEST_COMMIT)
+        self._call("COMMIT", self.process, self.epoch, first, packed, limit)
 
     def doom(self, first: int, age: int = STUCK) -> int | None:
         """Let a transaction never be committed, if it is older than `age`; return its last position."""
-        answer = self._call(self._doom, first, age)
+        answer = self._call("DOOM", first, age)
         return int(answer[1]) if answer[0] == b"OK" else None
 
     def undo(self, first: int) -> None:
         """Take back what a transaction wrote."""
-        self._call(self._undo, first)
+        self._call("UNDO", first)
 
     def backfill(self, rows: Sequence[tuple[str, int, bytes, bytes]]) -> None:
         """Add rows to timelines that are being built: timeline, time, member, and what a report is about."""
         packed = [(name, time, binary(member), binary(about)) for name, time, member, about in rows]
-        self._call(self._backfill, msgspec.msgpack.encode(packed))
+        self._call("BACKFILL", msgspec.msgpack.encode(packed))
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #questions-positions
 class _AskPositions:
