@@ -46,10 +46,14 @@ def _deletion_contract(contract: type[Event], keys: tuple[str, ...]) -> type[Eve
 # %% ../../nbs/02_schema/13_tables.ipynb #table
 @dataclass(frozen=True, eq=False)
 class Table(Source):
-    """Attributes of entities: a source of which the latest event per `key` counts, until one with ``"deleted": true``."""
+    """Attributes of entities: a source of which the latest event per `key` counts, until one with ``"deleted": true``.
+
+    `database_columns` are the columns of a database that are called otherwise than their fields, by field; see `mlpkg.schema.changes`.
+    """
 
     retention: str = "3650d"
     key: str | tuple[str, ...] = field(kw_only=True)
+    database_columns: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     aggregate: ClassVar[Callable[[str], Aggregation]]  # the aggregate that looks up a field's latest value
 
     def __post_init__(self) -> None:
@@ -59,6 +63,8 @@ class Table(Source):
         for name in self.keys:
             if named(self._fields, name, where).nullable:
                 raise ValueError(f"{where}: its key {name!r} may not be missing")
+        for name in self.database_columns:
+            named(self._fields, name, f"{where}, database_columns")
         key_on(self._fields, self.keys, where)
         super().__post_init__()
 
