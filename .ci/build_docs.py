@@ -144,6 +144,7 @@ def gather() -> None:
     pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
     for page in [*pages, *PROJECT]:
         write(page, (ROOT / page).read_text("utf-8"))
+    shutil.copytree(ROOT / "docs" / "deploy", SOURCE / "docs" / "deploy")  # what a page links to, for download
     reference(notebooks())
     start = (ROOT / "README.md").read_text("utf-8")
     start += contents([page.removesuffix(".md") for page in pages], "Guides")
