@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-notebooks test-python test-long test-kill test-swap check bench-feature bench-service bench-platform servers servers-stop servers-install lab export format lock clean
+.PHONY: help install demo docs test test-notebooks test-python test-long test-kill test-swap test-faults check bench-feature bench-service bench-platform servers servers-stop servers-install lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -44,8 +44,8 @@ test: test-notebooks test-python ## run every notebook, then tests/
 
 # With no settings from outside, a model store of their own, and OpenMP threads that do not spin while they wait.
 UNSET := env $(addprefix -u ,$(filter MLPKG_%,$(.VARIABLES)))
-test-notebooks test-python test-long test-kill test-swap: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
-test-notebooks test-python test-long test-kill test-swap: export OMP_WAIT_POLICY = passive
+test-notebooks test-python test-long test-kill test-swap test-faults: export BENTOML_HOME = $(CURDIR)/build/$@/bentoml
+test-notebooks test-python test-long test-kill test-swap test-faults: export OMP_WAIT_POLICY = passive
 
 test-notebooks: install
 	@rm -rf build/$@ && mkdir -p build/$@
@@ -71,6 +71,11 @@ test-swap: install ## models take turns every second under a hundred thousand re
 	@rm -rf build/$@ && mkdir -p build/$@
 	@echo "test: models that take turns"
 	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -v --durations 5 tests/models/test_swap.py
+
+test-faults: install ## parts of a store on servers fail under load: the table of what was lost and how soon it was back, in build/faults.json
+	@rm -rf build/$@ && mkdir -p build/$@
+	@echo "test: faults of servers"
+	@$(TIDY) $(UNSET) $(PY) -m pytest -v --durations 5 tests/faults
 
 check: install ## format, lint, types, imports, dependencies, notebooks, drift, pages, site (one: make check CHECKS=drift)
 	@$(TIDY) $(PY) .ci/check.py $(CHECKS)

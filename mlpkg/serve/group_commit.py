@@ -108,5 +108,5 @@ class GroupCommit:
 
 def _expire(future: asyncio.Future[None]) -> None:
     if not future.done():
-        what = "the disk has not taken in time what was written"
-        future.set_exception(StoreError(what, "see what the kernel says of its disk"))
+        what = "what was written was not acknowledged in time"
+        future.set_exception(StoreError(what, "see what the disk or the servers of the store do"))

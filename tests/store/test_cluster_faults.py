@@ -5,7 +5,8 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import handbook
 import pytest
 from bank import Bank
 from batches import batch_of
+from confluent_kafka import Producer
 from local_servers.kafka_server import Kafka
 from local_servers.postgres_server import Postgres
 from local_servers.redis_server import Redis
 
 import mlpkg as ml
 from mlpkg.decisions import verify
-from mlpkg.errors import MlpkgError, StoreError
+from mlpkg.errors import MlpkgError, StoreError, StoreLocked
+from mlpkg.schema import Rejected
 from mlpkg.settings import Settings
 from mlpkg.store import open_store
 from mlpkg.store.kafka.messages import LogRecord
@@ -250,3 +253,89 @@ def test_what_a_process_of_an_older_epoch_appends_is_void(settings: Settings, re
         log.flush()
         log.check_delivered([delivery])
         assert [e.id for e in bank.store.read(streams=["transactions"])] == ["first", "second"]
+
+
+def test_threads_that_share_a_store_hear_of_their_own_writes(
+    postgres_server: Any, redis_server: Any, own_server: Callable[..., Any], tmp_path: Path
+):
+    """While the broker stands still, none of them is told that its decision is in the log, and one in a hurry is told at once."""
+    kafka = own_server(Kafka)
+    bank = Bank(handbook.fraud, settings_on(tmp_path / "state", kafka, postgres_server, redis_server))
+    with closing(bank.store), ThreadPoolExecutor(3) as pool:
+        use(bank, "before", 0)
+        settle = bank.store.defer_fsync()
+        bank.pays("waits", 3)
+        settle()
+        kafka.pause()
+        bank.store.session.is_deferred = False
+        answers = [pool.submit(bank.pays, f"meanwhile-{k}", 3 + k, customer_id=k) for k in range(3)]
+        assert {type(answer.exception()) for answer in answers} == {StoreError}
+
+        bank.store.defer_fsync()
+        bank.pays("deferred", 9, customer_id=9, terminal_id=9)
+        bank.store.lock_timeout, began = 0.002, time.monotonic()
+        with pytest.raises(StoreLocked):
+            bank.pays("deferred", 9, customer_id=9, terminal_id=9)
+        assert time.monotonic() - began < 1, "it does not wait for the log"
+        waits = [pool.submit(settle) for _ in range(2)]
+        assert all(wait.exception() for wait in waits), "two requests may wait for what one of them took"
+        kafka.resume()
+        bank.store.lock_timeout = 10
+        bank.store.start_checkpointer()
+        until = time.monotonic() + 30
+        while "deferred" not in [entry.id for entry in bank.store.read(streams=["decisions.fraud"])]:
+            assert time.monotonic() < until
+            with suppress(StoreError):
+                bank.pays("deferred", 9, customer_id=9, terminal_id=9)
+                settle()
+            time.sleep(0.1)
+        assert verify(handbook.fraud, bank.store).mismatches == 0
+
+
+def test_messages_of_others_in_the_topics_are_passed_over(
+    settings: Settings, kafka_server: Kafka, redis: Redis, caplog: pytest.LogCaptureFixture
+):
+    """A warning says where each is; readers go on, and so does who writes Redis again."""
+    bank = Bank(handbook.fraud, settings)
+    with closing(bank.store):
+        use(bank, "before", 0)
+        with pytest.raises(Rejected):
+            bank.pays("refused", 0, amount="much")
+        before, letters = state_of(bank), bank.store.dead_letters()
+        producer = Producer(kafka_server.client_settings())
+        topics = ("transactions", "transactions.fraud", "_control", "_dead-letters")
+        for topic in topics:
+            for value in (b"hello", b"\xff\xfe", b"{}", b'{"undone": "all"}', b"null", b""):
+                producer.produce(f"{settings.namespace}.{topic}", value)
+        assert producer.flush(10) == 0
+        redis.lose_data()
+        redis.start()
+        assert state_of(bank) == before and bank.store.dead_letters() == letters
+        use(bank, "after", 3)
+        assert verify(handbook.fraud, bank.store).mismatches == 0
+        for topic in topics:
+            assert f"the topic {settings.namespace}.{topic}, partition " in caplog.text
+
+
+def test_nothing_is_decided_while_redis_is_written_again(settings: Settings, redis: Redis):
+    """Who is in a hurry hears so at once, also in the process that writes it."""
+    bank = Bank(handbook.fraud, settings)
+    with closing(bank.store), ThreadPoolExecutor(1) as pool:
+        for k in range(150):
+            bank.pays(f"before-{k}", k / 24)
+        bank.store.lock_timeout, refused = 0.002, 0
+        redis.lose_data()
+        redis.start()
+        checked = pool.submit(bank.store.check)
+        while not checked.done():
+            began = time.monotonic()
+            try:
+                bank.pays(f"early-{refused}", 7)
+            except StoreError:
+                refused += 1
+            assert time.monotonic() - began < 2
+        checked.result()
+        bank.store.lock_timeout = 10
+        after: Any = bank.pays("after", 7).features["customer_n_tx_7d"]
+        assert refused and after >= 149
+        assert verify(handbook.fraud, bank.store).mismatches == 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import handbook
 import pytest
+from archive_rows import rows_of_archive
 from bank import START, Bank
 from paths import SUPPORT
 
@@ -46,15 +47,6 @@ def hash_of_archive(location: str, store: Any) -> str:
     )
 
 
-def rows_of_archive(location: str, store: Any) -> Iterator[Any]:
-    from mlpkg.engine.timeline import FAR
-    from mlpkg.store.delta.archived_log import _archived_entries
-
-    archive = open_archive(location)
-    for stream in store.streams():
-        yield from _archived_entries(archive.view(stream), stream, 0, FAR - 1)
-
-
 def fill(store: Any, first: int, count: int) -> None:
     """Payments of some days, each with a report."""
     for number in range(first, first + count):
@@ -78,7 +70,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_nothing_twice(store: Any, 
     rounds = 200 if os.environ.get("MLPKG_LONG") else 8
     while kills + ends < rounds or ends == 0:
         fill(store, 300 * (kills + ends), 300)
-        command = [sys.executable, SUPPORT / "write_archive.py", store.settings.state, archive]
+        command = [sys.executable, SUPPORT / "write_archive.py", store.settings.model_dump_json(), archive]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout and process.stderr and process.stdout.readline() == "begin\n"
         began, last = time.monotonic(), kills + ends >= rounds
@@ -97,7 +89,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_nothing_twice(store: Any, 
 
 def test_two_writers_at_once_write_each_row_once(store: Any, tmp_path: Path):
     fill(store, 0, 900)
-    command = [sys.executable, SUPPORT / "write_archive.py", store.settings.state, tmp_path / "archive"]
+    command = [sys.executable, SUPPORT / "write_archive.py", store.settings.model_dump_json(), tmp_path / "archive"]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for writer in writers:
         out, err = writer.communicate()
@@ -205,7 +197,7 @@ def test_the_archive_lies_on_object_storage(store: Any, bucket: str, s3_keys: Ca
     fill(store, 0, 40)
     archive = open_archive(f"{bucket}/archive")
     assert archive.write(store)["transactions"] == 40
-    command = [sys.executable, SUPPORT / "write_archive.py", store.settings.state, archive.location]
+    command = [sys.executable, SUPPORT / "write_archive.py", store.settings.model_dump_json(), archive.location]
     fill(store, 40, 400)
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for writer in writers:

@@ -121,9 +121,9 @@ def test_what_a_process_of_an_older_epoch_appends_later_is_void(log: KafkaLog) -
 
 def test_texts_are_read_in_the_order_in_which_they_were_appended(log: KafkaLog) -> None:
     log.topics.make(["_dead-letters"], 1)
-    assert log.read_texts("_dead-letters") == [] and log.read_texts("_missing") == []
+    assert log.read_texts("_dead-letters", bytes.decode) == [] and log.read_texts("_missing", bytes.decode) == []
     log.append_texts("_dead-letters", ["first", "zweitens: ü", "third"])
-    assert log.read_texts("_dead-letters") == ["first", "zweitens: ü", "third"]
+    assert log.read_texts("_dead-letters", bytes.decode) == ["first", "zweitens: ü", "third"]
 
 
 def test_a_message_that_is_none_of_mlpkgs_is_skipped_with_one_warning(

@@ -8,9 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,8 +20,8 @@ from typing import Any
 
 import pytest
 from bank import put_live
-from paths import SUPPORT
-from serving import CUSTOMERS, LOST, TERMINALS, Client, Packaged, Server, environment, free_port, mlpkg, payment
+from serving import CUSTOMERS, LOST, TERMINALS, Client, Packaged, Server, free_port, mlpkg, payment
+from workers import Workers
 
 import mlpkg as ml
 from mlpkg.examples.fraud.policy import fraud
@@ -173,46 +170,6 @@ class Load:
         time.sleep(chance.uniform(0, 0.1))
 
 
-class Workers:
-    """Workers on one store, each on a port of its own, which are there again at once."""
-
-    def __init__(self, state: Path, log: Path, durability: str, ports: list[int]):
-        self.ports, command = ports, [sys.executable, SUPPORT / "forked_workers.py", state, durability]
-        with log.open("ab") as err:
-            pipe = subprocess.PIPE
-            env = environment(state, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
-            self._parent = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=err, text=True, bufsize=1, env=env)
-        self._pids = {port: self._start(port) for port in ports}
-
-    def _start(self, port: int) -> int:
-        assert self._parent.stdin and self._parent.stdout
-        self._parent.stdin.write(f"{port}\n")
-        return int(self._parent.stdout.readline())
-
-    def kill(self, *ports: int) -> None:
-        for port in ports:
-            os.kill(self._pids[port], signal.SIGKILL)
-        for port in ports:
-            self._pids[port] = self._start(port)
-
-    def wait(self) -> None:
-        """Until all of them answer."""
-        give_up = time.monotonic() + 60
-        for port in self.ports:
-            while time.monotonic() < give_up:
-                try:
-                    with closing(Client(port)) as client:
-                        if client.ask("GET", "/v1/ready").status == 200:
-                            break
-                except LOST:
-                    time.sleep(0.01)
-
-    def stop(self) -> None:
-        self._parent.kill()  # and with it its forks
-        self._parent.wait()
-        time.sleep(0.1)
-
-
 @dataclass
 class Killed:
     """A store whose workers were killed, what they had acknowledged, and what they said on standard error."""
@@ -228,7 +185,9 @@ def kill_workers(state: Path, log: Path, kills: int, number: int) -> NotNull:
     with closing(ml.open_store(Settings(state=state))) as store:
         put_live(fraud, store)
     known, chance = NotNull(), random.Random(number)
-    workers = Workers(state, log, "disk" if number == 1 else "process", [free_port() for _ in range(number)])
+    durability = "disk" if number == 1 else "process"
+    settings = Settings(state=state, durability=durability, trust_loopback=True)
+    workers = Workers(settings, "mlpkg.examples.fraud.policy:fraud", log, [free_port() for _ in range(number)])
     try:
         workers.wait()
         with Load(known, workers.ports, "0") as load:

@@ -1,6 +1,7 @@
-"""Workers that are there at once, forks of a process that has imported everything: `python forked_workers.py STATE DURABILITY`.
+"""Workers that are there at once, forks of a process that has imported everything: `python forked_workers.py SETTINGS CASE`.
 
-Each line on standard input is a port, on which a new worker then serves; its process id is the answer.
+SETTINGS are those of the store as JSON, CASE is a use case as `module:name`. Each line on standard input is a port, on which a new
+worker then serves; its process id is the answer.
 """
 
 import ctypes
@@ -10,15 +11,14 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 sys.modules |= dict.fromkeys(["sklearn", "pandas"])  # LightGBM would load these if it could, which takes seconds
 
 import uvicorn  # noqa: E402
 
-import mlpkg.decisions  # noqa: E402, F401
-from mlpkg.examples.fraud.policy import fraud  # noqa: E402
+import mlpkg.decisions  # noqa: E402
 from mlpkg.serve.app import Application  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 
@@ -41,17 +41,20 @@ def configured(app: Any) -> uvicorn.Config:
     return uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="on", log_level="warning", access_log=False)
 
 
-def work(settings: Settings, port: int) -> None:
+def work(case: Any, settings: Settings, port: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    app: Any = Application(fraud, settings)
+    app: Any = Application(case, settings)
     uvicorn.Server(configured(app)).run(sockets=[bound(port)])
 
 
 if __name__ == "__main__":
-    state, durability = sys.argv[1:]
+    settings, (module, _, name) = Settings.model_validate_json(sys.argv[1]), sys.argv[2].partition(":")
+    case = getattr(import_module(module), name)
+    if settings.store == "cluster":
+        import mlpkg.store.cluster.store  # noqa: F401
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    configured(Application(fraud)).load()  # imports what a server needs
+    configured(Application(case)).load()  # imports what a server needs
     import uvloop  # noqa: F401
 
     gc.collect()
@@ -59,6 +62,6 @@ if __name__ == "__main__":
     for line in sys.stdin:
         if (child := os.fork()) == 0:
             os.close(0)
-            work(Settings(state=Path(state), durability=durability, trust_loopback=True), int(line))  # type: ignore[arg-type]
+            work(case, settings, int(line))
             os._exit(0)
         os.write(1, b"%d\n" % child)

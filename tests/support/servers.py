@@ -181,9 +181,7 @@ def bucket(s3_server: "S3") -> str:
     return s3_server.make_bucket(_own_name())
 
 
-@pytest.fixture
-def own_server() -> Iterator[Callable[..., _Server]]:
-    """A function that starts a server for this test alone: `own_server(Kafka, brokers=3)`."""
+def _own_servers() -> Iterator[Callable[..., _Server]]:
     servers: list[_Server] = []
 
     def start(kind: Callable[..., Kind], **options: object) -> Kind:
@@ -194,3 +192,15 @@ def own_server() -> Iterator[Callable[..., _Server]]:
     yield start
     for server in servers:
         server.remove()
+
+
+@pytest.fixture
+def own_server() -> Iterator[Callable[..., _Server]]:
+    """A function that starts a server for this test alone: `own_server(Kafka, brokers=3)`."""
+    yield from _own_servers()
+
+
+@pytest.fixture(scope="module")
+def module_server() -> Iterator[Callable[..., _Server]]:
+    """A function that starts a server for the tests of this module."""
+    yield from _own_servers()

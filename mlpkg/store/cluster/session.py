@@ -41,6 +41,7 @@ class PendingWrite:
     records: list[tuple[LogRecord, bytes]] = field(default_factory=list)  # with the key that chooses the partition
     claims: list[int] = field(default_factory=list)  # by claim: the record
     deliveries: list[Delivery] = field(default_factory=list)
+    thread: int = field(default_factory=threading.get_ident)  # which began it
 
     def places(self) -> list[bytes]:
         """Return, for each claim, where its record lies."""
@@ -74,6 +75,7 @@ class _Undo:
 
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #patience
 _PAUSE = 0.002  # seconds between two questions whether another write has ended
+_PATIENT = 0.5  # seconds of patience from which on a caller may wait for more than a lock
 
 
 class _Patience(_Undo):
@@ -82,7 +84,12 @@ class _Patience(_Undo):
     def __init__(self, sequencer: Sequencer, log: KafkaLog):
         super().__init__(sequencer, log)
         self.lock_timeout, self.is_deferred = 10.0, False
-        self._unsettled: list[PendingWrite] = []
+        self._lock, self._unsettled = threading.Lock(), list[PendingWrite]()
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether a caller may wait for the log, or for Redis to be complete."""
+        return self.lock_timeout >= _PATIENT
 
     def begin(self, make: Callable[[], tuple[Sequence[Unit], Sequence[Read], int | None]]) -> Begun | IsKnown | Changed:
         """Begin a write; `make` returns its units, what it reads, and the position of its event if that is known.
@@ -106,12 +113,18 @@ class _Patience(_Undo):
                 self._wait_for(busy, deadline)
 
     def _wait_for(self, busy: Busy, deadline: float) -> None:
-        if any(write.begun.first == busy.holder for write in self._unsettled):
+        if self.is_patient and self._holds(busy.holder):
             return self.settle()
         if time.monotonic() > deadline:
             raise busy
-        self.abandon(busy.holder, STUCK)
+        if self.is_patient:
+            self.abandon(busy.holder, STUCK)
         time.sleep(_PAUSE)
+
+    def _holds(self, first: int) -> bool:
+        """Whether a write is a deferred one of this process."""
+        with self._lock:
+            return any(write.begun.first == first for write in self._unsettled)
 
     def catch_up(self, stale: Stale) -> None:
         """Learn what another process changed."""
@@ -128,7 +141,7 @@ class _Writes(_Patience):
     def __init__(self, sequencer: Sequencer, log: KafkaLog):
         super().__init__(sequencer, log)
         self.catalogue = Catalogue(-1, [])
-        self._lock, self._topics = threading.Lock(), set[str]()
+        self._topics = set[str]()
 
     def active_version(self, use_case: str) -> str | None:
         """Return the version of the active model."""
@@ -153,32 +166,49 @@ class _Writes(_Patience):
             self._topics.update(new)
 
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #session
-class Writes(_Writes):
+class _Settling(_Writes):
     """Begins writes, appends them to the log and commits them."""
+
+    def __init__(self, sequencer: Sequencer, log: KafkaLog):
+        super().__init__(sequencer, log)
+        self._settling = threading.Lock()
+        self._failure: StoreError | None = None  # of a write that another thread may wait for
 
     def append(self, write: PendingWrite) -> None:
         """Append the records of a write; unless waiting is deferred, return when it is committed."""
         self.make_topics([record.stream for record, _ in write.records])
         for record, key in write.records:  # if that fails, the write is undone when it is stuck
             write.deliveries.append(self.log.append(record, key))
+        if not self.is_deferred:
+            return self._finish([write])
         with self._lock:
             self._unsettled.append(write)
-        if not self.is_deferred:
-            self.settle()
 
     def settle(self) -> None:
-        """Wait until every write so far is in the log, and commit it.
+        """Wait until every deferred write so far is in the log, and commit it.
 
         Raises
         ------
         StoreError
-            When the log does not acknowledge a write, or one was undone. Those that were committed stay.
+            When the log does not acknowledge a write, or one was undone. If another thread began that write, the next call raises, too.
         """
-        with self._lock:
-            writes, self._unsettled = self._unsettled, []
-        if not writes:
-            return
-        self.log.flush()
+        with self._settling:
+            with self._lock:
+                writes, self._unsettled = self._unsettled, []
+                failure, self._failure = self._failure, None
+            try:
+                self._finish(writes)
+            except StoreError as error:
+                failure = error
+                if any(write.thread != threading.get_ident() for write in writes):
+                    self._failure = error
+        if failure is not None:
+            raise failure
+
+    def _finish(self, writes: Sequence[PendingWrite]) -> None:
+        """Wait until writes are in the log, and commit them."""
+        if writes:
+            self.log.flush()
         failure: StoreError | None = None
         for write in sorted(writes, key=lambda write: write.begun.first):
             try:
@@ -202,6 +232,10 @@ class Writes(_Writes):
             except Aborted:
                 self.abandon(first)
                 raise
+
+# %% ../../../nbs/05_store/11_cluster/02_session.ipynb #places
+class Writes(_Settling):
+    """Begins writes, appends them to the log and commits them; reads single records."""
 
     def body_of(self, stream: str, id: str) -> str:
         """Return the body of an event that is in the log."""

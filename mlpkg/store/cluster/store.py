@@ -6,6 +6,7 @@
 __all__ = ['login_of', 'ClusterSession', 'DerivedWriter', 'Keeper', 'ClusterChecker', 'ClusterStore']
 
 # %% ../../../nbs/05_store/11_cluster/12_store.ipynb #imports
+import copy
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ...engine.timeline import Timeline, decode_many
-from ...errors import StoreError
+from ...errors import StoreError, StoreLocked
 from ...features import FeatureSet
 from ...schema import Outcome, Rejected, Source, ValidatedEvent
 from ...settings import Settings
@@ -60,8 +61,9 @@ class _AttachedSession(Writes):
         )
         self.control = ControlPlane(settings.postgres, settings.namespace.replace("-", "_"))
         self.state = StateKeeper(self.sequencer)
-        self.recovery = Recovery(self, self.state)
-        self._attach = threading.Lock()
+        self._attach, replaying = threading.Lock(), copy.copy(self)
+        replaying.sequencer = Sequencer(connection, settings.namespace)  # nobody else may write until Redis is complete
+        self.recovery = Recovery(replaying, self.state)
 
     def attach(self) -> None:
         """Learn which Redis process there is; recover it if nobody has."""
@@ -80,8 +82,10 @@ class _AttachedSession(Writes):
             self.state.next_generation()
         if stale.why in ("code", "generation"):
             self.read_catalogue()
-        else:
+        elif self.is_patient:
             self.attach()
+        else:
+            raise StoreLocked("Redis is another process than before, and is not complete yet", "try again")
 
     def read_catalogue(self) -> None:
         """Read the definitions of timelines again."""
@@ -112,8 +116,8 @@ class ClusterSession(_AttachedSession):
 
     def check(self, thorough: bool) -> None:
         """Raise `MlpkgError` unless Redis, the log and, if `thorough`, the control plane can be used."""
-        state = self.state.read()
-        if state.process != self.sequencer.connection.run():
+        state, process = self.state.read(), self.sequencer.connection.run()
+        if {state.process, self.sequencer.process} != {process} or state.epoch != self.sequencer.epoch:
             self.attach()
         if thorough:
             self.log.topics.partitions()
@@ -241,6 +245,9 @@ class DerivedWriter:
             self.control.mark_published([unpublished])
 
 # %% ../../../nbs/05_store/11_cluster/12_store.ipynb #keeper
+_KEEP = 0.25  # seconds between two looks
+
+
 class Keeper:
     """A thread that recovers Redis, and undoes what is stuck, so that no decision has to."""
 
@@ -250,7 +257,7 @@ class Keeper:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(1.0):
+        while not self._stopped.wait(_KEEP):
             with suppress(StoreError):
                 self._session.check(thorough=False)
                 self._session.undo_all_stuck()

@@ -10,15 +10,15 @@ import heapq
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ...errors import StoreError
 from .messages import LogRecord, Place, Voids, decode_record, encode_record
-from .topics import TopicLayout, Topics, kafka_error
+from .topics import CLIENT, TopicLayout, Topics, kafka_error
 from ...times import LATEST
 from ...untrusted import logger
 
@@ -68,7 +68,7 @@ _PRODUCER = {
     "compression.type": "lz4",
     "message.max.bytes": 8_000_000,
     "queue.buffering.max.messages": 1_000_000,
-    "log_level": 0,
+    **CLIENT,
 }
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #delivery
@@ -119,7 +119,7 @@ class _Connections:
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "fetch.wait.max.ms": 20,
-            "log_level": 0,
+            **CLIENT,
         }
         consumer = Consumer(settings | self._options)
         try:
@@ -185,6 +185,7 @@ class KafkaAppender(_Producing):
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #read-helpers
 _AHEAD = 50_000  # records that are held while another partition holds them back
 _TIMEOUT = 10.0  # seconds
+_FETCH = 3.0  # seconds that one message may take: a decision may wait for it
 
 
 def place_of(message: Message) -> Place:
@@ -267,28 +268,45 @@ class _Spans(KafkaAppender):
                 paused = _balance(consumer, ordered, left.keys(), paused)
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #log-texts
+_T = TypeVar("_T")
+_log = logger("mlpkg")
+
+
 class _Texts(_Spans):
     """Reads the topics that hold no records."""
 
     def voids(self) -> Voids:
         """Return what the topic `_control` says now."""
         voids = Voids()
-        for text in self.read_texts("_control"):
-            voids.add(text)
+        self.read_texts("_control", voids.add)
         return voids
 
-    def read_texts(self, stream: str) -> list[str]:
-        """Return the texts of a topic that holds no records."""
+    def read_texts(self, stream: str, decode: Callable[[bytes], _T]) -> list[_T | None]:
+        """Return what `decode` makes of the messages of a topic that holds no records; None where it raises `ValueError`."""
         topic = self.topics.name(stream)
         count = self.topics.partitions().get(topic, 0)
         with self.consumer() as consumer:
             spans = self._spans(consumer, [(topic, p) for p in range(count)], 0)
-            return [(message.value() or b"").decode() for message in self._messages(consumer, spans)]
+            return [self._decoded(message, decode) for message in self._messages(consumer, spans)]
+
+    def _decoded(self, message: Message, decode: Callable[[bytes], _T]) -> _T | None:
+        try:
+            return decode(message.value() or b"")
+        except ValueError as error:
+            self._warn(place_of(message), error)
+            return None
+
+    def _warn(self, place: Place, error: ValueError) -> None:
+        """Warn of a message that is none of mlpkg's, unless an earlier reader did."""
+        topic, partition, offset = place
+        with self._lock:
+            is_new = offset > self._warned.get(place[:2], -1)
+            self._warned[place[:2]] = max(offset, self._warned.get(place[:2], -1))
+        if is_new:
+            where = f"the topic {topic}, partition {partition}, offset {offset}"
+            _log.warning("%s holds a message that mlpkg has not written, which is skipped: %s", where, error)
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #foreign
-_log = logger("mlpkg")
-
-
 class _Records(_Texts):
     """Reads records."""
 
@@ -296,8 +314,10 @@ class _Records(_Texts):
         """Return the record at a place."""
         with self.consumer() as consumer:
             consumer.assign([TopicPartition(place.topic, place.partition, place.offset)])
-            message = consumer.poll(_TIMEOUT)
-            if message is None or message.error() or (record := self._record(message)) is None:
+            message = consumer.poll(_FETCH)
+            if message is None:
+                raise StoreError(f"Kafka at {self.brokers} does not answer", "check that it runs")
+            if message.error() or (record := self._record(message)) is None:
                 raise StoreError(f"Kafka at {self.brokers} has no message at {place}", "check its retention")
             return record
 
@@ -310,16 +330,6 @@ class _Records(_Texts):
             self._warn(place, error)
             return None
         return record._replace(partition=place.partition, offset=place.offset)
-
-    def _warn(self, place: Place, error: ValueError) -> None:
-        """Warn of a message that is none of mlpkg's, unless an earlier reader did."""
-        topic, partition, offset = place
-        with self._lock:
-            is_new = offset > self._warned.get(place[:2], -1)
-            self._warned[place[:2]] = max(offset, self._warned.get(place[:2], -1))
-        if is_new:
-            where = f"the topic {topic}, partition {partition}, offset {offset}"
-            _log.warning("%s holds a message that mlpkg has not written, which is skipped: %s", where, error)
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #log-reader
 class KafkaLog(_Records):

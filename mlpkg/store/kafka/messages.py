@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ..records import Entry
 from ..streams import decisions_of
 
@@ -112,6 +114,14 @@ def epoch_message(epoch: int, ends: Mapping[str, Sequence[int]]) -> str:
     return json.dumps({"epoch": epoch, "ends": ends})
 
 # %% ../../../nbs/05_store/10_kafka/01_messages.ipynb #undone
+class _ControlMessage(msgspec.Struct):
+    """Either a stretch of positions that was undone, or an epoch and the ends of the log when it began."""
+
+    undone: tuple[int, int] | None = None
+    epoch: int | None = None
+    ends: dict[str, list[int]] = {}
+
+
 class _Control:
     """Takes in the messages of the topic `_control`."""
 
@@ -124,13 +134,18 @@ class _Control:
         """The newest epoch, 0 if none has begun."""
         return max(self._ends, default=0)
 
-    def add(self, message: str) -> None:
-        """Take in one message of the topic."""
-        content = json.loads(message)
-        if "undone" in content:
-            self._undone[content["undone"][0]] = content["undone"][1]
-        elif "epoch" in content:
-            self._ends[content["epoch"]] = content["ends"]
+    def add(self, message: str | bytes) -> None:
+        """Take in one message of the topic; `ValueError` if it is no message of mlpkg."""
+        try:
+            content = msgspec.json.decode(message, type=_ControlMessage)
+        except msgspec.MsgspecError as error:
+            raise ValueError(str(error)) from None
+        if content.undone is not None:
+            self._undone[content.undone[0]] = content.undone[1]
+        elif content.epoch is not None:
+            self._ends[content.epoch] = content.ends
+        else:
+            raise ValueError("neither positions that were undone nor an epoch")
 
     def undone(self, position: int) -> bool:
         """Whether the transaction with a position was undone."""
