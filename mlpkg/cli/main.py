@@ -27,6 +27,7 @@ from mlpkg.cli.models import (
 )
 from .shared import show
 from .store import backup_command, restore_command
+from .stream import stream_command
 from .timeline import timeline_command
 from .tokens import access_log_command, token_group
 from .up import up_command
@@ -93,6 +94,7 @@ for _command in (
     retire_command,
     rollback_command,
     shadow_command,
+    stream_command,
     timeline_command,
     token_group,
     up_command,

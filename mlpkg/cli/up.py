@@ -8,6 +8,7 @@ __all__ = ['up_command']
 # %% ../../nbs/16_cli/12_up.ipynb #imports
 import click
 
+from .. import decisions as _decisions
 from .shared import as_json, say, show
 from ..settings import Settings
 from ..store import store_place
@@ -17,8 +18,10 @@ from ..store import store_place
 @as_json
 def up_command(as_json: bool) -> None:
     """Make what the store needs, such as tables and topics, and check it; what is there stays."""
-    place = store_place(Settings.load())
-    prepared = place.prepare()
+    settings = Settings.load()
+    place = store_place(settings)
+    cases = [_decisions.use_case(name, settings) for name in settings.use_cases]
+    prepared = place.prepare([*dict.fromkeys(stream for case in cases for stream in _decisions.raw_streams(case))])
     if as_json:
         return say({"location": place.location, "prepared": prepared})
     for line in prepared:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Access', 'AccessControl', 'Backup', 'Batch', 'Body', 'Checker', 'ColumnReader', 'Consumers', 'ContractVersion',
            'DeadLetter', 'DeadLetters', 'DecisionTransaction', 'DerivedEntry', 'Entry', 'FeedbackStore', 'Loaded',
-           'LogReader', 'LogWriter', 'Maintenance', 'ModelChange', 'ModelControl', 'Receipt', 'RecordedChange',
-           'Refusal', 'Store', 'StorePlace', 'StoreSummary', 'TimelineReader', 'Token', 'counts', 'decisions_of',
-           'open_archive', 'open_store', 'promotions_of', 'reopened', 'scores_of', 'store_place', 'texts_of']
+           'LogReader', 'LogWriter', 'Maintenance', 'ModelChange', 'ModelControl', 'RawBody', 'RawEvent', 'RawEvents',
+           'Receipt', 'RecordedChange', 'Refusal', 'Store', 'StorePlace', 'StoreSummary', 'TimelineReader', 'Token',
+           'counts', 'decisions_of', 'open_archive', 'open_store', 'promotions_of', 'reopened', 'scores_of',
+           'store_place', 'texts_of']
 
 # %% ../../nbs/05_store/00_init.ipynb #public
 from .opening import counts, open_archive, open_store, reopened, store_place
@@ -23,6 +24,7 @@ from mlpkg.store.protocol import (
     LogWriter,
     Maintenance,
     ModelControl,
+    RawEvents,
     Store,
     StorePlace,
     TimelineReader,
@@ -38,6 +40,8 @@ from mlpkg.store.records import (
     Entry,
     Loaded,
     ModelChange,
+    RawBody,
+    RawEvent,
     Receipt,
     RecordedChange,
     Refusal,
@@ -69,6 +73,9 @@ _all_ = [
     "Maintenance",
     "ModelChange",
     "ModelControl",
+    "RawBody",
+    "RawEvent",
+    "RawEvents",
     "Receipt",
     "RecordedChange",
     "Refusal",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..errors import NoJson
 from ..json_values import json_body
 from ..schema import event_id
-from .records import Body, DeadLetter, Refusal
+from .records import Body, DeadLetter, RawBody, Refusal
 from ..untrusted import redacted
 
 # %% ../../nbs/05_store/09_letters.ipynb #letter
@@ -28,10 +28,10 @@ def letter_of(refusal: Refusal, when: int, number: int = 0) -> DeadLetter:
     if redacted(joined) != joined:
         parts = [redacted(part) for part in parts]
     kept, field, value, reason, body = parts
-    named = None if event is None else kept
-    return DeadLetter(
-        number, refusal.source, when, refusal.row, named, field, value, reason, body, is_whole and body == text
-    )
+    named, is_same = None if event is None else kept, is_whole and body == text
+    origin = refusal.body.origin if isinstance(refusal.body, RawBody) else ""
+    source, row = refusal.source, refusal.row
+    return DeadLetter(number, source, when, row, named, field, value, reason, body, is_same, origin=origin)
 
 
 def _text(body: Body) -> tuple[str, bool]:

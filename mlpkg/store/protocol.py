@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DecisionTransaction', 'LogReader', 'ColumnReader', 'LogWriter', 'DeadLetters', 'TimelineReader', 'FeedbackStore',
-           'ModelControl', 'AccessControl', 'Consumers', 'Checker', 'Maintenance', 'StorePlace', 'Store']
+           'ModelControl', 'AccessControl', 'Consumers', 'Checker', 'Maintenance', 'RawEvents', 'StorePlace', 'Store']
 
 # %% ../../nbs/05_store/02_protocol.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ from mlpkg.store.records import (
     Entry,
     Loaded,
     ModelChange,
+    RawEvent,
     Receipt,
     RecordedChange,
     Refusal,
@@ -395,6 +396,34 @@ class Maintenance(Protocol):
         """Release files and connections. From then on all other methods raise `StoreError`; a second call does nothing."""
         ...
 
+# %% ../../nbs/05_store/02_protocol.ipynb #raw-events
+class RawEvents(Protocol):
+    """Gives out the raw events of some streams to the processes of a group."""
+
+    assignments: (
+        int  # how many times this process got partitions; events that were taken before may come again after each
+    )
+
+    def take(self, most: int, wait: float) -> list[RawEvent]:
+        """Return the next events, at most `most`; none if none come within `wait` seconds."""
+        ...
+
+    def commit(self) -> None:
+        """Note that everything that was taken is done."""
+        ...
+
+    def rewind(self) -> None:
+        """Go back to what was taken and not committed; `take` returns it again."""
+        ...
+
+    def lag(self) -> int:
+        """Return how many events no process of the group has committed."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
 # %% ../../nbs/05_store/02_protocol.ipynb #place
 class StorePlace(Protocol):
     """Where the settings say that a store is; it is looked at from outside."""
@@ -408,12 +437,25 @@ class StorePlace(Protocol):
         """Return whether there is a store."""
         ...
 
-    def prepare(self) -> list[str]:
-        """Make what the store needs and check it; return a line for each part. What is there stays."""
+    def prepare(self, raw: Sequence[str] = ()) -> list[str]:
+        """Make what the store needs and check it; return a line for each part. What is there stays.
+
+        `raw` are streams whose raw events applications may write; an embedded store has none.
+        """
         ...
 
     def open(self, create: bool = True) -> "Store":
         """Open the store; `create` makes one that is missing."""
+        ...
+
+    def raw_events(self, group: str, streams: Sequence[str]) -> RawEvents:
+        """Return the raw events of streams, for this process of a group.
+
+        Raises
+        ------
+        MlpkgError
+            When such a store has no raw events.
+        """
         ...
 
     def counts(self) -> dict[str, int]:

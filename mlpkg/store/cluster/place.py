@@ -14,9 +14,10 @@ from ...errors import MlpkgError
 from ...settings import Settings
 from .store import ClusterStore, login_of
 from ..kafka.log import KafkaLog
+from ..kafka.raw import KafkaRawEvents, RawTopics
 from ..kafka.topics import TopicLayout
 from ..postgres.database import drop, has_tables, upgrade
-from ..protocol import Store, StorePlace
+from ..protocol import RawEvents, Store, StorePlace
 from ..records import Backup, StoreSummary
 from ..redis.sequencer import Connection as RedisConnection
 from ..redis.sequencer import Sequencer, StateKeeper
@@ -77,31 +78,52 @@ class _NoFiles:
             "back up Kafka and PostgreSQL by their own means; Redis is rebuilt",
         )
 
+# %% ../../../nbs/05_store/11_cluster/13_place.ipynb #raw
+class _RawPlace(_NoFiles):
+    """Where raw events are."""
+
+    def raw_events(self, group: str, streams: Sequence[str]) -> RawEvents:
+        """Return the raw events of streams, for this process of a group; topics that are missing are made."""
+        topics = self._raw_topics()
+        topics.make(streams)
+        topics.check()
+        return KafkaRawEvents(topics, group, streams, login_of(self.settings))
+
+    def _raw_topics(self) -> RawTopics:
+        settings = self.settings
+        layout = TopicLayout(settings.partitions, settings.replication, settings.min_insync)
+        return RawTopics(settings.kafka, settings.namespace, layout, login_of(settings))
+
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #place
-class ClusterPlace(_NoFiles):
+class ClusterPlace(_RawPlace):
     """The place of a store on servers: a namespace on Kafka, Redis and PostgreSQL."""
 
     def exists(self) -> bool:
         """Return whether the control plane has the tables of the namespace."""
         return has_tables(self.settings.postgres, schema_of(self.settings))
 
-    def prepare(self) -> list[str]:
+    def prepare(self, raw: Sequence[str] = ()) -> list[str]:
         """Make tables and topics, write into Redis what it lacks, and check the topics; what is there stays."""
         made = upgrade(self.settings.postgres, schema_of(self.settings))
         store = ClusterStore(self.settings)
         try:
             store.session.log.topics.check()
             topics = len(store.session.log.topics.partitions())
+            raw_topics = self._raw_topics()
+            raw_topics.make(raw)
+            raw_topics.check()
         finally:
             store.close()
         tables = f"the tables of the control plane are at their newest version{', applied just now' if made else ''}"
-        return [tables, f"the log has {topics} topics as the settings say", "Redis holds all of the log"]
+        log = f"the log has {topics} topics as the settings say, and there are {len(raw_topics.partitions())} of raw events"
+        return [tables, log, "Redis holds all of the log"]
 
     def remove(self) -> None:
         """Delete everything that belongs to the namespace: log, timelines and control plane."""
         settings = self.settings
         log = KafkaLog(settings.kafka, settings.namespace, TopicLayout(), login_of(settings))
         log.topics.delete()
+        self._raw_topics().delete()
         connection = RedisConnection(settings.redis)
         StateKeeper(Sequencer(connection, settings.namespace)).delete_all()
         connection.close()

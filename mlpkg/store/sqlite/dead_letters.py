@@ -17,13 +17,13 @@ from ..reports import event_of
 from .session import Part, with_store_errors
 
 # %% ../../../nbs/05_store/05_sqlite/20_dead_letters.ipynb #read
-_COLUMNS = "source, at, row, event, field, value, reason, body, is_whole"
+_COLUMNS = "source, at, row, event, field, value, reason, body, is_whole, origin"
 _SELECT = f"select id, {_COLUMNS}, position, retried from dead_letter"
 _CHOSEN = f"{_SELECT} where id > ?1 and (position is not null) = ?2 and (?3 is null or source = ?3)"
 
 
 def _letter_of_row(row: tuple[Any, ...]) -> DeadLetter:
-    return DeadLetter(*row[:-3], is_whole=bool(row[-3]), position=row[-2], retried=row[-1])
+    return DeadLetter(*row[:-4], is_whole=bool(row[-4]), origin=row[-3], position=row[-2], retried=row[-1])
 
 
 class _LetterReader(Part):
@@ -58,7 +58,7 @@ class _LetterReader(Part):
         return dict(self.db.execute(query))
 
 # %% ../../../nbs/05_store/05_sqlite/20_dead_letters.ipynb #dead-letters
-_INSERT = f"insert into dead_letter({_COLUMNS}) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9"
+_INSERT = f"insert into dead_letter({_COLUMNS}) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10"
 _ONCE = (
     _INSERT + " where not exists (select 1 from dead_letter where source=?1 and event=?4 and reason=?7 and row is null)"
 )

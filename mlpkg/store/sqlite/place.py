@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import MlpkgError
 from ...settings import Settings
-from ..protocol import Store, StorePlace
+from ..protocol import RawEvents, Store, StorePlace
 from ..records import Backup, StoreSummary
 from .backup import backup, restore, state_size
 from .connection import read_counts
@@ -34,8 +35,8 @@ class SqlitePlace:
         """Return whether the file is there."""
         return self.settings.store_path.exists()
 
-    def prepare(self) -> list[str]:
-        """Make the file if it is missing, and check it."""
+    def prepare(self, raw: Sequence[str] = ()) -> list[str]:
+        """Make the file if it is missing, and check it; nobody writes raw events into a file."""
         store = self.open()
         try:
             store.check()
@@ -46,6 +47,11 @@ class SqlitePlace:
     def open(self, create: bool = True) -> SqliteStore:
         """Open the store; `create` makes one that is missing."""
         return SqliteStore(self.settings, create)
+
+    def raw_events(self, group: str, streams: Sequence[str]) -> RawEvents:
+        """Raise: events come over HTTP or from Python."""
+        hint = "send events over HTTP, or set store = cluster"
+        raise MlpkgError(f"the store {self.location} has no stream of raw events", hint)
 
     def counts(self) -> dict[str, int]:
         """Return the numbers that an operator watches."""

@@ -23,7 +23,7 @@ create unique index log_id on log(source, id);
 create table waiting(source integer not null, id text not null, position integer not null, primary key (source, id));
 create table dead_letter(id integer primary key, source text not null, at integer not null, row integer, event text,
     field text not null, value text not null, reason text not null, body text not null, is_whole integer not null,
-    position integer, retried integer);
+    origin text not null, position integer, retried integer);
 create index dead_letter_live on dead_letter(source, event) where row is null;
 create index dead_letter_retried on dead_letter(id) where position is not null;
 """
@@ -54,7 +54,7 @@ create table consumer(name text primary key, position integer not null);
 """
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #version
-VERSION = 9
+VERSION = 10
 
 
 def create_tables(db: Any, path: Path) -> None:
