@@ -36,19 +36,25 @@ def _entries(case: _decisions.UseCase, store: Store) -> int:
 
 
 def _replay_here(case: _decisions.UseCase, store: Store, start: int, end: int, into: Path, **options: Any) -> None:
-    """Replay in this process, and print what came out."""
-    is_json = options["as_json"]
+    """Replay in this process, and print what came out; exit 1 if each model decided again and a decision differs."""
+    model = options["model"]
     with progress("replay", _entries(case, store), "entries") as bar:
-        done = _decisions.replay(case, store, start, end, into.resolve(), model=options["model"], progress=bar.update)
-    if is_json:
-        return say(done)
+        done = _decisions.replay(case, store, start, end, into.resolve(), model=model, progress=bar.update)
+    say(done) if options["as_json"] else _tell(done, case.name, into)
+    if model == _decisions.AS_RECORDED and done.equal < done.decided:
+        sys.exit(1)
+
+
+def _tell(done: _decisions.Replayed, name: str, into: Path) -> None:
+    """Print what came out of a replay in this process."""
     show(
         f"warmed with {done.warmed} entries; {done.events} events, {done.outcomes} outcomes, {done.decisions} decisions, "
         f"{done.refused} refused"
     )
     if done.decided:
         show(f"{done.equal} of {done.decided} equal to what was decided")
-    show(f"see them: MLPKG_STATE={into} mlpkg decisions {case.name}")
+    show(*(f"  {difference}" for difference in done.differences[:10]))
+    show(f"see them: MLPKG_STORE=sqlite MLPKG_STATE={into} mlpkg decisions {name}")
 
 # %% ../../nbs/14_serve/31_replay_cli.ipynb #http
 def _play(
@@ -168,7 +174,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--into", type=_FOLDER, help="A folder for the fresh store.")
 @click.option("--http", metavar="URL", help="Play it against the service there; exit 1 if a decision differs.")
 @click.option("--serve", is_flag=True, help="Start a service for it, with its state in the folder of --into.")
-@click.option("--model", metavar="VERSION", help="Decide by this model; by default by the one that is active.")
+@click.option(
+    "--model",
+    metavar="VERSION",
+    help="Decide by this model, or by `recorded`: each by the model that made it. By default by the active one.",
+)
 @click.option("--bento", metavar="TAG", help="With --serve: a bento by its tag or folder; by default the newest.")
 @click.option("--token-file", type=_FILE, help="With --http: a file with the token of an operator.")
 @click.option(

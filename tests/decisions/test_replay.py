@@ -17,6 +17,7 @@ from project import Project
 
 import mlpkg as ml
 from mlpkg import lab
+from mlpkg.models import find, promote
 from mlpkg.settings import Settings
 from mlpkg.times import DAY, instant, iso
 
@@ -163,6 +164,11 @@ def test_decisions_in_another_process_are_the_same(stocked: Project):
     assert other.json["score"] == here.score and other.json["features"] == here.features
 
 
+def something_to_learn() -> tuple[np.ndarray, np.ndarray]:
+    rows = np.random.default_rng(1).uniform(0, 100, (300, len(FEATURES)))
+    return rows, rows[:, 3] > 50
+
+
 def replayed(bank: Bank, into: Path, first: float, last: float) -> Any:
     """A replay of what arrived between two days, and the store that it made."""
     done = ml.decisions.replay(bank.case, bank.store, START + int(first * DAY), START + int(last * DAY), into)
@@ -198,6 +204,30 @@ def test_a_replay_says_what_came_out_differently(bank: Bank, tmp_path: Path, cli
     span = ("--from", "2018-04-11", "--to", "2018-04-21")
     answer = cli("replay", "fraud", *span, "--into", tmp_path / "again", state=bank.store.settings.state)
     assert answer.status == 0 and "9 of 10 equal to what was decided" in answer.out, answer.err
+
+
+def test_each_decision_is_replayed_by_the_model_that_made_it(bank: Bank, tmp_path: Path, cli: Command):
+    """Models take turns, a payment is not decided, and one record was changed."""
+    first, second = (
+        bank.version,
+        put_live(handbook.fraud, bank.store, booster(handbook.features, *something_to_learn())),
+    )
+    for k in range(12):
+        version = (first, second)[k // 3 % 2]
+        promote(bank.store, find(bank.store.settings.state, "fraud", version), by="a test", why="a turn")
+        assert bank.pays(f"tx-{k}", 10 + k).model["version"] == version
+    bank.store.accept(handbook.transactions, bank.payment("undecided", 21.5), arrived=START + 22 * DAY)
+    bank.pays("last", 22)
+    span, state = ("--from", "2018-04-10", "--to", "2018-05-01", "--model", "recorded"), bank.store.settings.state
+    done = cli("replay", "fraud", *span, "--into", tmp_path / "again", "--json", state=state)
+    assert done.status == 0, done.err
+    assert (done.json["equal"], done.json["decided"], done.json["decisions"], done.json["events"]) == (13, 13, 13, 14)
+    fine = cli("verify", "fraud", "--json", state=tmp_path / "again").json
+    assert fine["mismatches"] == 0 and fine["models"] == {first: 6, second: 7}
+    change_a_record(bank.store.settings.store_path, "tx-3", "customer_avg_amount_7d", 11.0)
+    caught = cli("replay", "fraud", *span, "--into", tmp_path / "other", state=state)
+    assert caught.status == 1 and "12 of 13 equal" in caught.out
+    assert "tx-3: customer_avg_amount_7d is recorded as 11.0, recomputed as 10.0" in caught.out
 
 
 def test_an_event_that_was_decided_later_is_replayed_like_that(bank: Bank, tmp_path: Path):
