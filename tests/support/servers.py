@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import pytest
 from local_servers import parts
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from local_servers.postgres_server import Postgres
     from local_servers.redis_server import Redis
     from local_servers.s3_server import S3
+
+    from mlpkg.settings import Settings
 
 FOLDER = "TEST_SERVERS"  # the variable that says to the workers where the servers of this run are
 STARTER = "TEST_SERVERS_STARTER"  # and which process removes them in the end
@@ -179,6 +181,21 @@ def postgres_url(postgres_server: "Postgres") -> Iterator[str]:
 def bucket(s3_server: "S3") -> str:
     """The URL of an empty bucket for one test."""
     return s3_server.make_bucket(_own_name())
+
+
+@pytest.fixture
+def on_servers(
+    kafka_server: "Kafka", redis_server: "Redis", postgres_server: "Postgres", tmp_path: Path
+) -> Iterator["Settings"]:
+    """The settings of a new, empty store on the servers of this run; what it holds is removed after the test."""
+    from mlpkg.settings import Settings
+    from mlpkg.store.opening import store_place
+
+    servers: dict[str, Any] = kafka_server.settings() | redis_server.settings() | postgres_server.settings()
+    own: dict[str, Any] = {"namespace": _own_name(), "kafka_protocol": "SASL_PLAINTEXT"}
+    settings = Settings(state=tmp_path / "on-servers", store="cluster", **own, **servers)
+    yield settings
+    store_place(settings).remove()  # type: ignore[attr-defined]
 
 
 def _own_servers() -> Iterator[Callable[..., _Server]]:
