@@ -27,6 +27,7 @@ from mlpkg.settings import Settings
 from mlpkg.store import open_store
 from mlpkg.store.kafka.messages import LogRecord
 from mlpkg.store.opening import store_place
+from mlpkg.store.redis.sequencer import Stale
 from mlpkg.times import instant, iso, now
 
 
@@ -339,3 +340,18 @@ def test_nothing_is_decided_while_redis_is_written_again(settings: Settings, red
         after: Any = bank.pays("after", 7).features["customer_n_tx_7d"]
         assert refused and after >= 149
         assert verify(handbook.fraud, bank.store).mismatches == 0
+
+
+def test_no_call_goes_to_a_redis_that_has_restarted_before_it_is_complete(settings: Settings, redis: Redis):
+    """It may have come back without its last second, and with an id missing that was acknowledged."""
+    bank = Bank(handbook.fraud, settings)
+    with closing(bank.store) as store:
+        for day in range(2):  # the second time, scripts were given to Redis by this process before
+            bank.pays(f"payment-{day}", day)
+            redis.kill()
+            redis.start()
+            for ask in (store.session.sequencer.stable_position, store.session.sequencer.spans):
+                with pytest.raises(Stale):
+                    ask()
+            assert len(list(store.read(streams=["transactions"]))) == day + 1, "a reader completes it"
+            assert store.session.sequencer.spans() == []

@@ -44,6 +44,7 @@ def sequencer(redis_server: "Redis", redis_prefix: str) -> Iterator[Sequencer]:
         sequencer = Sequencer(connection, redis_prefix)
         keeper = StateKeeper(sequencer)
         sequencer.process, sequencer.epoch = connection.run(), 1
+        sequencer.use_server(sequencer.process)
         keeper.write(run=sequencer.process, epoch=1, generation=0)
         yield sequencer
         keeper.delete_all()
@@ -92,13 +93,13 @@ def test_a_transaction_sees_its_own_row_and_is_known_once_it_is_committed(sequen
     questions = Questions(sequencer)
     begun = begin(sequencer, payment("tx-1", row(7)), reads=ALL)
     assert values(begun.timelines[0]) == [7] and not begun.needs
-    assert questions.pending() == [begun.first] and questions.stable_position() == begun.first - 1
+    assert questions.pending() == [begun.first] and sequencer.stable_position() == begun.first - 1
     (pending,) = questions.known("payments", ["tx-1"])
     assert pending is not None and pending.is_pending
     sequencer.commit(begun.first, [packed_place(2, 5)])
     sequencer.commit(begun.first, [packed_place(2, 5)])  # asked again after the answer was lost
     assert questions.known("payments", ["tx-1", "tx-2"]) == [Known(begun.first, 2, 5, b""), None]
-    assert questions.pending() == [] and questions.stable_position() == begun.first
+    assert questions.pending() == [] and sequencer.stable_position() == begun.first
     assert sequencer.begin([payment("tx-1")]) == IsKnown({0: Known(begun.first, 2, 5, b"")})
 
 

@@ -130,7 +130,7 @@ class _BegunDecision:
         self.event_position = self._event.position
         if decided is not None:
             self.recorded = self._parts.recorded(decided)
-            self.log_position = self._writes.questions.stable_position()
+            self.log_position = self._writes.stable_position()
 
     def _take(self, begun: Begun, places: Mapping[_Place, tuple[str, int]]) -> None:
         """Take in what was read."""

@@ -67,7 +67,7 @@ class _LogEntries:
 
     def last_position(self) -> int:
         """Return the last position of the log."""
-        return self.questions.stable_position()
+        return self.writes.stable_position()
 
     def records(self, streams: Sequence[str] | None, after: int, until: int) -> Iterator[LogRecord]:
         """Yield the records with an entry of a stream that lies after a position and up to another, in order."""

@@ -229,6 +229,7 @@ class Recovery:
         epoch = writes.log.voids().epoch + 1
         writes.log.append_control(epoch_message(epoch, writes.log.ends()))
         self.state.write(run="recovering", epoch=epoch, generation=state.generation + 1)
+        writes.sequencer.use_server(process)
         writes.sequencer.process, writes.sequencer.epoch = "recovering", epoch
         writes.read_catalogue()
         if writes.catalogue.without_code:

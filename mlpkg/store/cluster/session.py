@@ -126,6 +126,10 @@ class _Patience(_Undo):
         with self._lock:
             return any(write.begun.first == first for write in self._unsettled)
 
+    def stable_position(self) -> int:
+        """Return the position up to which everything is committed or void."""
+        return self.patiently(self.sequencer.stable_position)
+
     def catch_up(self, stale: Stale) -> None:
         """Learn what another process changed."""
         raise stale

@@ -72,6 +72,7 @@ class _AttachedSession(Writes):
             if state.process != process:
                 self.recovery.run(self.control.snapshot().contracts)
                 state = self.state.read()
+            self.sequencer.use_server(process)
             self.sequencer.process, self.sequencer.epoch = state.process, state.epoch
             self.read_catalogue()
 

@@ -211,6 +211,9 @@ def _bounds(consumer: Consumer, partition: tuple[str, int]) -> tuple[int, int]:
             if attempt == 49 or error.args[0].code() not in _NO_LEADER:
                 raise
             time.sleep(0.1)
+            consumer.list_topics(
+                partition[0], timeout=_TIMEOUT
+            )  # it may have learned of the topic before its partitions
     raise AssertionError
 
 

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['OWN', 'EVENT', 'LATEST_COMMIT', 'STUCK', 'Read', 'binary', 'Row', 'ReportEntry', 'Unit', 'lock_of', 'Known',
            'packed_place', 'Begun', 'IsKnown', 'Changed', 'Stale', 'Aborted', 'redis_error', 'Connection', 'Busy',
-           'checked', 'unwritten', 'PendingSpan', 'Sequencer', 'Questions', 'State', 'StateKeeper']
+           'checked', 'ServerScript', 'load_scripts', 'unwritten', 'PendingSpan', 'Sequencer', 'Questions', 'State',
+           'StateKeeper']
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #imports
+import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 from redis.retry import Retry
 
 from ...errors import StoreError, StoreLocked
@@ -221,7 +223,34 @@ LATEST_COMMIT = 20_000_000  # microseconds after which a transaction can no long
 STUCK = 3_000_000  # microseconds after which others may undo it
 Read = tuple[str, str]  # a timeline, and the time after which its rows are read, as a text
 
+# %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #server-script
+class ServerScript:
+    """A script for one Redis process: its text, and the hash by which that process knows it."""
 
+    def __init__(self, name: str, server: str):
+        self.text = f"-- {server}\n{getattr(scripts, name)}"
+        self.sha = hashlib.sha1(self.text.encode()).hexdigest()
+
+
+def load_scripts(client: redis.Redis, server: str, texts: Iterable[str], key: str) -> None:
+    """Give Redis the texts of scripts, unless it is another process; `key` is a key that nobody writes.
+
+    Raises
+    ------
+    Stale
+        When it is another process.
+    """
+    with client.pipeline() as pipeline:
+        pipeline.watch(key)  # from here on, a connection that is lost is an error
+        information: Any = pipeline.info("server")
+        if information["run_id"] != server:
+            raise Stale("run")
+        pipeline.multi()
+        for text in texts:
+            pipeline.script_load(text)
+        pipeline.execute()
+
+# %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #calls
 class _Calls:
     """Calls scripts on the keys of one environment, for one process, epoch and generation."""
 
@@ -229,7 +258,11 @@ class _Calls:
         self.connection, self.prefix = connection, f"{{{prefix}}}"
         self.client = connection.client
         self.process, self.epoch, self.generation = "", 0, 0
-        self._scripts = {name: self.client.register_script(getattr(scripts, name)) for name in scripts.NAMES}
+        self.use_server("")
+
+    def use_server(self, server: str) -> None:
+        """Call the Redis process with this id from now on, and no other."""
+        self._server, self._scripts = server, {name: ServerScript(name, server) for name in scripts.NAMES}
 
     def key(self, name: str) -> str:
         """Return the name of a key of the environment."""
@@ -238,8 +271,18 @@ class _Calls:
     def _frame(self) -> dict[str, Any]:
         return {"run": self.process, "epoch": str(self.epoch), "generation": str(self.generation)}
 
+    def _load(self) -> None:
+        load_scripts(self.client, self._server, [script.text for script in self._scripts.values()], self.key("nothing"))
+
+    def _run(self, sha: str, arguments: Sequence[Any]) -> Any:
+        try:
+            return self.client.evalsha(sha, 1, self.prefix, *arguments)
+        except NoScriptError:
+            self._load()
+            return self.client.evalsha(sha, 1, self.prefix, *arguments)
+
     def _call(self, script: str, *arguments: Any) -> list[Any]:
-        return checked(self.connection.call(self._scripts[script], keys=[self.prefix], args=list(arguments)))
+        return checked(self.connection.call(self._run, self._scripts[script].sha, arguments))
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #unwritten
 def unwritten(answer: list[Any]) -> IsKnown | Changed | None:
@@ -299,7 +342,7 @@ class PendingSpan(NamedTuple):
 
 
 class _WriteAgain(_BeginAndRead):
-    """Writes what the log holds."""
+    """Writes what the log holds, and tells how far the log has come."""
 
     def replay(
         self, units: Sequence[Unit], positions: Sequence[int], places: Sequence[bytes]
@@ -311,6 +354,17 @@ class _WriteAgain(_BeginAndRead):
         packed = [binary(place) for place in places]
         call = self._frame() | {"units": units, "positions": positions, "places": packed}
         return unwritten(self._call("REPLAY", msgspec.msgpack.encode(call)))
+
+    def stable_position(self) -> int:
+        """Return the position up to which everything is committed or void.
+
+        Raises
+        ------
+        Stale
+            When Redis is not complete.
+        """
+        _, last, oldest = self._call("STABLE", self.process, self.epoch)
+        return int(oldest) - 1 if oldest else int(last)
 
     def spans(self) -> list[PendingSpan]:
         """Return the transactions that are pending, in the order of their positions."""
@@ -341,7 +395,7 @@ class Sequencer(_WriteAgain):
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #questions-positions
 class _AskPositions:
-    """Asks how far the log has come."""
+    """Asks for positions."""
 
     def __init__(self, sequencer: Sequencer):
         self._calls, self._key = sequencer.connection, sequencer.key
@@ -352,11 +406,6 @@ class _AskPositions:
         for call in calls:
             pipeline.execute_command(*call)
         return self._calls.call(pipeline.execute)
-
-    def stable_position(self) -> int:
-        """Return the position up to which everything is committed or void."""
-        last, oldest = self._ask(("HGET", self._key("meta"), "last"), ("ZRANGE", self._key("pending"), 0, 0))
-        return int(oldest[0]) - 1 if oldest else int(last or 0)
 
     def pending(self) -> list[int]:
         """Return the first positions of the transactions that are pending."""
