@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlpkg import lab
 from mlpkg.lab.spark import spark_training_set
 from mlpkg.lab.spark_session import check_java, spark_session
 from mlpkg.lab.training import fingerprint
+from mlpkg.settings import Settings
 from mlpkg.store import open_archive
 from mlpkg.times import DAY, HOUR, iso
 
@@ -40,9 +42,13 @@ def archived(bank: Bank, tmp_path: Path) -> Bank:
 
 
 def same_on_spark(features: ml.FeatureSet, into: Path, store: Any, *span: Any, **options: Any) -> pd.DataFrame:
-    """The training set, which is the same from this machine and from Spark."""
+    """The training set, which is the same from the archive, straight from the log, and from Spark."""
     options = {"store": store, "as_of": "2018-05-03"} | options
     whole = lab.training_set(features, *(span or SPAN), **options)
+    with_archive = store.settings
+    store.settings = with_archive.model_copy(update={"archive": ""})
+    assert fingerprint(lab.training_set(features, *(span or SPAN), **options)) == fingerprint(whole)
+    store.settings = with_archive
     made = spark_training_set(features, *(span or SPAN), into=into, buckets=3, **options)
     assert fingerprint(made) == fingerprint(whole)
     written = pd.read_parquet(into)
@@ -79,6 +85,23 @@ def test_late_reports_and_corrections_give_the_same_rows_on_spark(spark: Any, ar
     logged = same_on_spark(handbook.features, tmp_path / "logged", archived.store, history="as_logged")
     assert not logged[handbook.features.names].equals(rows[handbook.features.names])
     same_on_spark(handbook.early_features, tmp_path / "early", archived.store, "2018-04-09", "2018-04-20")
+
+
+def test_the_log_of_a_store_on_servers_gives_the_same_rows_on_spark(
+    spark: Any, on_servers: Settings, bank: Bank, tmp_path: Path
+):
+    """And the same as the embedded store that was sent the same."""
+    cluster = Bank(handbook.fraud, on_servers.model_copy(update={"archive": str(tmp_path / "delta")}))
+    with closing(cluster.store) as store:
+        for made in (cluster, bank):
+            fill(made, random.Random(5), 0, 90)
+        open_archive(store.settings.archive).write(store)
+        for made in (cluster, bank):
+            fill(made, random.Random(6), 90, 30)
+        rows = same_on_spark(handbook.features, tmp_path / "rows", store)
+    assert len(rows) == 120 and set(rows["label"].isna()) == {True, False}
+    embedded = lab.training_set(handbook.features, *SPAN, store=bank.store, as_of="2018-05-03")
+    assert fingerprint(embedded) == fingerprint(rows)
 
 
 class Visit(ml.Event):
