@@ -163,6 +163,9 @@ def redis_error(error: redis.RedisError, address: str) -> StoreError:
     return StoreError(f"Redis at {address}: {what}", "check that it runs")
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #connection
+_OLDEST = 7  # older ones bring scripts back from disk, so they would answer before they are complete
+
+
 class Connection:
     """Connections to one Redis; `run` is the process that answers."""
 
@@ -188,8 +191,11 @@ class Connection:
             raise redis_error(error, self.address) from error
 
     def run(self) -> str:
-        """Return the id of the Redis process."""
-        return str(self.call(self.client.info, "server")["run_id"])
+        """Return the id of the Redis process; raise `StoreError` if it is too old."""
+        information = self.call(self.client.info, "server")
+        if int(str(information["redis_version"]).partition(".")[0]) < _OLDEST:
+            raise StoreError(f"Redis at {self.address} is {information['redis_version']}", f"use {_OLDEST} or newer")
+        return str(information["run_id"])
 
     def close(self) -> None:
         """Close the connections."""
