@@ -86,7 +86,8 @@ class Settings(ServerSettings):
     With ``trust_loopback`` a caller on this machine needs no token. ``clock_offset`` says by how many microseconds the clock of a service
     is ahead of the machine's; a rehearsal with old data is behind it. ``archive`` is the folder or the ``s3://`` address of the archive,
     empty if there is none; a relative folder is relative as ``state`` is. ``models`` is such an address too, of the storage that machines
-    share for the files of models; if it is empty, they lie in ``state`` alone.
+    share for the files of models; if it is empty, they lie in ``state`` alone. ``changes`` are the topics of Kafka to which the changes of
+    a database's tables go, by the name of the `Table`.
     """
 
     env: str = "local"
@@ -101,6 +102,7 @@ class Settings(ServerSettings):
     clock_offset: int = 0
     archive: str = ""
     models: str = ""
+    changes: dict[str, str] = {}
     use_cases: dict[str, str] = {"fraud": "mlpkg.examples.fraud.policy:fraud"}
 
     @field_validator("use_cases")
@@ -154,8 +156,9 @@ def _load(start: Path, overrides: Mapping[str, object]) -> Settings:
     values |= _section(path, env) if path else {}
     values |= {name: text for name, text in variables.items() if text}
     values |= {name: value for name, value in overrides.items() if value is not None} | {"env": env}
-    if isinstance(values.get("use_cases"), str):
-        values["use_cases"] = _pairs(str(values["use_cases"]))
+    for name in ("use_cases", "changes"):
+        if isinstance(values.get(name), str):
+            values[name] = _pairs(str(values[name]))
     try:
         loaded = Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 import click
 
 from .catalog import catalog_command, features_group
+from .changes import changes_command
 from .check import check_command
 from .dead_letters import dead_letters_group
 from .decisions import decide_command, decisions_command, outcome_command
@@ -81,6 +82,7 @@ for _command in (
     access_log_command,
     backup_command,
     catalog_command,
+    changes_command,
     check_command,
     dead_letters_group,
     decide_command,

@@ -7,11 +7,11 @@ __all__ = ['Access', 'AccessControl', 'Backup', 'Batch', 'Body', 'Checker', 'Col
            'DeadLetter', 'DeadLetters', 'DecisionTransaction', 'DerivedEntry', 'Entry', 'FeedbackStore', 'Loaded',
            'LogReader', 'LogWriter', 'Maintenance', 'ModelChange', 'ModelControl', 'RawBody', 'RawEvent', 'RawEvents',
            'Receipt', 'RecordedChange', 'Refusal', 'Store', 'StorePlace', 'StoreSummary', 'TimelineReader', 'Token',
-           'counts', 'decisions_of', 'embedded_settings', 'open_archive', 'open_store', 'promotions_of', 'reopened',
-           'scores_of', 'store_place', 'texts_of']
+           'counts', 'decisions_of', 'embedded_settings', 'open_archive', 'open_changes', 'open_store', 'promotions_of',
+           'reopened', 'scores_of', 'store_place', 'texts_of']
 
 # %% ../../nbs/05_store/00_init.ipynb #public
-from .opening import counts, embedded_settings, open_archive, open_store, reopened, store_place
+from .opening import counts, embedded_settings, open_archive, open_changes, open_store, reopened, store_place
 from mlpkg.store.protocol import (
     AccessControl,
     Checker,
@@ -88,6 +88,7 @@ _all_ = [
     "decisions_of",
     "embedded_settings",
     "open_archive",
+    "open_changes",
     "open_store",
     "promotions_of",
     "reopened",

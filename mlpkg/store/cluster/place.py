@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from ...errors import MlpkgError
 from ...settings import Settings
-from .store import ClusterStore, login_of
+from .store import ClusterStore
 from ..kafka.log import KafkaLog
 from ..kafka.raw import KafkaRawEvents, RawTopics
-from ..kafka.topics import TopicLayout
+from ..kafka.topics import TopicLayout, login_of
 from ..postgres.database import drop, has_tables, upgrade
 from ..protocol import RawEvents, Store, StorePlace
 from ..records import Backup, StoreSummary
