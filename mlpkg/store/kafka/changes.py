@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ...settings import Settings
-from .topics import kafka_error, login_of
+from .topics import CLIENT, kafka_error, login_of
 
 # %% ../../../nbs/05_store/10_kafka/05_changes.ipynb #settings
 _TIMEOUT = 10.0  # seconds
@@ -22,7 +22,7 @@ _CONSUMER = {
     "session.timeout.ms": 10_000,
     "topic.metadata.refresh.interval.ms": 1_000,
     "fetch.wait.max.ms": 50,
-    "log_level": 0,
+    **CLIENT,
 }
 _NOT_YET = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._PARTITION_EOF}
 _LEFT_BEHIND = {
