@@ -28,7 +28,8 @@ pytest_plugins = ["servers"]
 # The modules that take longest, the longest first: with them at the start, both workers end at about the same time.
 LONGEST = (
     *("lab/test_new_project", "serve/test_batches", "aggregates/test_conformance", "cli/test_workflow"),
-    *("tooling/test_servers", "tooling/test_connect", "serve/test_rehearsal", "serve/test_hostile"),
+    *("tooling/test_servers", "tooling/test_connect", "store/test_changes"),
+    *("serve/test_rehearsal", "serve/test_hostile"),
     *("serve/test_proxies", "rollout/test_shadow", "store/test_kill"),
     *("decisions/test_clicks", "schema/test_clocks", "serve/test_pages", "serve/test_openapi", "models/test_swap"),
     *("docs/test_tutorial_page", "features/test_streams"),
