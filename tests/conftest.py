@@ -30,7 +30,7 @@ LONGEST = (
     *("lab/test_new_project", "serve/test_batches", "aggregates/test_conformance", "cli/test_workflow"),
     *("tooling/test_servers", "tooling/test_connect", "store/test_changes"),
     *("serve/test_rehearsal", "serve/test_hostile"),
-    *("serve/test_proxies", "rollout/test_shadow", "store/test_kill"),
+    *("serve/test_proxies", "rollout/test_shadow", "store/test_kill", "decisions/test_stream"),
     *("decisions/test_clicks", "schema/test_clocks", "serve/test_pages", "serve/test_openapi", "models/test_swap"),
     *("docs/test_tutorial_page", "features/test_streams"),
     *("decisions/test_rank", "serve/test_bento", "decisions/test_use_case", "serve/test_client"),

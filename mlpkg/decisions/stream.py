@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -141,7 +142,7 @@ class _RawWorker:
         self.counts["refused"] += 1
 
 # %% ../../nbs/07_decisions/11_stream.ipynb #stream
-_BATCH, _LONGEST, _PAUSE = 100, 0.05, 1.0  # events; seconds until it is settled; seconds after a failure
+_BATCH, _LONGEST, _PAUSE = 200, 0.05, 1.0  # events; seconds until writes are settled; seconds after a failure
 _WAIT = 0.2  # seconds
 
 
@@ -163,6 +164,8 @@ class StreamDecider:
             decider.check_model()
         self._worker = _RawWorker(decider, _RawReader(store, store.settings.max_body, states_arrival))
         self._settle = store.defer_fsync() or (lambda: None)
+        self._thread, self._settling = ThreadPoolExecutor(1, "mlpkg-stream"), Future[None]()
+        self._settling.set_result(None)
         self._assignments, self._letters = -1, set[str]()
 
     @property
@@ -182,8 +185,10 @@ class StreamDecider:
             if event.body.origin not in self._letters:
                 self._worker.work(event)
             if time.monotonic() > until:
-                self._settle()
+                self._settling.result()
+                self._settling = self._thread.submit(self._settle)
                 until = time.monotonic() + _LONGEST
+        self._settling.result()
         self._settle()
         self.raw.commit()
         return len(events)
@@ -191,7 +196,8 @@ class StreamDecider:
     def go_back(self) -> None:
         """Take the events again that were not committed, after a failure."""
         with suppress(StoreError):  # what can be acknowledged, is
-            self._settle()
+            self._thread.submit(self._settle).result()
+        self._settling = self._thread.submit(lambda: None)
         with suppress(StoreError):
             self.raw.rewind()
         self._assignments = -1

@@ -25,6 +25,7 @@ from mlpkg.times import HOUR, MINUTE, iso, now
 if TYPE_CHECKING:
     from local_servers.kafka_server import Kafka
 
+pytestmark = pytest.mark.slow
 STREAMS = ["transactions", "transactions.fraud"]
 MESSAGES = 1200
 
