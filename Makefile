@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-notebooks test-python test-long test-kill test-swap test-faults check bench-feature bench-service bench-platform servers servers-stop servers-install lab export format lock clean
+.PHONY: help install demo demo-platform docs test test-notebooks test-python test-long test-kill test-swap test-faults check bench-feature bench-service bench-platform servers servers-stop servers-install lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -39,6 +39,10 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/install.py
 
 demo: install ## card payments decided live by a model that came out of a notebook
 	@$(TIDY) $(PY) -m mlpkg.examples.fraud.demo $(DEMO_ARGS)
+
+demo-platform: export OMP_WAIT_POLICY = passive
+demo-platform: install ## the demo on Kafka, Redis, PostgreSQL, object storage and Spark: the same bits as in one file
+	@$(TIDY) $(UNSET) $(PY) tests/support/demo_platform.py --customers 400 --terminals 800 --live 1000 --rate 25 $(DEMO_ARGS)
 
 test: test-notebooks test-python ## run every notebook, then tests/
 
@@ -60,7 +64,7 @@ test-python: install
 test-long: install ## the long forms of what is tested on random streams: thousands of them
 	@rm -rf build/$@ && mkdir -p build/$@
 	@echo "test: tests/, the long forms"
-	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/aggregates/test_conformance.py tests/features/test_streams.py tests/schema/test_door.py tests/schema/test_doors.py tests/schema/test_conditions.py tests/schema/test_clocks.py tests/schema/test_people.py tests/decisions/test_history.py tests/store/conformance/test_store_machine.py tests/lab/test_messy_files.py tests/aggregates/test_oracle.py tests/lab/test_streaming.py
+	@$(TIDY) $(UNSET) MLPKG_LONG=1 $(PY) -m pytest -n 2 --dist load -q tests/aggregates/test_conformance.py tests/features/test_streams.py tests/schema/test_door.py tests/schema/test_doors.py tests/schema/test_conditions.py tests/schema/test_clocks.py tests/schema/test_people.py tests/decisions/test_history.py tests/decisions/test_week_on_servers.py tests/store/conformance/test_store_machine.py tests/lab/test_messy_files.py tests/aggregates/test_oracle.py tests/lab/test_streaming.py
 
 test-kill: install ## workers are killed a thousand times under load: what they acknowledged is there, once
 	@rm -rf build/$@ && mkdir -p build/$@

@@ -172,6 +172,16 @@ def _live_event(payment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _decide(connection: HTTPConnection, event: Mapping[str, Any]) -> tuple[int, Any]:
+    """Ask for a decision; while the service answers 503, ask again with the same id, for half a minute."""
+    until = time.monotonic() + 30
+    while True:
+        status, decision = ask(connection, "POST", "/v1/decide", event)
+        if status != 503 or time.monotonic() > until:
+            return status, decision
+        time.sleep(0.5)
+
+
 def send(
     service: Service, coming: pd.DataFrame, rate: float, least: int, done: threading.Event
 ) -> tuple[dict[str, Any], list[float]]:
@@ -186,7 +196,7 @@ def send(
         time.sleep(max(0.0, begin + k / rate - time.perf_counter()))
         event = _live_event(payment)
         start = time.perf_counter()
-        status, decision = ask(connection, "POST", "/v1/decide", event)
+        status, decision = _decide(connection, event)
         seconds.append(time.perf_counter() - start)
         if status != 200:
             raise MlpkgError(f"the service refused a payment: {decision.get('detail', decision)}")
