@@ -49,11 +49,11 @@ def servers(folder: Path, stack: ExitStack) -> tuple[Kafka, dict[str, Any]]:
     return kafka, settings
 
 
-def prepare(store: Store) -> None:
+def prepare(store: Store, events: int) -> None:
     """Give a store the history and the active model."""
     case = handbook()
     store.register(case.name, case.features)
-    load_history(case, store)
+    load_history(case, store, events)
     promote(store, make_model(case, store.settings.state), by="a benchmark", why="to decide")
 
 
@@ -96,7 +96,7 @@ def measure(options: Namespace, folder: Path) -> Iterator[BenchmarkRow]:
         store_place(large).prepare(["transactions"])
         store = stack.enter_context(closing(open_store(large)))
         for each in (small, store):
-            prepare(each)
+            prepare(each, 50_000 if options.full else 10_000)
         producer = Producer(kafka.client_settings() | {"linger.ms": 5, "log_level": 0})
         ours, theirs = [], []
         for _ in range(TURNS):
