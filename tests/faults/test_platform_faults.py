@@ -10,11 +10,13 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from local_servers.kafka_server import Kafka
 from local_servers.postgres_server import Postgres
 from local_servers.redis_server import Redis
 from paths import ROOT, SUPPORT
+from raw_topics import RawTopics, StreamProcess
+from serving import payment
 from steady_load import CUSTOMERS, TERMINALS, SteadyLoad
 from workers import Workers
 
@@ -104,6 +108,7 @@ class Running:
     load: SteadyLoad
     row: Row
     log: Path
+    late: list[str] = field(default_factory=list)
 
     def down(self, seconds: float) -> None:
         """Let time pass while a part is away."""
@@ -156,20 +161,22 @@ class Rig:
             workers.wait()
             with SteadyLoad(workers.ports) as load:
                 load.wait_for(100)
-                yield Running(settings, workers, load, row, log)
+                run = Running(settings, workers, load, row, log)
+                yield run
                 load.wait_for(50)
         finally:
             workers.stop()
             print(log.read_text("utf-8", "replace")[-6000:])
         assert not load.crashes and not load.contradictions
-        assert {*load.refused} <= {0, 503}, load.refused
+        assert {*load.refused} <= {0, 408, 503}, load.refused
         row.sent, row.acknowledged = len(load.sent) + len(load.frauds), len(load.decisions) + len(load.frauds)
         row.refused = load.refused.total()
         self.table.rows.append(row)
-        check_log(settings, load, row)
+        check_log(settings, row, load.decisions, load.frauds)
         (after or check_timelines)(settings, row)
         store_place(settings).remove()  # type: ignore[attr-defined]
         assert (row.lost, row.doubled, row.mismatches) == (0, 0, 0), row
+        assert not run.late
 
 
 def settled_store(settings: Settings) -> Any:
@@ -184,8 +191,8 @@ def settled_store(settings: Settings) -> Any:
     return store
 
 
-def check_log(settings: Settings, load: SteadyLoad, row: Row) -> None:
-    """Compare the log with what was acknowledged, and every decision with what the log says."""
+def check_log(settings: Settings, row: Row, decisions: Mapping[str, bytes | None], frauds: Mapping[str, int]) -> None:
+    """Compare the log with what was acknowledged, and every decision with what the log says; None is any decision."""
     with closing(settled_store(settings)) as store:
         streams: dict[str, list[Any]] = {"decisions.fraud": [], "transactions": [], "transactions.fraud": []}
         for entry in store.read(streams=[*streams]):
@@ -193,11 +200,12 @@ def check_log(settings: Settings, load: SteadyLoad, row: Row) -> None:
         for entries in streams.values():
             row.doubled += sum(n - 1 for n in Counter(entry.id for entry in entries).values())
         logged = {entry.id: json.loads(entry.body) for entry in streams["decisions.fraud"]}
-        row.lost += sum(logged.get(id) != json.loads(answer) for id, answer in load.decisions.items())
+        answers = {id: json.loads(answer) if answer else logged.get(id) for id, answer in decisions.items()}
+        row.lost += sum(id not in logged or logged[id] != answer for id, answer in answers.items())
         reports = {entry.id: entry.position for entry in streams["transactions.fraud"]}
-        row.lost += sum(reports.get(id) != position for id, position in load.frauds.items())
+        row.lost += sum(reports.get(id) != position for id, position in frauds.items())
         events = {entry.id for entry in streams["transactions"]}
-        row.lost += len(load.decisions.keys() - events)
+        row.lost += len(decisions.keys() - events)
         assert logged.keys() == events, "an event that is decided over HTTP is there with its decision or not at all"
         checked = verify(handbook.fraud, store)
         assert checked.decisions == len(logged)
@@ -240,7 +248,8 @@ def finish(run: Running, since: float, within: float = SERVED_WITHIN) -> None:
     """Wait until all clients are served, and hold the time against the promise."""
     took = run.load.wait_until_recovered(since)
     run.row.recovered = max(run.row.recovered, took)
-    assert took < within, run.row
+    if took >= within:
+        run.late.append(f"served again after {took:.1f} s, not within {within:.0f} s")
 
 
 def test_a_worker_is_killed_and_started_again(rig: Rig):
@@ -326,7 +335,8 @@ def test_one_broker_of_three_stands_still(three: Rig):
         broker.pause()
         began = time.monotonic()
         finish(run, began, 3 + SERVED_WITHIN)
-        run.down(max(0.0, STILL - (time.monotonic() - began)))
+        time.sleep(max(0.0, STILL - (time.monotonic() - began)))
+        run.row.away = time.monotonic() - began
         broker.resume()
         finish(run, time.monotonic())
 
@@ -486,3 +496,71 @@ def test_a_reader_is_a_million_events_behind(rig: Rig, tmp_path: Path):
         subprocess.run(command, check=True)
         run.row.note = f"the archive has a million events after {time.monotonic() - began:.0f} s"
         finish(run, began)
+
+
+class RawLoad:
+    """An application that writes payments straight to Kafka until it is told to stop."""
+
+    def __init__(self, raw: RawTopics):
+        self.raw, self.sent, self._done = raw, list[str](), threading.Event()
+        self._thread = threading.Thread(target=self._send)
+
+    def __enter__(self) -> "RawLoad":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.raw.flush()
+
+    def _send(self) -> None:
+        for number in count():
+            if self._done.wait(0.02):
+                return
+            id, customer = f"s-{number}", number % CUSTOMERS
+            body = payment(id, customer_id=customer, terminal_id=number % TERMINALS)
+            self.raw.send("transactions", body, key=str(customer))
+            self.sent.append(id)
+
+
+def seconds_until_decided(store: Any, ids: Sequence[str], since: float) -> float:
+    """Wait until there is a decision about each; return how long that took."""
+    known: list[Any] = [None]
+    while any(one is None or one.is_pending for one in known):
+        assert time.monotonic() < since + 90
+        known = store.session.questions.known("decisions.fraud", ids)
+        time.sleep(0.05)
+    return time.monotonic() - since
+
+
+def test_processes_of_a_stream_come_and_are_killed(rig: Rig, tmp_path: Path):
+    """The partitions move while events are decided; only after 10 s does the group give up one that is dead."""
+    settings, row = rig.settings(), Row("`mlpkg stream`: a process comes, one is killed")
+    store_place(settings).prepare(["transactions", "transactions.fraud"])
+    with closing(Bank(handbook.fraud, settings).store):
+        pass
+    processes = [StreamProcess(settings, tmp_path) for _ in range(2)]
+    try:
+        with closing(settled_store(settings)) as store, RawLoad(RawTopics(settings, rig.kafka)) as load:
+            while len(load.sent) < 100:
+                time.sleep(0.1)
+            seconds_until_decided(store, load.sent[:100], time.monotonic())
+            for change in (lambda: processes.append(StreamProcess(settings, tmp_path)), lambda: processes[0].kill()):
+                change()
+                since = time.monotonic()
+                time.sleep(2)
+                row.recovered = max(row.recovered, seconds_until_decided(store, [*load.sent], since))
+        with closing(settled_store(settings)) as store:
+            seconds_until_decided(store, load.sent, time.monotonic())
+            assert not store.dead_letters()
+    finally:
+        for process in processes:
+            process.kill()
+    row.sent = row.acknowledged = len(load.sent)
+    rig.table.rows.append(row)
+    check_log(settings, row, dict.fromkeys(load.sent), {})
+    check_timelines(settings, row)
+    store_place(settings).remove()  # type: ignore[attr-defined]
+    assert (row.lost, row.doubled, row.mismatches) == (0, 0, 0), row
+    assert row.recovered < 10 + SERVED_WITHIN, row

@@ -212,7 +212,7 @@ class _Settling(_Writes):
     def _finish(self, writes: Sequence[PendingWrite]) -> None:
         """Wait until writes are in the log, and commit them."""
         if writes:
-            self.log.flush()
+            self.log.flush([delivery for write in writes for delivery in write.deliveries])
         failure: StoreError | None = None
         for write in sorted(writes, key=lambda write: write.begun.first):
             try:

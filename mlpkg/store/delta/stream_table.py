@@ -204,7 +204,7 @@ class StreamTable:
         return DeltaTable.create(
             self.uri,
             self.layout.schema,
-            mode="error",
+            mode="ignore",  # another writer may have made it meanwhile
             partition_by=_PARTITION,
             configuration=properties,
             storage_options=self._options,

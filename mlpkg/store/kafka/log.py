@@ -82,6 +82,11 @@ class Delivery:
         self.place: Place | None = None
         self.error: Any = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it is known what became of it."""
+        return self.place is not None or self.error is not None
+
     def __call__(self, error: Any, message: Message) -> None:
         """Note what became of it."""
         if error is None:
@@ -135,12 +140,20 @@ class _Connections:
             self._producer.flush(_DELIVERY)
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #log-append
+_POLL = 0.01  # seconds until a thread sees what another one heard
+
+
 class _Producing(_Connections):
     """Hands messages to the producer, and says what became of them."""
 
-    def flush(self) -> None:
-        """Wait until everything that was appended is acknowledged, or until that takes too long."""
-        self.producer.flush(_DELIVERY + 1)
+    def flush(self, deliveries: Sequence[Delivery] | None = None) -> None:
+        """Wait until messages are acknowledged, by default all, or have failed, or until that takes too long."""
+        if deliveries is None:
+            self.producer.flush(_DELIVERY + 1)
+            return
+        until = time.monotonic() + _DELIVERY + 1
+        while not all(d.is_done for d in deliveries) and time.monotonic() < until:
+            self.producer.poll(_POLL)
 
     def check_delivered(self, deliveries: Sequence[Delivery]) -> None:
         """Raise `StoreError` unless messages are acknowledged; they may lie in the log all the same."""
@@ -179,7 +192,7 @@ class KafkaAppender(_Producing):
         """Append texts to a topic that holds no records, and wait until they are acknowledged."""
         topic = self.topics.name(stream)
         deliveries = [self._produce(topic, text.encode(), b"", [], 0) for text in texts]
-        self.flush()
+        self.flush(deliveries)
         self.check_delivered(deliveries)
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #read-helpers
