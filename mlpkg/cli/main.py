@@ -18,6 +18,7 @@ from .changes import changes_command
 from .check import check_command
 from .dead_letters import dead_letters_group
 from .decisions import decide_command, decisions_command, outcome_command
+from .environments import compare_environments_command, mirror_command
 from mlpkg.cli.models import (
     follow_command,
     models_command,
@@ -84,11 +85,13 @@ for _command in (
     catalog_command,
     changes_command,
     check_command,
+    compare_environments_command,
     dead_letters_group,
     decide_command,
     decisions_command,
     features_group,
     follow_command,
+    mirror_command,
     models_command,
     outcome_command,
     promote_command,

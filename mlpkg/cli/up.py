@@ -15,13 +15,15 @@ from ..store import store_place
 
 # %% ../../nbs/16_cli/12_up.ipynb #up
 @click.command("up")
+@click.option("--reader", metavar="USER", help="Let this user of the servers read log and registry, to mirror them.")
 @as_json
-def up_command(as_json: bool) -> None:
+def up_command(reader: str | None, as_json: bool) -> None:
     """Make what the store needs, such as tables and topics, and check it; what is there stays."""
     settings = Settings.load()
     place = store_place(settings)
     cases = [_decisions.use_case(name, settings) for name in settings.use_cases]
     prepared = place.prepare([*dict.fromkeys(stream for case in cases for stream in _decisions.raw_streams(case))])
+    prepared += place.let_read(reader) if reader else []
     if as_json:
         return say({"location": place.location, "prepared": prepared})
     for line in prepared:

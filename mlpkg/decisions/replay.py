@@ -6,7 +6,7 @@
 __all__ = ['AS_RECORDED', 'Replayed', 'compare_decisions', 'HistoryLoader', 'replay']
 
 # %% ../../nbs/07_decisions/10_replay.ipynb #imports
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .use_case import UseCase
 from .verify import Difference
 from ..errors import MlpkgError
 from ..models import Model, preload, promote
-from ..schema import Outcome, Rejected
+from ..schema import Outcome, Rejected, Source
 from ..settings import Settings
 from ..store import Entry, Store, embedded_settings, open_store, store_place
 from ..times import iso, now
@@ -77,8 +77,8 @@ _LOADED = 200_000  # entries that are loaded at once
 class HistoryLoader:
     """Loads entries of a log into another store, many at once."""
 
-    def __init__(self, use_case: UseCase, store: Store):
-        self._store, self._streams = store, streams_of(use_case)
+    def __init__(self, streams: Mapping[str, Source | Outcome], store: Store):
+        self._store, self._streams = store, streams
         self._page: list[Entry] = []
         self.loaded = 0
 
@@ -93,7 +93,11 @@ class HistoryLoader:
         if self._page:
             self._store.load(as_batch(self._page, self._streams), trusted=True)
             self.loaded += len(self._page)
-            self._page.clear()
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget all entries that wait."""
+        self._page.clear()
 
 # %% ../../nbs/07_decisions/10_replay.ipynb #copy
 def _promote_copy(fresh: Store, chosen: Model, why: str) -> None:
@@ -105,7 +109,7 @@ class _Replayer:
     """Takes the steps of a replay in a fresh store; `recorded` are the settings of the store whose decisions are made as they were."""
 
     def __init__(self, use_case: UseCase, fresh: Store, recorded: Settings | None = None):
-        self.use_case, self.fresh, self.history = use_case, fresh, HistoryLoader(use_case, fresh)
+        self.use_case, self.fresh, self.history = use_case, fresh, HistoryLoader(streams_of(use_case), fresh)
         self.decider, self._recorded = Decider(use_case, fresh), recorded
         self.decider.deadline_us = None  # of another machine and another day
         self.result = Replayed()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import auth
 from ..client import Client, Unavailable
-from ..decisions import HistoryLoader, Step, UseCase
+from ..decisions import HistoryLoader, Step, UseCase, streams_of
 from ..errors import MlpkgError
 from .bento.package import Bento
 from .bento.run import start_server, stop_server, wait_until_up
@@ -37,7 +37,7 @@ def start_with_history(
         raise MlpkgError(f"there is a store in {settings.state} already", "name a folder that does not exist yet")
     with closing(open_store(settings)) as store:
         store.register(use_case.name, use_case.features)
-        history = HistoryLoader(use_case, store)
+        history = HistoryLoader(streams_of(use_case), store)
         for step in steps:
             if step.kind != "load":
                 steps = itertools.chain([step], steps)

@@ -6,12 +6,22 @@
 __all__ = ['Access', 'AccessControl', 'Backup', 'Batch', 'Body', 'Checker', 'ColumnReader', 'Consumers', 'ContractVersion',
            'DeadLetter', 'DeadLetters', 'DecisionTransaction', 'DerivedEntry', 'Entry', 'FeedbackStore', 'Loaded',
            'LogReader', 'LogWriter', 'Maintenance', 'ModelChange', 'ModelControl', 'RawBody', 'RawEvent', 'RawEvents',
-           'Receipt', 'RecordedChange', 'Refusal', 'Store', 'StorePlace', 'StoreSummary', 'TimelineReader', 'Token',
-           'counts', 'decisions_of', 'embedded_settings', 'open_archive', 'open_changes', 'open_store', 'promotions_of',
-           'reopened', 'scores_of', 'store_place', 'texts_of']
+           'Receipt', 'RecordedChange', 'ReadOnlyLog', 'Refusal', 'RegistrySummary', 'Store', 'StorePlace',
+           'StoreSummary', 'TimelineReader', 'Token', 'counts', 'decisions_of', 'embedded_settings', 'open_archive',
+           'open_changes', 'open_read_only', 'open_store', 'promotions_of', 'reopened', 'scores_of', 'store_place',
+           'texts_of']
 
 # %% ../../nbs/05_store/00_init.ipynb #public
-from .opening import counts, embedded_settings, open_archive, open_changes, open_store, reopened, store_place
+from mlpkg.store.opening import (
+    counts,
+    embedded_settings,
+    open_archive,
+    open_changes,
+    open_read_only,
+    open_store,
+    reopened,
+    store_place,
+)
 from mlpkg.store.protocol import (
     AccessControl,
     Checker,
@@ -25,6 +35,7 @@ from mlpkg.store.protocol import (
     Maintenance,
     ModelControl,
     RawEvents,
+    ReadOnlyLog,
     Store,
     StorePlace,
     TimelineReader,
@@ -45,6 +56,7 @@ from mlpkg.store.records import (
     Receipt,
     RecordedChange,
     Refusal,
+    RegistrySummary,
     StoreSummary,
     Token,
 )
@@ -78,7 +90,9 @@ _all_ = [
     "RawEvents",
     "Receipt",
     "RecordedChange",
+    "ReadOnlyLog",
     "Refusal",
+    "RegistrySummary",
     "Store",
     "StorePlace",
     "StoreSummary",
@@ -89,6 +103,7 @@ _all_ = [
     "embedded_settings",
     "open_archive",
     "open_changes",
+    "open_read_only",
     "open_store",
     "promotions_of",
     "reopened",

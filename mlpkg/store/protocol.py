@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DecisionTransaction', 'LogReader', 'ColumnReader', 'LogWriter', 'DeadLetters', 'TimelineReader', 'FeedbackStore',
-           'ModelControl', 'AccessControl', 'Consumers', 'Checker', 'Maintenance', 'RawEvents', 'StorePlace', 'Store']
+           'ModelControl', 'AccessControl', 'Consumers', 'Checker', 'Maintenance', 'ReadOnlyLog', 'RawEvents',
+           'StorePlace', 'Store']
 
 # %% ../../nbs/05_store/02_protocol.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from mlpkg.store.records import (
     Receipt,
     RecordedChange,
     Refusal,
+    RegistrySummary,
     StoreSummary,
     Token,
 )
@@ -396,6 +398,42 @@ class Maintenance(Protocol):
         """Release files and connections. From then on all other methods raise `StoreError`; a second call does nothing."""
         ...
 
+# %% ../../nbs/05_store/02_protocol.ipynb #read-only
+class ReadOnlyLog(Protocol):
+    """The log and the registry of a store, opened by a reader that cannot change anything."""
+
+    def identity(self) -> str:
+        """Return the text that no other log has."""
+        ...
+
+    def newest_position(self) -> int:
+        """Return the position of the newest entry, 0 if the log is empty; entries before it may still follow."""
+        ...
+
+    def last_position(self) -> int:
+        """Return a position at or below which no entry will follow."""
+        ...
+
+    def read(self, after: int = 0, *, streams: Sequence[str] | None = None) -> Iterator[Entry]:
+        """Yield entries after a position in order, of all streams or of those that are named.
+
+        The last one is at `last_position`; or it is the newest one, if nothing was written for some seconds. Who read beyond
+        `last_position` reads from there again, as an entry may follow before those that it has.
+        """
+        ...
+
+    def consumer_offset(self, reader: str) -> int:
+        """Return the position up to which a consumer has read the log, 0 at first."""
+        ...
+
+    def summary(self, use_cases: Sequence[str]) -> RegistrySummary:
+        """Return the contracts, the active models, and the changes of the models of some use cases."""
+        ...
+
+    def close(self) -> None:
+        """Release files and connections."""
+        ...
+
 # %% ../../nbs/05_store/02_protocol.ipynb #raw-events
 class RawEvents(Protocol):
     """Gives out the raw events of some streams to the processes of a group."""
@@ -446,6 +484,20 @@ class StorePlace(Protocol):
 
     def open(self, create: bool = True) -> "Store":
         """Open the store; `create` makes one that is missing."""
+        ...
+
+    def open_read_only(self) -> ReadOnlyLog:
+        """Open the log so that nothing of the store can be changed, not even repaired; who writes it never waits for the reader.
+
+        Raises
+        ------
+        MlpkgError
+            When there is no store, or it cannot be read.
+        """
+        ...
+
+    def let_read(self, reader: str) -> list[str]:
+        """Give a user of the servers the right to read the log and the registry, and no other; return a line for each part."""
         ...
 
     def raw_events(self, group: str, streams: Sequence[str]) -> RawEvents:

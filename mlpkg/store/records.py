@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Body', 'DerivedEntry', 'Entry', 'Receipt', 'RawBody', 'Refusal', 'DeadLetter', 'RawEvent', 'Batch', 'Loaded',
-           'ModelChange', 'RecordedChange', 'ContractVersion', 'Token', 'Access', 'StoreSummary', 'Backup']
+           'ModelChange', 'RecordedChange', 'ContractVersion', 'Token', 'Access', 'StoreSummary', 'RegistrySummary',
+           'Backup']
 
 # %% ../../nbs/05_store/01_records.ipynb #imports
 from collections.abc import Callable, Mapping, Sequence
@@ -209,6 +210,19 @@ class StoreSummary:
     is_building: bool = False
     changes: dict[str, list[RecordedChange]] = field(default_factory=dict)  # of models, by use case
     arrivals: dict[str, int] = field(default_factory=dict)  # the latest of each stream; empty if that takes too long
+
+# %% ../../nbs/05_store/01_records.ipynb #registry-summary
+@dataclass
+class RegistrySummary:
+    """What the registry of a store says to a reader of another environment.
+
+    `contracts` are the newest ones by stream, `active` the versions of the active models and `changes` every change of a model, both by
+    use case.
+    """
+
+    contracts: Mapping[str, Mapping[str, Any]]
+    active: Mapping[str, str]
+    changes: Mapping[str, list[RecordedChange]]
 
 # %% ../../nbs/05_store/01_records.ipynb #backup
 class Backup(msgspec.Struct, frozen=True):

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 from ...errors import MlpkgError
 from ...settings import Settings
+from .read_only import ReadOnlyCluster
 from .store import ClusterStore
+from ..kafka.access import let_read
 from ..kafka.log import KafkaLog
 from ..kafka.raw import KafkaRawEvents, RawTopics
 from ..kafka.topics import TopicLayout, login_of
 from ..postgres.database import drop, has_tables, upgrade
-from ..protocol import RawEvents, Store, StorePlace
+from ..postgres.grants import grants
+from ..protocol import RawEvents, ReadOnlyLog, Store, StorePlace
 from ..records import Backup, StoreSummary
 from ..redis.sequencer import Connection as RedisConnection
 from ..redis.sequencer import Sequencer, StateKeeper
@@ -78,6 +81,22 @@ class _NoFiles:
             "back up Kafka and PostgreSQL by their own means; Redis is rebuilt",
         )
 
+# %% ../../../nbs/05_store/11_cluster/13_place.ipynb #readable
+class _Readable(_NoFiles):
+    """What another environment may do with the place."""
+
+    def open_read_only(self) -> ReadOnlyLog:
+        """Open log and registry so that nothing of them can be changed."""
+        return ReadOnlyCluster(self.settings)
+
+    def let_read(self, reader: str) -> list[str]:
+        """Let a user of Kafka and PostgreSQL read the topics and the registry of the namespace, and nothing else of it."""
+        settings = self.settings
+        let_read(settings.kafka, settings.namespace, reader, login_of(settings))
+        grants(settings.postgres, reader, schema_of(settings))
+        topics = f"the user {reader} of Kafka may read the topics that begin with {settings.namespace}."
+        return [topics, f"the role {reader} of PostgreSQL may read the registry in the schema {schema_of(settings)}"]
+
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #raw
 class _RawPlace(_NoFiles):
     """Where raw events are."""
@@ -95,7 +114,7 @@ class _RawPlace(_NoFiles):
         return RawTopics(settings.kafka, settings.namespace, layout, login_of(settings))
 
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #place
-class ClusterPlace(_RawPlace):
+class ClusterPlace(_RawPlace, _Readable):
     """The place of a store on servers: a namespace on Kafka, Redis and PostgreSQL."""
 
     def exists(self) -> bool:

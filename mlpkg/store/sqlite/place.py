@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from ...errors import MlpkgError
 from ...settings import Settings
-from ..protocol import RawEvents, Store, StorePlace
+from ..protocol import RawEvents, ReadOnlyLog, Store, StorePlace
 from ..records import Backup, StoreSummary
 from .backup import backup, restore, state_size
 from .connection import read_counts
 from .inspection import inspect
+from .read_only import ReadOnlyFile
 from .store import SqliteStore
 
 # %% ../../../nbs/05_store/05_sqlite/42_place.ipynb #place
@@ -47,6 +48,16 @@ class SqlitePlace:
     def open(self, create: bool = True) -> SqliteStore:
         """Open the store; `create` makes one that is missing."""
         return SqliteStore(self.settings, create)
+
+    def open_read_only(self) -> ReadOnlyLog:
+        """Open the log so that nothing in the file can be changed."""
+        return ReadOnlyFile(self.settings)
+
+    def let_read(self, reader: str) -> list[str]:
+        """Say how the reader gets the right to read the file, which is for the operating system to give."""
+        return [
+            f"let {reader} read the folder {self.settings.state}: setfacl -R -m u:{reader}:rX {self.settings.state}"
+        ]
 
     def raw_events(self, group: str, streams: Sequence[str]) -> RawEvents:
         """Raise: events come over HTTP or from Python."""
