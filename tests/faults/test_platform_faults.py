@@ -95,8 +95,9 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
     (build / "faults.json").write_text(json.dumps([asdict(row) for row in made.rows], indent=1))
-    reporter: Any = request.config.pluginmanager.getplugin("terminalreporter")
-    reporter.write_line(f"\n{made.markdown()}")
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{made.markdown()}")
 
 
 @dataclass
