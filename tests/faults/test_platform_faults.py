@@ -425,7 +425,7 @@ class SmallKafka(Kafka):
 
     def remove(self) -> None:
         self.kill()
-        subprocess.run(["umount", self.disk], capture_output=True)
+        subprocess.run(["umount", "--lazy", self.disk], capture_output=True)  # also while its files are being closed
         super().remove()
 
     def fill(self) -> Path:
