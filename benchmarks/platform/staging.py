@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "tests" / "support")]
+sys.path[:0] = [str(HERE.parent.parent / "tests" / "support"), str(HERE.parent)]
 
 import handbook  # noqa: E402
 from bank import Bank  # noqa: E402

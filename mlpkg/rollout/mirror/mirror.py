@@ -193,7 +193,8 @@ class Mirror(_Deciding):
                     self.save()
                     saved = time.monotonic()
             self.taken = max(self.taken, end)
-            self.save()
+            if count or end > self.reached:
+                self.save()
         except BaseException:
             self._done.clear()
             self._history.clear()
@@ -227,7 +228,7 @@ def mirror_lock(settings: Settings) -> Iterator[None]:
         yield
 
 # %% ../../../nbs/08_rollout/02_mirror/02_mirror.ipynb #until
-_PAUSE = 0.2  # seconds between two looks at a log that has nothing new
+_PAUSE = 0.5  # seconds between two looks at a log that has nothing new
 _AGAIN = 1.0  # seconds
 
 
