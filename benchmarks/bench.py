@@ -25,6 +25,8 @@ PEERS = {  # each line is an environment of its own
     "tables": ["polars==2.1.0", "duckdb==2.0.0", "numpy", "pyarrow"],
     "streams": ["river==0.26.1", "bytewax==0.21.1", "numpy"],
     "feast": ["feast[duckdb]==0.67.0", "numpy"],
+    "feast_redis": ["feast[redis]==0.67.0"],
+    "quix": ["quixstreams==3.28.1"],
     "fastapi": ["fastapi==0.163.2", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
     "litserve": ["litserve==0.2.19", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
     "mlflow": ["mlflow==3.17.2", "uvloop==0.23.0", "httptools==0.9.0", "lightgbm==4.7.0"],
@@ -188,15 +190,18 @@ def run(script: Path, options: list[str], patience: float | None) -> list[Benchm
     return [row(title, None, "", None, "stated", note=why)]
 
 
-def run_all(doc: str, folder: Path, names: Sequence[str], patience: float) -> None:
-    """Run the benchmarks of a folder one after the other. At the reduced size each may take `patience` seconds."""
+def run_all(doc: str, folder: Path, names: Sequence[str], patience: float, together: float = TOGETHER) -> None:
+    """Run the benchmarks of a folder one after the other.
+
+    At the reduced size each may take `patience` seconds, and all `together`.
+    """
     parser = arguments(doc, "the full sizes, which take an hour or so")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args()
     began, rows = time.monotonic(), []
     for number, name in enumerate(options.only, 1):
         started = time.monotonic()
-        left = TOGETHER - (started - began) - LEAST * (len(options.only) - number)
+        left = together - (started - began) - LEAST * (len(options.only) - number)
         most = None if options.full else max(LEAST, min(patience, left))
         measured = run(folder / f"{name}.py", ["--full"] if options.full else [], most)
         rows += measured

@@ -83,13 +83,13 @@ def make_model(case: UseCase, state: Path) -> Model:
     return models.find(state, case.name, version)
 
 
-def make_store(state: Path, case: UseCase | None = None, events: int = EVENTS) -> Model:
-    """Make a store with the history and an active model. Return the model."""
-    case = case or handbook()
-    store = open_store(Settings(state=state))
+def make_store(settings: Settings | Path, case: UseCase | None = None, events: int = EVENTS) -> Model:
+    """Make a store with the history and an active model, embedded where `settings` are a folder. Return the model."""
+    case, settings = case or handbook(), settings if isinstance(settings, Settings) else Settings(state=settings)
+    store = open_store(settings)
     store.register(case.name, case.features)
     load_history(case, store, events)
-    model = make_model(case, state)
+    model = make_model(case, settings.state)
     promote(store, model, by="benchmark", why="a model of the usual size")
     store.close()
     return model

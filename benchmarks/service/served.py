@@ -112,12 +112,15 @@ class Server:
 
 
 class Servers(contextlib.ExitStack):
-    """Starts servers of one model; those of mlpkg have a history. They end with the block. Call `wait` on each before use."""
+    """Starts servers of one model; those of mlpkg have a history. They end with the block. Call `wait` on each before use.
 
-    def __init__(self, folder: Path):
+    With `settings` all services of mlpkg decide on that store, whose state lies in ``made``, else each on a copy of an embedded one.
+    """
+
+    def __init__(self, folder: Path, settings: Settings | None = None):
         super().__init__()
         self.folder, self.made = folder, folder / "made"
-        self.model = make_store(self.made)
+        self.model = make_store(settings or self.made)
 
     def ours(self, within: str = "BentoML", **more: str) -> Server:
         """Start the service on its own store, inside BentoML or under bare uvicorn; `more` goes into its environment."""

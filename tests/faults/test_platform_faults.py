@@ -479,7 +479,7 @@ def append_a_million(settings: Settings) -> None:
                 with suppress(StoreError):  # its queue is full
                     session.log.append(record, b"%d" % (at % 1000))
                     is_appended = True
-        session.log.flush()
+        session.log.producer.flush(10)
         session.state.write(last=first + MILLION)
 
 

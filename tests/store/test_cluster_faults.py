@@ -113,7 +113,7 @@ def test_a_batch_that_lost_its_commit_counts_if_the_log_has_all_of_it(
         monkeypatch.setattr(writes, "settle", lambda: None)
         with nullcontext() if is_whole else pytest.raises(StoreError, match="died"):
             writer.load(batch)
-        writes.log.flush()
+        writes.log.producer.flush(10)
         redis.kill()
         redis.start()
         bank.store.check()  # it recovers Redis
@@ -251,7 +251,7 @@ def test_what_a_process_of_an_older_epoch_appends_is_void(settings: Settings, re
         log = sleeper.session.log  # type: ignore[attr-defined]
         late = LogRecord(position, "transactions", "late", 1, 1, None, "{}", 1, position)
         delivery = log.append(late, b"late")
-        log.flush()
+        log.flush([delivery])
         log.check_delivered([delivery])
         assert [e.id for e in bank.store.read(streams=["transactions"])] == ["first", "second"]
 

@@ -54,7 +54,7 @@ def append(log: KafkaLog, *records: LogRecord, key: bytes | None = None) -> list
 
 
 def places(log: KafkaLog, deliveries: Sequence[Delivery]) -> list[Place]:
-    log.flush()
+    log.flush(deliveries)
     log.check_delivered(deliveries)
     return [delivery.place for delivery in deliveries if delivery.place is not None]
 

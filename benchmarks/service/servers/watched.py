@@ -27,9 +27,9 @@ pieces: dict[str, list[int]] = {}  # nanoseconds, if TIMED is set
 
 
 def fsync_of(app: Application) -> Any:
-    """Return the fsync that the threads of the application share; None if a commit needs none."""
-    session = getattr(app.store, "session", None)
-    return session and session.durability.fsync
+    """Return the fsync that the threads of the application share; None if a commit needs none, or the store is on servers."""
+    durability = getattr(getattr(app.store, "session", None), "durability", None)
+    return durability and durability.fsync
 
 
 def application(settings: Settings) -> Application:

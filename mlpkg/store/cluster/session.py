@@ -8,7 +8,7 @@ __all__ = ['PendingWrite', 'Writes']
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #imports
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,8 +169,37 @@ class _Writes(_Patience):
             self.log.topics.make(new)
             self._topics.update(new)
 
+# %% ../../../nbs/05_store/11_cluster/02_session.ipynb #commits
+class _Commits(_Writes):
+    """Commits writes that are in the log."""
+
+    def commit(self, writes: Sequence[PendingWrite]) -> Iterator[StoreError]:
+        """Commit writes in one round trip, and those again that could not be committed yet; yield what goes wrong."""
+        errors = self.sequencer.commit_all([(write.begun.first, write.places()) for write in writes])
+        for write, error in zip(writes, errors, strict=True):
+            try:
+                if error is not None:
+                    self._commit_later(write, error)
+            except StoreError as failure:
+                yield failure
+
+    def _commit_later(self, write: PendingWrite, error: StoreError) -> None:
+        """Commit a write that has to wait for another one, or undo it if it cannot be committed."""
+        first, deadline = write.begun.first, time.monotonic() + max(self.lock_timeout, 5.0)
+        while True:
+            if isinstance(error, Aborted):
+                self.abandon(first)
+            if not isinstance(error, Busy) or time.monotonic() > deadline:
+                raise error
+            self.abandon(error.holder, STUCK)
+            time.sleep(_PAUSE / 4)
+            try:
+                return self.sequencer.commit(first, write.places())
+            except StoreError as again:
+                error = again
+
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #session
-class _Settling(_Writes):
+class _Settling(_Commits):
     """Begins writes, appends them to the log and commits them."""
 
     def __init__(self, sequencer: Sequencer, log: KafkaLog):
@@ -211,31 +240,19 @@ class _Settling(_Writes):
 
     def _finish(self, writes: Sequence[PendingWrite]) -> None:
         """Wait until writes are in the log, and commit them."""
-        if writes:
-            self.log.flush([delivery for write in writes for delivery in write.deliveries])
-        failure: StoreError | None = None
+        if not writes:
+            return
+        self.log.flush([delivery for write in writes for delivery in write.deliveries])
+        delivered, failures = list[PendingWrite](), list[StoreError]()
         for write in sorted(writes, key=lambda write: write.begun.first):
             try:
                 self.log.check_delivered(write.deliveries)
-                self._commit(write)
+                delivered.append(write)
             except StoreError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-
-    def _commit(self, write: PendingWrite) -> None:
-        first, deadline = write.begun.first, time.monotonic() + max(self.lock_timeout, 5.0)
-        while True:
-            try:
-                return self.sequencer.commit(first, write.places())
-            except Busy as busy:
-                if time.monotonic() > deadline:
-                    raise
-                self.abandon(busy.holder, STUCK)
-                time.sleep(_PAUSE / 4)
-            except Aborted:
-                self.abandon(first)
-                raise
+                failures.append(error)
+        failures += self.commit(delivered) if delivered else []
+        if failures:
+            raise failures[0]
 
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #places
 class Writes(_Settling):

@@ -152,8 +152,9 @@ class _Producing(_Connections):
             self.producer.flush(_DELIVERY + 1)
             return
         until = time.monotonic() + _DELIVERY + 1
-        while not all(d.is_done for d in deliveries) and time.monotonic() < until:
-            self.producer.poll(_POLL)
+        for delivery in deliveries:
+            while not delivery.is_done and time.monotonic() < until:
+                self.producer.poll(_POLL)
 
     def check_delivered(self, deliveries: Sequence[Delivery]) -> None:
         """Raise `StoreError` unless messages are acknowledged; they may lie in the log all the same."""
@@ -172,8 +173,7 @@ class _Producing(_Connections):
             raise StoreError(f"Kafka at {self.brokers} does not keep up", "try again") from None
         except KafkaException as error:
             raise kafka_error(error, self.brokers) from error
-        producer.poll(0)
-        return delivery
+        return delivery  # its acknowledgement is left to the thread that waits for it
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #log-writer
 class KafkaAppender(_Producing):

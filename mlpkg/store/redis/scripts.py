@@ -46,13 +46,17 @@ end
 
 local function save_tx(first, tx) redis.call('SET', P .. ':tx:' .. first, cmsgpack.pack(tx)) end
 
--- the rows of a timeline later than `since`, laid end to end
-local function rows_of(timeline, since, most)
-  local rows = {}
-  for i, member in ipairs(redis.call('ZRANGEBYSCORE', P .. ':t:' .. timeline, '(' .. since, '+inf')) do
-    if not most or member:sub(1, 8) <= most then rows[#rows + 1] = member:sub(9) end
+-- how many members a timeline has that are later than `since`, and these end to end
+local function members_of(timeline, since, most)
+  local members = redis.call('ZRANGEBYSCORE', P .. ':t:' .. timeline, '(' .. since, '+inf')
+  if most then
+    local all = members
+    members = {}
+    for _, member in ipairs(all) do
+      if member:sub(1, 8) <= most then members[#members + 1] = member end
+    end
   end
-  return table.concat(rows)
+  return {#members, table.concat(members)}
 end
 
 -- remember every earlier transaction that wrote into a timeline and is not committed
@@ -220,7 +224,7 @@ for timeline in pairs(tx.timelines) do redis.call('SADD', P .. ':w:' .. timeline
 
 local timelines = {}
 for n, read in ipairs(call.reads) do
-  timelines[n] = rows_of(read[1], read[2])
+  timelines[n] = members_of(read[1], read[2])
   note_needs(read[1], name, tx.needs)
 end
 save_tx(name, tx)
@@ -247,10 +251,10 @@ return {'OK'}
 
 # %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #committed
 _COMMITTED = """
--- the committed rows of a timeline later than `since`
-local function committed_rows(timeline, since)
+-- the same as `members_of`, of the rows that are committed
+local function committed_members(timeline, since)
   local writers, key, times, members = redis.call('SMEMBERS', P .. ':w:' .. timeline), P .. ':t:' .. timeline, {}, {}
-  if #writers == 0 then return rows_of(timeline, since) end
+  if #writers == 0 then return members_of(timeline, since) end
   local all = redis.call('ZRANGEBYSCORE', key, '(' .. since, '+inf', 'WITHSCORES')
   for i = 1, #all, 2 do times[all[i]] = tonumber(all[i + 1]) end
   table.sort(writers, function(a, b) return tonumber(a) > tonumber(b) end)
@@ -264,8 +268,7 @@ local function committed_rows(timeline, since)
   end
   for member in pairs(times) do members[#members + 1] = member end
   table.sort(members, function(a, b) return times[a] < times[b] or (times[a] == times[b] and a < b) end)
-  for n, member in ipairs(members) do members[n] = member:sub(9) end
-  return table.concat(members)
+  return {#members, table.concat(members)}
 end
 """
 
@@ -290,9 +293,9 @@ for n, read in ipairs(call.reads) do
     local replaced = redis.call('HGET', P .. ':replaced', read[1])
     if replaced and tonumber(replaced) > tonumber(call.most) then return {'MOVED'} end
     note_needs(read[1], call.tx, tx.needs)
-    timelines[n] = rows_of(read[1], read[2], most)
+    timelines[n] = members_of(read[1], read[2], most)
   else
-    timelines[n] = committed_rows(read[1], read[2])
+    timelines[n] = committed_members(read[1], read[2])
   end
 end
 if tx then save_tx(call.tx, tx) end
