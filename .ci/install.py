@@ -12,7 +12,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / "python"
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = "serve,lab,kafka,redis,postgres,delta,spark,docs,dev"
+EXTRAS = "serve,lab,kafka,redis,postgres,delta,objects,spark,docs,dev"
 
 
 def run(*command: str | Path, quiet: bool = False, **env: str) -> bool:

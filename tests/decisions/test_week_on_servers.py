@@ -16,7 +16,7 @@ from bank import booster, put_live
 
 import mlpkg as ml
 from mlpkg import lab
-from mlpkg.decisions import AS_RECORDED, Decider, HistoryLoader, replay, replay_steps, verify
+from mlpkg.decisions import AS_RECORDED, Decider, HistoryLoader, replay, replay_steps, streams_of, verify
 from mlpkg.decisions.record import decode_decision
 from mlpkg.lab.ingest import ingest_file
 from mlpkg.lab.training import fingerprint
@@ -51,7 +51,7 @@ def store(on_servers: Settings, s3_server: "S3", bucket: str, monkeypatch: pytes
 
 def play(source: Store, target: Store, start: int, end: int) -> None:
     """Send what arrived in a stretch of one log to another store, in that order, with what arrived before loaded first."""
-    loader, decider = HistoryLoader(handbook.fraud, target), Decider(handbook.fraud, target)
+    loader, decider = HistoryLoader(streams_of(handbook.fraud), target), Decider(handbook.fraud, target)
     for step in replay_steps(handbook.fraud, source, start, end):
         if step.kind == "load":
             loader.add(step.entry)
