@@ -203,7 +203,7 @@ def _export_parquet(use_case: str, as_json: bool) -> None:
     store.register(case.name, case.features)
     archive = Archive(store.settings.state)
     outcomes = [outcome for source in case.sources.values() for outcome in source.outcomes.values()]
-    with progress("export", store.last_position() - archive.reaches, "entries") as bar:
+    with progress("export", None if archive.reaches else store.count_entries(), "entries") as bar:
         new = archive.export(store, list(case.sources.values()), outcomes, [case.name], bar.update)
     if as_json:
         return say({"folder": str(archive.folder), "new": new})

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # they need httpx, which a replay in this process does not
 # %% ../../nbs/14_serve/31_replay_cli.ipynb #here
 def _entries(case: _decisions.UseCase, store: Store) -> int:
     """Return about how many steps a replay of a log has."""
-    return store.last_position() - len(store.decided(case.name)[0])
+    return store.count_entries() - len(store.decided(case.name)[0])
 
 
 def _replay_here(case: _decisions.UseCase, store: Store, start: int, end: int, into: Path, **options: Any) -> None:

@@ -99,6 +99,10 @@ class LogReader(Protocol):
         """Return the last position of the log, 0 if the log is empty. No entry at or below it will follow."""
         ...
 
+    def count_entries(self) -> int:
+        """Return about how many entries the log has, without reading them."""
+        ...
+
     def last_arrival(self, streams: Sequence[str]) -> int | None:
         """Return the latest arrival in some streams, or None if they have no entry. It looks at every entry."""
         ...

@@ -68,12 +68,16 @@ def about(case: UseCase) -> dict[str, str]:
 
 # %% ../../../nbs/14_serve/19_pages/03_home.ipynb #state
 def _state(store: Store) -> dict[str, Any]:
-    last = store.last_position()
-    first, latest = (next(store.read(position - 1, until=position), None) for position in (1, last))
-    facts: dict[str, Any] = {"Entries of the log": last}
+    latest = max((e for s in store.streams() for e in store.latest_entries(s, most=1)[0]), key=_position, default=None)
+    first = next(store.read(until=latest.position), None) if latest is not None else None
+    facts: dict[str, Any] = {"Entries of the log": store.count_entries()}
     if first is not None and latest is not None:
         facts |= {"First entry": _arrival(first, store), "Latest entry": _arrival(latest, store)}
     return facts
+
+
+def _position(entry: Entry) -> int:
+    return entry.position
 
 
 def _arrival(entry: Entry, store: Store) -> str:

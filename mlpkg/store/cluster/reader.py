@@ -69,6 +69,13 @@ class _LogEntries:
         """Return the last position of the log."""
         return self.writes.stable_position()
 
+    def count_entries(self) -> int:
+        """Return the number of messages in the topics of streams; one with an event and a decision counts once."""
+        ends = self.log.ends()
+        return sum(
+            sum(of_topic) for topic, of_topic in ends.items() if not self.log.topics.stream(topic).startswith("_")
+        )
+
     def records(self, streams: Sequence[str] | None, after: int, until: int) -> Iterator[LogRecord]:
         """Yield the records with an entry of a stream that lies after a position and up to another, in order."""
         topics = None if streams is None else [t for s in streams for t in self._topics_of(s)]

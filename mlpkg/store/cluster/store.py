@@ -288,6 +288,7 @@ class _StoreParts:
         self._events, self._feedback = events, feedback
         log = ClusterColumnReader(session)
         self.last_position, self.last_arrival = log.last_position, log.last_arrival
+        self.count_entries = log.count_entries
         self.read, self.entry = log.read, log.entry
         self.latest_entries, self.decided = log.latest_entries, log.decided
         self.history, self.pages, self.streams = log.history, log.pages, log.streams

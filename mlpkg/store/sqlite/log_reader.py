@@ -41,6 +41,10 @@ class LogEnds(Part):
         """Return the last position of the log."""
         return self.db.execute("select max(position) from log").fetchone()[0] or 0
 
+    def count_entries(self) -> int:
+        """Return the number of entries: their positions have no gaps."""
+        return self.last_position()
+
 # %% ../../../nbs/05_store/05_sqlite/26_log_reader.ipynb #entries
 _PAGE = 5000  # entries
 _LOOK_BACK = 5000  # entries that `latest_entries` passes at most

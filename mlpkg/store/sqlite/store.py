@@ -40,6 +40,7 @@ class SqliteStore:
 
         log = SqliteColumnReader(session)
         self.last_position, self.last_arrival = log.last_position, log.last_arrival
+        self.count_entries = log.count_entries
         self.identity, self.streams, self.read, self.entry = log.identity, log.streams, log.read, log.entry
         self.latest_entries, self.decided = log.latest_entries, log.decided
         self.history, self.pages = log.history, log.pages

@@ -128,6 +128,11 @@ def test_the_last_arrival_is_that_of_some_streams(log: Log):
     assert log.store.last_arrival([]) is None
 
 
+def test_the_log_tells_about_how_many_entries_it_has(log: Log):
+    entries = len(list(log.store.read()))
+    assert entries / 2 <= log.store.count_entries() <= entries, "an event and its decision may lie in one message"
+
+
 def test_a_history_is_the_log_as_columns(log: Log):
     history = log.store.history([payments, visits], [frauds, refunds])
     events = history.events["payments"]
