@@ -163,7 +163,7 @@ class EventLoader(_EventSorter):
             record = self.events.record(source, row, int(batch.arrived[i]), begun)
             records.append((record._replace(position=begun.first + n), partition_key(units[n], row.id)))
             loading.result.new[source.stream] += 1
-        self.writes.append(PendingWrite(begun, records, [*range(len(records))]))
+        self.writes.defer(PendingWrite(begun, records, [*range(len(records))]))
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #reports
 class ReportLoader:
@@ -199,7 +199,7 @@ class ReportLoader:
             loading.result.new[report.outcome.stream] += 1
             if report.event is None:
                 loading.waiting.append((report.outcome, report.row.id))
-        self.writes.append(PendingWrite(answer, records))
+        self.writes.defer(PendingWrite(answer, records))
 
     def _compare(self, loading: _Loading, rows: Sequence[int]) -> list[tuple[int, NewReport]]:
         batch, questions = loading.batch, self.writes.questions
@@ -246,19 +246,15 @@ class ClusterLoader:
         """
         check_texts(batch)
         loading = _Loading(batch, None if trusted else now())
-        was_deferred, self.writes.is_deferred = self.writes.is_deferred, True
         settled = time.monotonic()
-        try:
-            for kind, rows in _runs(batch):
-                if kind is Source:
-                    self._events.load(loading, rows)
-                else:
-                    self._reports.load(loading, self._accepted(loading, rows))
-                if time.monotonic() - settled > _SETTLE:
-                    self.writes.settle()
-                    settled = time.monotonic()
-        finally:
-            self.writes.is_deferred = was_deferred
+        for kind, rows in _runs(batch):
+            if kind is Source:
+                self._events.load(loading, rows)
+            else:
+                self._reports.load(loading, self._accepted(loading, rows))
+            if time.monotonic() - settled > _SETTLE:
+                self.writes.settle()
+                settled = time.monotonic()
         self.writes.settle()
         loading.result.waiting = loading.still_waiting(self.writes)
         return loading.result

@@ -198,8 +198,33 @@ class _Commits(_Writes):
             except StoreError as again:
                 error = again
 
+# %% ../../../nbs/05_store/11_cluster/02_session.ipynb #deliveries
+class _Deliveries(_Commits):
+    """Sends writes to the log, and ends them."""
+
+    def _send(self, write: PendingWrite) -> None:
+        self.make_topics([record.stream for record, _ in write.records])
+        for record, key in write.records:  # if that fails, the write is undone when it is stuck
+            write.deliveries.append(self.log.append(record, key))
+
+    def _finish(self, writes: Sequence[PendingWrite]) -> None:
+        """Wait until writes are in the log, and commit them."""
+        if not writes:
+            return
+        self.log.flush([delivery for write in writes for delivery in write.deliveries])
+        delivered, failures = list[PendingWrite](), list[StoreError]()
+        for write in sorted(writes, key=lambda write: write.begun.first):
+            try:
+                self.log.check_delivered(write.deliveries)
+                delivered.append(write)
+            except StoreError as error:
+                failures.append(error)
+        failures += self.commit(delivered) if delivered else []
+        if failures:
+            raise failures[0]
+
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #session
-class _Settling(_Commits):
+class _Settling(_Deliveries):
     """Begins writes, appends them to the log and commits them."""
 
     def __init__(self, sequencer: Sequencer, log: KafkaLog):
@@ -209,11 +234,14 @@ class _Settling(_Commits):
 
     def append(self, write: PendingWrite) -> None:
         """Append the records of a write; unless waiting is deferred, return when it is committed."""
-        self.make_topics([record.stream for record, _ in write.records])
-        for record, key in write.records:  # if that fails, the write is undone when it is stuck
-            write.deliveries.append(self.log.append(record, key))
-        if not self.is_deferred:
-            return self._finish([write])
+        if self.is_deferred:
+            return self.defer(write)
+        self._send(write)
+        self._finish([write])
+
+    def defer(self, write: PendingWrite) -> None:
+        """Append the records of a write that the next `settle` commits."""
+        self._send(write)
         with self._lock:
             self._unsettled.append(write)
 
@@ -237,22 +265,6 @@ class _Settling(_Commits):
                     self._failure = error
         if failure is not None:
             raise failure
-
-    def _finish(self, writes: Sequence[PendingWrite]) -> None:
-        """Wait until writes are in the log, and commit them."""
-        if not writes:
-            return
-        self.log.flush([delivery for write in writes for delivery in write.deliveries])
-        delivered, failures = list[PendingWrite](), list[StoreError]()
-        for write in sorted(writes, key=lambda write: write.begun.first):
-            try:
-                self.log.check_delivered(write.deliveries)
-                delivered.append(write)
-            except StoreError as error:
-                failures.append(error)
-        failures += self.commit(delivered) if delivered else []
-        if failures:
-            raise failures[0]
 
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #places
 class Writes(_Settling):

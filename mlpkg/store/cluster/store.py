@@ -193,25 +193,23 @@ class DerivedWriter:
 
     def append(self, stream: str, id: str, time: int, arrived: int, about: int | None, body: str) -> int:
         """Append an entry, unless its id is in the stream; return its position."""
-        record = LogRecord(0, stream, id, time, arrived, about, body, 0, 0)
+        return self._write(LogRecord(0, stream, id, time, arrived, about, body, 0, 0), self.session.append)
+
+    def _write(self, record: LogRecord, append: Callable[[PendingWrite], None]) -> int:
         units: list[Unit] = [derived_unit(record)]
         answer = self.session.begin(lambda: (units, [], None))
         if isinstance(answer, IsKnown):
             return answer.known[0].position
         assert isinstance(answer, Begun)
         record = record._replace(position=answer.first, epoch=self.session.sequencer.epoch, low=answer.oldest)
-        self.session.append(PendingWrite(answer, [(record, id.encode())], [0]))
+        append(PendingWrite(answer, [(record, record.id.encode())], [0]))
         return answer.first
 
     def append_derived(self, stream: str, entries: Iterable[DerivedEntry], *, reader: str, until: int) -> None:
         """Append what a consumer derived, then its new offset; entries that are in the stream stay as they are."""
-        when, was_deferred = self.session.settings.now(), self.session.is_deferred
-        self.session.is_deferred = True
-        try:
-            for id, time, about, body in entries:
-                self.append(stream, id, time, when, about, body)
-        finally:
-            self.session.is_deferred = was_deferred
+        when = self.session.settings.now()
+        for id, time, about, body in entries:
+            self._write(LogRecord(0, stream, id, time, when, about, body, 0, 0), self.session.defer)
         self.session.settle()
         self.control.set_offset(reader, until)
 
