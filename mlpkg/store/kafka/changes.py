@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ...settings import Settings
+from .raw import group_lag
 from .topics import CLIENT, kafka_error, login_of
 
 # %% ../../../nbs/05_store/10_kafka/05_changes.ipynb #settings
@@ -79,13 +80,9 @@ class KafkaChanges:
             known = self._consumer.list_topics(timeout=_TIMEOUT).topics
             present = [known[topic] for topic in self.topics if topic in known]
             every = [TopicPartition(topic.topic, p) for topic in present for p in topic.partitions]
-            return sum(map(self._left, self._consumer.committed(every, timeout=_TIMEOUT) if every else []))
+            return group_lag(self._consumer, every)
         except KafkaException as error:
             raise kafka_error(error, self.brokers) from error
-
-    def _left(self, committed: TopicPartition) -> int:
-        low, high = self._consumer.get_watermark_offsets(committed, timeout=_TIMEOUT)
-        return high - max(committed.offset, low)
 
     def close(self) -> None:
         """Leave the group."""
