@@ -55,7 +55,11 @@ def unfit(path: Path) -> Iterator[str]:
         where = f"{name}, code cell {number}, {identity!r}"
         if not identity or RANDOM_ID.fullmatch(identity):
             yield f"{where}: give it an id that says what it is"
-        if any(output.get("output_type") == "error" for output in cell.get("outputs", [])):
+        shown = "".join(text for output in cell.get("outputs", []) for text in output.get("text", []))
+        if (
+            any(output.get("output_type") == "error" for output in cell.get("outputs", []))
+            or "Traceback (most" in shown
+        ):
             yield f"{where} shows an error: run it again"
         if str(ROOT) in json.dumps(cell.get("outputs", []), ensure_ascii=False):
             yield f"{where} shows a folder of this machine, {ROOT}"
