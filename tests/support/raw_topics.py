@@ -1,5 +1,6 @@
 """An application that writes straight to Kafka, and processes of `mlpkg stream` that decide what it writes."""
 
+import atexit
 import json
 import os
 import subprocess
@@ -46,7 +47,7 @@ class RawTopics:
 
 
 class StreamProcess:
-    """A process of `mlpkg stream fraud`."""
+    """A process of `mlpkg stream fraud`; it ends with the process of the tests at the latest."""
 
     def __init__(self, settings: Settings, folder: Path, *options: str, use_case: str = "fraud"):
         command = [str(Path(sysconfig.get_path("scripts"), "mlpkg")), "stream", use_case, *options]
@@ -59,6 +60,7 @@ class StreamProcess:
             stderr=subprocess.PIPE,
             text=True,
         )
+        atexit.register(self.process.kill)
 
     def kill(self) -> None:
         """End it without a word."""
