@@ -176,6 +176,7 @@ class LogWriter(Protocol):
     def load(self, batch: Batch, *, trusted: bool = False) -> Loaded:
         """Accept many events and reports as one transaction; the log has them in the order of the batch.
 
+        On servers, a batch that takes longer than half a second is several transactions: a reader sees the first part of it, or all.
         Of rows with one id, the first counts, and the others are known or refused. A report is refused with the event in the same one
         of the batch's `rows`. A report that does not say when it arrived (`NULL`) counts from the maturity of its outcome on, and not
         later than now. A `trusted` batch comes out of a log, so its arrivals are not checked against the clock again.

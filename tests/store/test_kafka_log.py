@@ -4,10 +4,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from mlpkg.errors import MlpkgError, StoreError
@@ -155,6 +156,23 @@ def test_a_message_that_is_none_of_mlpkgs_is_skipped_with_one_warning(
         assert text.startswith(f"the topic {topic}, partition {partition}, offset {offset} ")
     with pytest.raises(StoreError, match="no message"):
         log.fetch(Place(topic, *where[0]))
+
+
+def test_a_message_whose_place_is_not_known_is_not_acknowledged(log: KafkaLog, kafka_server: "Kafka") -> None:
+    """The client reports some messages as delivered that lie nowhere; these have no offset, as all without `acks`."""
+    careless = options(kafka_server) | {"enable.idempotence": False, "acks": "0"}
+    with closing(KafkaLog(log.brokers, log.topics.prefix, LAYOUT, careless)) as sender:
+        with pytest.raises(StoreError, match="where the message lies"):
+            append(sender, record(1))
+
+
+def test_a_topic_that_was_just_made_can_be_written(log: KafkaLog, kafka_server: "Kafka") -> None:
+    newest = cast(OffsetSpec, OffsetSpec.latest())
+    for number in range(10):
+        log.topics.make([f"refunds-{number}"])
+        topic = log.topics.name(f"refunds-{number}")
+        ends = kafka_server.admin.list_offsets({TopicPartition(topic, p): newest for p in range(3)})
+        assert [end.result().offset for end in ends.values()] == [0, 0, 0]
 
 
 def test_anybody_can_read_the_topic(log: KafkaLog, kafka_server: "Kafka") -> None:

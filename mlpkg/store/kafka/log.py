@@ -89,10 +89,11 @@ class Delivery:
 
     def __call__(self, error: Any, message: Message) -> None:
         """Note what became of it."""
-        if error is None:
-            self.place = Place(self.topic, message.partition() or 0, message.offset() or 0)
+        offset = message.offset()
+        if error is None and offset is not None and offset >= 0:
+            self.place = Place(self.topic, message.partition() or 0, offset)
         else:
-            self.error = error
+            self.error = error or KafkaError(KafkaError._FAIL, "the client does not say where the message lies")
 
 # %% ../../../nbs/05_store/10_kafka/03_log.ipynb #log-base
 class _Connections:

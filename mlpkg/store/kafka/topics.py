@@ -6,11 +6,12 @@
 __all__ = ['CLIENT', 'RAW', 'kafka_error', 'login_of', 'TopicLayout', 'check_layout', 'Topics']
 
 # %% ../../../nbs/05_store/10_kafka/02_topics.ipynb #imports
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, TopicMetadata
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType, TopicMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from ...errors import MlpkgError, StoreError
@@ -91,8 +92,35 @@ class _TopicNames:
         own = {name: topic for name, topic in topics.items() if name.startswith(f"{self.prefix}.")}
         return {name: topic for name, topic in own.items() if not name.startswith(f"{self.prefix}.{RAW}.")}
 
+# %% ../../../nbs/05_store/10_kafka/02_topics.ipynb #new-topics
+class _NewTopics(_TopicNames):
+    """Makes topics."""
+
+    def _create(self, topics: Sequence[NewTopic]) -> None:
+        for made in self._admin.create_topics([*topics], request_timeout=_TIMEOUT).values():
+            try:
+                made.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process made it meanwhile
+                    raise kafka_error(error, self.brokers) from error
+
+    def _wait_for_leaders(self, partitions: Sequence[TopicPartition]) -> None:
+        """Wait until new partitions can be written."""
+        until, newest = time.monotonic() + _TIMEOUT, cast(OffsetSpec, OffsetSpec.latest())
+        while partitions:
+            for topic in {partition.topic for partition in partitions}:
+                self._admin.list_topics(topic, timeout=_TIMEOUT)  # or the client goes on believing that it is not there
+            answers = self._admin.list_offsets(dict.fromkeys(partitions, newest), request_timeout=_TIMEOUT)
+            errors = {
+                p: e for p, answer in answers.items() if isinstance(e := answer.exception(_TIMEOUT), KafkaException)
+            }
+            if errors and time.monotonic() > until:
+                raise kafka_error(next(iter(errors.values())), self.brokers)
+            partitions = [*errors]
+            time.sleep(0.01 if errors else 0)
+
 # %% ../../../nbs/05_store/10_kafka/02_topics.ipynb #topics
-class Topics(_TopicNames):
+class Topics(_NewTopics):
     """The topics of one environment."""
 
     config: ClassVar = {"retention.ms": "-1", "cleanup.policy": "delete"}  # of a new topic
@@ -105,13 +133,9 @@ class Topics(_TopicNames):
             raise MlpkgError(f"the topic {self.name(taken)} is one of raw events", f"rename the source {RAW!r}")
         count, present = partitions or layout.partitions, self.partitions()
         missing = [name for s in dict.fromkeys(streams) if (name := self.name(s)) not in present]
-        topics = [NewTopic(name, count, layout.replication, config=config) for name in missing]
-        for made in self._admin.create_topics(topics, request_timeout=_TIMEOUT).values() if topics else ():
-            try:
-                made.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process made it meanwhile
-                    raise kafka_error(error, self.brokers) from error
+        if missing:
+            self._create([NewTopic(name, count, layout.replication, config=config) for name in missing])
+            self._wait_for_leaders([TopicPartition(name, p) for name in missing for p in range(count)])
 
     def id_of(self, stream: str) -> str:
         """Return the id that Kafka gave to the topic of a stream; no other topic ever has it."""

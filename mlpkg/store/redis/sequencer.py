@@ -393,9 +393,9 @@ class Sequencer(_WriteAgain):
         self._call("COMMIT", *self._commit_arguments(first, places, limit))
 
     def commit_all(self, writes: Sequence[tuple[int, Sequence[bytes]]]) -> list[StoreError | None]:
-        """Commit transactions in one round trip, in this order; return what `commit` would raise for each."""
+        """Commit transactions in one step, in this order; return what `commit` would raise for each."""
         while True:
-            pipeline = self.client.pipeline(transaction=False)
+            pipeline = self.client.pipeline(transaction=len(writes) > 1)
             for first, places in writes:
                 pipeline.evalsha(
                     self._scripts["COMMIT"].sha, 1, self.prefix, *self._commit_arguments(first, places, LATEST_COMMIT)
