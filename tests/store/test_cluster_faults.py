@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mlpkg.settings import Settings
 from mlpkg.store import open_store
 from mlpkg.store.kafka.messages import LogRecord
 from mlpkg.store.opening import store_place
-from mlpkg.store.redis.sequencer import Stale
+from mlpkg.store.redis.sequencer import Questions, Stale
 from mlpkg.times import instant, iso, now
 
 
@@ -350,8 +351,10 @@ def test_no_call_goes_to_a_redis_that_has_restarted_before_it_is_complete(settin
             bank.pays(f"payment-{day}", day)
             redis.kill()
             redis.start()
-            for ask in (store.session.sequencer.stable_position, store.session.sequencer.spans):
+            known = partial(Questions(store.session.sequencer).known, "transactions", [f"payment-{day}"])
+            for ask in (store.session.sequencer.stable_position, store.session.sequencer.spans, known):
                 with pytest.raises(Stale):
                     ask()
-            assert len(list(store.read(streams=["transactions"]))) == day + 1, "a reader completes it"
+            assert store.entry("transactions", f"payment-{day}") is not None, "a reader completes it"
+            assert len(list(store.read(streams=["transactions"]))) == day + 1
             assert store.session.sequencer.spans() == []

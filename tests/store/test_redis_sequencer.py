@@ -254,6 +254,7 @@ def test_a_process_that_is_out_of_date_may_not_go_on(sequencer: Sequencer) -> No
     for call in (
         lambda: sequencer.begin([payment("tx-2")]),
         lambda: sequencer.read(ALL),
+        lambda: Questions(sequencer).known("payments", ["tx-1"]),
         lambda: commit(sequencer, begun),
     ):
         with pytest.raises(Stale) as stale:
@@ -264,6 +265,27 @@ def test_a_process_that_is_out_of_date_may_not_go_on(sequencer: Sequencer) -> No
         sequencer.begin([payment("tx-2")])
     assert stale.value.why == "run"
     assert keeper.read()[:3] == ("another", 2, 1)
+
+
+def test_rows_are_read_while_others_write_and_when_nobody_does(sequencer: Sequencer) -> None:
+    commit(sequencer, begin(sequencer, payment("tx-1", row(1))))
+    assert card(sequencer) == [1]
+    pending = begin(sequencer, payment("tx-2", row(2)))
+    assert card(sequencer) == [1], "what is pending is not there yet"
+    commit(sequencer, pending)
+    assert card(sequencer) == [1, 2] and sequencer.read([]) == ([], frozenset())
+
+
+def test_a_connection_that_was_closed_is_made_again(sequencer: Sequencer) -> None:
+    commit(sequencer, begin(sequencer, payment("tx-1", row(1))))
+    (number,) = sequencer.connection.exchange([("CLIENT", "ID")])
+    assert sequencer.client.client_kill_filter(_id=number) == 1 and card(sequencer) == [1]
+
+
+def test_an_error_of_redis_is_an_error_of_the_store(sequencer: Sequencer) -> None:
+    sequencer.client.set(sequencer.key("t:1:596"), "no timeline")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        card(sequencer)
 
 
 def test_a_build_leaves_the_rows_that_are_there(sequencer: Sequencer) -> None:

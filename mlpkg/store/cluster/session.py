@@ -83,6 +83,7 @@ class _Patience(_Undo):
 
     def __init__(self, sequencer: Sequencer, log: KafkaLog):
         super().__init__(sequencer, log)
+        self.questions = Questions(sequencer, self.patiently)
         self.lock_timeout, self.is_deferred = 10.0, False
         self._lock, self._unsettled = threading.Lock(), list[PendingWrite]()
 

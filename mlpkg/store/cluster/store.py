@@ -34,7 +34,7 @@ from ..kafka.topics import TopicLayout, login_of
 from ..postgres.control_plane import ControlPlane
 from ..protocol import DecisionTransaction, Store
 from ..records import Body, DerivedEntry, Entry, ModelChange, Receipt, RecordedChange
-from ..redis.sequencer import Begun, IsKnown, Sequencer, Stale, StateKeeper, Unit
+from ..redis.sequencer import Begun, IsKnown, Questions, Sequencer, Stale, StateKeeper, Unit
 from ..redis.sequencer import Connection as RedisConnection
 from ..streams import promotions_of
 from ...times import LATEST, now
@@ -55,6 +55,7 @@ class _AttachedSession(Writes):
         self.state = StateKeeper(self.sequencer)
         self._attach, replaying = threading.Lock(), copy.copy(self)
         replaying.sequencer = Sequencer(connection, settings.namespace)  # nobody else may write until Redis is complete
+        replaying.questions = Questions(replaying.sequencer)
         self.recovery = Recovery(replaying, self.state)
 
     def attach(self) -> None:

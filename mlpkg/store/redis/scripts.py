@@ -376,7 +376,7 @@ return {'OK', spans}
 
 # %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #stable
 STABLE = (
-    COMMON
+    _STATE
     + """
 local why = stale(ARGV[1], ARGV[2])
 if why then return {'STALE', why} end
