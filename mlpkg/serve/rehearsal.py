@@ -20,7 +20,7 @@ from ..errors import MlpkgError
 from .bento.package import Bento
 from .bento.run import start_server, stop_server, wait_until_up
 from ..settings import Settings
-from ..store import open_store, store_place
+from ..store import embedded_settings, open_store, store_place
 
 # %% ../../nbs/14_serve/26_rehearsal.ipynb #state
 def start_with_history(
@@ -55,10 +55,11 @@ def free_port() -> int:
 
 
 def rehearsal_settings(settings: Settings, into: Path) -> Settings:
-    """Return the settings of a rehearsal with its state in a folder, on a free port of this machine."""
-    return settings.model_copy(
-        update={"state": into, "host": "127.0.0.1", "port": free_port(), "durability": "process"}
-    )
+    """Return the settings of a rehearsal with an embedded store in a folder, on a free port of this machine."""
+    place: dict[str, object] = {"host": "127.0.0.1", "port": free_port(), "durability": "process"}
+    if settings.models:
+        place["models"] = str(into / "storage")  # it publishes nothing for others
+    return embedded_settings(settings, into).model_copy(update=place)
 
 
 @contextmanager

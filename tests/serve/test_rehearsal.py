@@ -72,6 +72,29 @@ def test_a_rehearsal_decides_old_events_live_and_verifies_them(rehearsed: tuple[
     assert "Traceback" not in output + (state / "service.log").read_text()
 
 
+def test_a_log_on_servers_is_rehearsed_in_a_file(made: Packaged, on_servers: Settings, tmp_path: Path):
+    """It decides what the log on the servers has, and writes nothing there."""
+    when = now() // SECOND * SECOND - DAY
+    with closing(ml.open_store(on_servers)) as store:
+        store.register("fraud", fraud.features)
+        for n in range(20):
+            at = when + n * HOUR
+            store.accept(fraud.on, payment(f"tx-{n}", time=iso(at)), arrived=at)
+        before = [*store.read()]
+    names = ("store", "namespace", "kafka", "kafka_user", "kafka_password", "kafka_protocol", "redis", "postgres")
+    variables = {f"MLPKG_{name.upper()}": str(getattr(on_servers, name)) for name in names}
+    span = ("--from", iso(when + 10 * HOUR), "--to", iso(when + 20 * HOUR))
+    how = ("--serve", "--into", tmp_path / "again", "--bento", made.bento.folder)
+    output = run(SCRIPTS / "mlpkg", "replay", "fraud", *span, *how, env=environment(on_servers.state, **variables))
+    assert "10 entries before" in output and "10 decided, 0 refused" in output
+    assert "verified: 10 decisions recomputed from the log, 0 mismatches" in output
+    with closing(ml.open_store(on_servers)) as store:
+        assert [*store.read()] == before
+    with opened(tmp_path / "again") as store:
+        last = decode_decision([*store.read(streams=["decisions.fraud"])][-1].body)
+        assert last.features["customer_n_tx_7d"] == 20
+
+
 def test_decisions_by_stated_arrival_have_the_features_of_a_training_set(
     rehearsed: tuple[Path, int, str], made: Packaged
 ):

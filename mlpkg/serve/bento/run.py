@@ -52,6 +52,10 @@ def _environment(bento: Bento, settings: Settings) -> dict[str, str]:
     }
     if "trust_loopback" in settings.model_fields_set:
         environment["MLPKG_TRUST_LOOPBACK"] = str(settings.trust_loopback).lower()
+    if "store" in settings.model_fields_set:
+        environment["MLPKG_STORE"] = settings.store
+    if settings.models:
+        environment["MLPKG_MODELS"] = settings.models
     if settings.clock_offset:
         environment["MLPKG_CLOCK_OFFSET"] = str(settings.clock_offset)
     return environment
