@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import StoreError
 from .catalogue import Catalogue
+from .tiles import TileMaker
 from ..kafka.log import Delivery, KafkaLog
 from ..kafka.messages import LogRecord, Place, undone_message
 from mlpkg.store.redis.sequencer import (
@@ -147,6 +148,7 @@ class _Writes(_Patience):
         super().__init__(sequencer, log)
         self.catalogue = Catalogue(-1, [])
         self._topics = set[str]()
+        self.tiles = TileMaker(sequencer, self.questions)
 
     def active_version(self, use_case: str) -> str | None:
         """Return the version of the active model."""

@@ -241,7 +241,7 @@ _KEEP = 0.25  # seconds between two looks
 
 
 class Keeper:
-    """A thread that recovers Redis, and undoes what is stuck, so that no decision has to."""
+    """A thread that recovers Redis, undoes what is stuck, and makes tiles, so that no decision has to."""
 
     def __init__(self, session: ClusterSession):
         self._session, self._stopped = session, threading.Event()
@@ -253,6 +253,7 @@ class Keeper:
             with suppress(StoreError):
                 self._session.check(thorough=False)
                 self._session.undo_all_stuck()
+                self._session.tiles.make_noted()
 
     def close(self) -> None:
         """End the thread."""

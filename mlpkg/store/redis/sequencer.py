@@ -117,12 +117,16 @@ def packed_place(partition: int, offset: int) -> bytes:
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #answers
 class Begun(NamedTuple):
-    """A transaction that has begun: its first position, the rows that were read, what it has to wait for, the oldest that is pending."""
+    """A transaction that has begun: its first position, the rows that were read, what it has to wait for, the oldest that is pending.
+
+    `tiles` are those that came in place of rows, for each timeline.
+    """
 
     first: int
     timelines: list[bytes]
     needs: frozenset[int]
     oldest: int
+    tiles: Sequence[bytes] = ()
 
 
 class IsKnown(NamedTuple):
@@ -274,7 +278,9 @@ def checked(answer: list[Any]) -> list[Any]:
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer-calls
 LATEST_COMMIT = 20_000_000  # microseconds after which a transaction can no longer be committed
 STUCK = 3_000_000  # microseconds after which others may undo it
-Read = tuple[str, str]  # a timeline, and the time after which its rows are read, as a text
+Read = (
+    tuple[str, str] | tuple[str, str, Sequence[int]]
+)  # a timeline, the time after which it is read, as a text, and edges
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #server-script
 class ServerScript:
@@ -386,6 +392,8 @@ class _Begin(_Calls):
     ) -> Begun | IsKnown | Changed:
         """Begin a transaction, and read timelines; `event` is the position of an event that is known.
 
+        A read that names the edges of its windows, in ascending order, may get tiles in place of rows between two of them.
+
         Raises
         ------
         Busy
@@ -397,8 +405,9 @@ class _Begin(_Calls):
         answer = self._call("BEGIN", msgspec.msgpack.encode(call))
         if (known := unwritten(answer)) is not None:
             return known
-        timelines = [member_rows(*members) for members in answer[2]]
-        return Begun(int(answer[1]), timelines, frozenset(map(int, answer[3])), int(answer[4]))
+        timelines = [member_rows(count, members) for count, members, *_ in answer[2]]
+        tiles = [b"".join(tiles) for _, _, *tiles in answer[2]]
+        return Begun(int(answer[1]), timelines, frozenset(map(int, answer[3])), int(answer[4]), tiles)
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer-read
 class _BeginAndRead(_Begin):
@@ -509,6 +518,12 @@ class Sequencer(_WriteAgain):
         packed = [(name, time, binary(member), binary(about)) for name, time, member, about in rows]
         self._call("BACKFILL", msgspec.msgpack.encode(packed))
 
+    def seal(self, timeline: str, tiles: Sequence[tuple[int, int, str, bytes]]) -> int:
+        """Give tiles to a timeline: begin, last time, hash of the rows, and the tile itself; return how many were kept."""
+        packed = [(begin, last, hash, binary(tile)) for begin, last, hash, tile in tiles]
+        call = self._frame() | {"timeline": timeline, "tiles": packed}
+        return int(self._call("SEAL", msgspec.msgpack.encode(call))[1])
+
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #questions-positions
 class _AskPositions:
     """Asks for positions."""
@@ -581,6 +596,15 @@ class Questions(_AskAbout):
         """Return the streams that have reports."""
         return sorted(stream.decode() for stream in self._ask(("SMEMBERS", self._key("outcomes")))[0])
 
+    def tiles(self, timeline: str) -> list[bytes]:
+        """Return the tiles of a timeline, in the order of time."""
+        return self._ask(("ZRANGE", self._key(f"s:{timeline}"), 0, -1))[0]
+
+    def members(self, timeline: str, after: int | None, until: int | None, most: int) -> list[bytes]:
+        """Return the first members of a timeline that are later than a time and not later than another."""
+        span = "-inf" if after is None else f"({after}", "+inf" if until is None else str(until)
+        return self._ask(("ZRANGEBYSCORE", self._key(f"t:{timeline}"), *span, "LIMIT", 0, most))[0]
+
     def waiting(self, stream: str) -> list[str]:
         """Return the ids of the events that reports of a stream wait for."""
         return sorted(id.decode() for id in self._ask(("SMEMBERS", self._key(f"waiting:{stream}")))[0])
@@ -631,9 +655,10 @@ class StateKeeper(_StateFields):
 
     def delete_timelines(self, number: int) -> None:
         """Delete the timelines of a definition, some at a time."""
-        pattern = f"{self._sequencer.key('t')}:{number}:*"
-        for keys in _pages(self._calls.call(self._client.scan_iter, pattern, 1000)):
-            self._calls.call(self._client.unlink, *keys)
+        for kind in ("t", "s"):  # rows, then tiles
+            pattern = f"{self._sequencer.key(kind)}:{number}:*"
+            for keys in _pages(self._calls.call(self._client.scan_iter, pattern, 1000)):
+                self._calls.call(self._client.unlink, *keys)
 
     def delete_all(self) -> None:
         """Delete every key of the environment."""

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['first_two', 'CHUNK', 'WIDE', 'NUMBER_BITS', 'ENTRY', 'NUMBER', 'FIRST', 'LAST', 'POSITION', 'ROWS', 'first_time',
            'insert_row', 'row_order', 'TimelineTree', 'write_nodes', 'write_root', 'put_rows', 'take_row', 'rows_since',
-           'tiles_between', 'as_tiles']
+           'tiles_between']
 
 # %% ../../../nbs/05_store/05_sqlite/10_timeline_tree.ipynb #imports
 import struct
@@ -279,17 +279,3 @@ def _collect(
             _collect(tree, *tree.node(number), edges, whole, straddling)
         else:
             straddling.append(tree.table(number))
-
-# %% ../../../nbs/05_store/05_sqlite/10_timeline_tree.ipynb #as-tiles
-_ZERO = np.zeros(1, np.int64)
-
-
-def as_tiles(tables: list[Array], edges: Array) -> tuple[Array, Array, Array]:
-    """Return the rows of each table as one tile for each gap between edges: (time, rows, tiles)."""
-    table = np.concatenate(tables)
-    gap = edges.searchsorted(table[:, 0])
-    change = gap[1:] != gap[:-1]
-    change[np.cumsum([len(t) for t in tables[:-1]], dtype=np.int64) - 1] = True
-    starts = np.concatenate([_ZERO, np.flatnonzero(change) + 1])
-    ends = np.append(starts[1:], len(table))
-    return table[ends - 1, 0], ends - starts, summarise(table[:, 2:], starts)

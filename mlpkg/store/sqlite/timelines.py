@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import numpy as np
 
-from ...engine.tiles import Tiles
+from ...engine.tiles import Tiles, join_tiles
 from ...engine.timeline import Array, Packed, Timeline, decode_many, unpack
 from mlpkg.store.sqlite.timeline_tree import (
     ENTRY,
@@ -21,7 +21,6 @@ from mlpkg.store.sqlite.timeline_tree import (
     NUMBER_BITS,
     ROWS,
     TimelineTree,
-    as_tiles,
     first_time,
     first_two,
     insert_row,
@@ -86,14 +85,8 @@ def _join_tiles(
     whole: list[Array], straddling: list[Array], head: Array, edges: Array, columns: tuple[str, ...]
 ) -> Tiles:
     entries = np.concatenate(whole)
-    time, rows = entries[:, LAST], entries[:, ROWS]
     tiles = entries[:, ENTRY:].reshape(len(entries), len(columns), 6)
-    if straddling or len(head):
-        more = as_tiles([*straddling, head] if len(head) else straddling, edges)
-        time, rows, tiles = (np.concatenate(pair) for pair in zip((time, rows, tiles), more, strict=True))
-    order = time.argsort(kind="stable")
-    tiles = tiles[order]
-    return Tiles(time[order], rows[order], {name: tiles[:, c] for c, name in enumerate(columns)})
+    return join_tiles((entries[:, LAST], entries[:, ROWS], tiles), [*straddling, head], edges, columns)
 
 # %% ../../../nbs/05_store/05_sqlite/11_timelines.ipynb #writes
 class Timelines(TimelineRows):
