@@ -432,8 +432,8 @@ class _BeginAndRead(_Begin):
         """Return timelines, or None if somebody writes one of them now."""
         if not reads:
             return []
-        writers = ("EXISTS", *(self.key(f"w:{name}") for name, _ in reads))
-        ranges = (("ZRANGEBYSCORE", self.key(f"t:{name}"), f"({since}", "+inf") for name, since in reads)
+        writers = ("EXISTS", *(self.key(f"w:{name}") for name, *_ in reads))
+        ranges = (("ZRANGEBYSCORE", self.key(f"t:{name}"), f"({since}", "+inf") for name, since, *_ in reads)
         writing, *timelines = self.at_once(writers, *ranges)
         return None if writing else [member_rows(len(members), b"".join(members)) for members in timelines]
 
