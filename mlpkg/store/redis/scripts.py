@@ -217,17 +217,18 @@ _TILED = """
 local function tiled_members(timeline, since, edges)
   local tiles = edges and redis.call('ZRANGEBYSCORE', P .. ':s:' .. timeline, '(' .. since, '+inf') or {}
   if #tiles == 0 then return members_of(timeline, since) end
-  local key, from, rows, whole, edge = P .. ':t:' .. timeline, since, {}, {}, 1
+  local key, reached, rows, whole, edge = P .. ':t:' .. timeline, tonumber(since), {}, {}, 1
   local function take_rows(to)
-    for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. from, to)) do rows[#rows + 1] = member end
+    local after = string.format('(%.0f', reached)
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, after, to)) do rows[#rows + 1] = member end
   end
   for _, tile in ipairs(tiles) do
     local begin, last = struct.unpack('<i8i8', tile)
     while edges[edge] and edges[edge] <= begin do edge = edge + 1 end
-    if begin >= tonumber(from) and not (edges[edge] and edges[edge] < last) then
-      if begin > tonumber(from) then take_rows(string.format('%.0f', begin)) end
+    if begin >= reached and not (edges[edge] and edges[edge] < last) then
+      if begin > reached then take_rows(string.format('%.0f', begin)) end
       whole[#whole + 1] = tile
-      from = string.format('%.0f', last)
+      reached = last
     end
   end
   take_rows('+inf')
