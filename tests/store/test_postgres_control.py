@@ -15,7 +15,6 @@ from mlpkg.features import FeatureSet
 from mlpkg.schema import Event, Source
 from mlpkg.store.postgres.control_plane import ControlPlane
 from mlpkg.store.postgres.database import upgrade
-from mlpkg.store.postgres.decision_index import IndexedDecision
 from mlpkg.store.postgres.grants import grants
 from mlpkg.store.records import ModelChange, RecordedChange, Token
 
@@ -199,28 +198,6 @@ def test_an_offset_never_goes_back(control: ControlPlane) -> None:
     assert control.consumer_offset("index") == 20
 
 
-def decision(number: int, **fields: object) -> IndexedDecision:
-    row = IndexedDecision(
-        "fraud", f"tx-{number}", 2 * number + 1, 2 * number, number, 1000 * number, "approve", 0.5, 0, number
-    )
-    return row._replace(**fields)
-
-
-def test_decisions_are_written_once_and_read_by_the_page(control: ControlPlane) -> None:
-    rows = [decision(number, score=None if number % 2 else 0.25) for number in range(1, 25_001)]
-    control.decisions.add(rows[:10], reader="index", until=20)
-    control.decisions.add([*rows, decision(7, action="block")], reader="index", until=50_000)
-    control.decisions.add(rows[:3], reader="index", until=8)
-    assert control.consumer_offset("index") == 50_000
-    assert control.decisions.find("fraud", "tx-7") == rows[6] and control.decisions.find("loans", "tx-7") is None
-    assert control.decisions.latest("fraud", most=2) == [rows[-1], rows[-2]]
-    assert control.decisions.latest("fraud", before=rows[9].position, most=2) == [rows[8], rows[7]]
-    span = control.decisions.latest("fraud", since=5000, until=8000)
-    assert [row.event for row in span] == ["tx-7", "tx-6", "tx-5"]
-    assert [control.decisions.delete_before("fraud", rows[15].position, most=10) for _ in range(3)] == [10, 5, 0]
-    assert control.decisions.find("fraud", "tx-15") is None and control.decisions.find("fraud", "tx-16") == rows[15]
-
-
 class Payment(Event):
     customer: int
     amount: float
@@ -314,7 +291,6 @@ def test_a_reader_of_the_registry_reads_nothing_else(url: str, control: ControlP
             for closed in (
                 reader.accesses,
                 lambda: reader.consumer_offset("index"),
-                lambda: reader.decisions.latest("fraud"),
             ):
                 with pytest.raises(StoreError, match="does not allow this"):
                     closed()

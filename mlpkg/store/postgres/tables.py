@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['metadata', 'control_table', 'probe_table', 'active_model_table', 'promotion_table', 'unpublished_table',
-           'token_table', 'access_table', 'stream_table', 'contract_table', 'timeline_table', 'consumer_table',
-           'decision_table']
+           'token_table', 'access_table', 'stream_table', 'contract_table', 'timeline_table', 'consumer_table']
 
 # %% ../../../nbs/05_store/07_postgres/03_tables.ipynb #imports
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    Double,
     ForeignKeyConstraint,
     Identity,
     Index,
@@ -115,16 +113,3 @@ timeline_table = Table(
 
 # %% ../../../nbs/05_store/07_postgres/03_tables.ipynb #consumers
 consumer_table = Table("consumer", metadata, Column("name", Text, primary_key=True), _column("position", BigInteger))
-decision_table = Table(
-    "decision",
-    metadata,
-    Column("use_case", Text, primary_key=True),
-    Column("event", Text, primary_key=True),
-    *(_column(name, BigInteger) for name in ("position", "event_position", "time", "decided")),
-    _column("action"),
-    _column("score", Double, nullable=True),
-    _column("log_partition", Integer),
-    _column("log_offset", BigInteger),
-    Index("decision_position", "use_case", "position", unique=True),
-    Index("decision_decided", "use_case", "decided"),
-)

@@ -55,17 +55,8 @@ _STREAMS = (
     "create unique index timeline_live on timeline(stream, key) where state = 'live'",
 )
 
-# %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #decisions
-_DECISIONS = (
-    "create table decision(use_case text, event text, position bigint not null, event_position bigint not null, "
-    "time bigint not null, decided bigint not null, action text not null, score double precision, "
-    "log_partition integer not null, log_offset bigint not null, primary key (use_case, event))",
-    "create unique index decision_position on decision(use_case, position)",
-    "create index decision_decided on decision(use_case, decided)",
-)
-
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #upgrade
 def upgrade() -> None:
     """Make the tables."""
-    for statement in (*_CONTROL, *_MODELS, *_ACCESS, *_STREAMS, *_DECISIONS):
+    for statement in (*_CONTROL, *_MODELS, *_ACCESS, *_STREAMS):
         op.execute(statement)
