@@ -16,7 +16,7 @@ from .shared import Instant, as_json, opened, read_argument, say, show, use_case
 from ..errors import MlpkgError
 from ..features import FeatureSet
 from ..schema import Outcome, Rejected
-from ..store import Store, decisions_of, texts_of
+from ..store import Entry, Store, decisions_of, texts_of
 from ..times import iso
 
 # %% ../../nbs/16_cli/02_decisions.ipynb #hint
@@ -132,6 +132,20 @@ def _with_texts(features: FeatureSet, values: dict[str, Any], store: Store) -> d
     texts = texts_of([*features.sources, *features.outcomes], codes.values(), store)
     return values | {name: texts.get(code, code) for name, code in codes.items()}
 
+# %% ../../nbs/16_cli/02_decisions.ipynb #latest
+def _latest(store: Store, stream: str, most: int) -> list[Entry]:
+    """Return the latest entries of a stream, in the order of the log."""
+    latest, before = store.latest_entries(stream, None, most)
+    while before is not None and len(latest) < most:
+        page, before = store.latest_entries(stream, before, most)
+        latest += page
+    return latest[:most][::-1]
+
+
+def _entries_since(store: Store, stream: str, since: int) -> list[Entry]:
+    """Return the entries of a stream about events from a time on."""
+    return [entry for entry in store.read(streams=[stream]) if entry.time >= since]
+
 # %% ../../nbs/16_cli/02_decisions.ipynb #decisions
 @click.command("decisions")
 @use_case_argument
@@ -151,8 +165,8 @@ def decisions_command(use_case: str, id: str | None, since: int, most: int, as_j
             raise MlpkgError(f"{use_case!r} has no decision on the event {id!r}")
         record = msgspec.json.decode(entry.body)
         return say(record if as_json else record | {"features": _with_texts(case.features, record["features"], store)})
-    records = [msgspec.json.decode(e.body) for e in store.read(streams=[stream]) if e.time >= since]
-    records = records[-most:] if most else records
+    entries = _entries_since(store, stream, since) if since or not most else _latest(store, stream, most)
+    records = [msgspec.json.decode(entry.body) for entry in entries[-most:]]
     if as_json:
         return say(records)
     for d in records:
