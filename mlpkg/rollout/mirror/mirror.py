@@ -172,6 +172,7 @@ class Mirror(_Deciding):
         self.reached = mirror_offsets(log, store).reached  # stored
         self.taken = self.reached  # up to here everything that can be read was taken over
         self._name, self._done = _names(log)[0], set[int]()
+        self._end = 0  # the last position of the log before a step
         decisions = [decisions_of(case.name) for case in use_cases]
         self._streams = [*mirrored_streams(use_cases), *decisions]
         store.defer_fsync()  # what a failure loses is read again
@@ -179,7 +180,8 @@ class Mirror(_Deciding):
     def step(self) -> int:
         """Take over what the log has now, and return how many entries and decisions that were."""
         self.check()
-        count, saved, end = 0, time.monotonic(), self.log.last_position()
+        count, saved = 0, time.monotonic()
+        self._end = end = self.log.last_position()
         entries = self.log.read(self.reached, streams=self._streams)
         try:
             for position, step, recorded in mirror_steps(self.use_cases, entries, self.start):
@@ -205,7 +207,7 @@ class Mirror(_Deciding):
     def save(self) -> None:
         """Store how far the log was taken over."""
         self.flush()
-        reached = min(self.taken, self.log.last_position())
+        reached = min(self.taken, self._end)
         if reached > self.reached:
             stream = decisions_of(self.use_cases[0].name)
             self.store.append_derived(stream, [], reader=self._name, until=reached)
@@ -228,7 +230,7 @@ def mirror_lock(settings: Settings) -> Iterator[None]:
         yield
 
 # %% ../../../nbs/08_rollout/02_mirror/02_mirror.ipynb #until
-_PAUSE = 0.5  # seconds between two looks at a log that has nothing new
+_PAUSE, _BUSY = 0.5, 500  # seconds between two looks at a log, unless one of them has found so many entries
 _AGAIN = 1.0  # seconds
 
 
@@ -247,5 +249,5 @@ def mirror_until(
             time.sleep(_AGAIN)
             continue
         progress(count)
-        if not count and not is_over():
+        if count < _BUSY and not is_over():
             time.sleep(_PAUSE)

@@ -9,10 +9,12 @@ __all__ = ['topics_of', 'ReadOnlyEntries', 'ReadOnlyCluster']
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from ...errors import StoreError
 from ...settings import Settings
+from ..kafka.messages import LogRecord
 from ..kafka.stable import StableLog
 from ..kafka.topics import TopicLayout, login_of
 from ..postgres.control_plane import ControlPlane
@@ -43,13 +45,17 @@ class ReadOnlyEntries:
 
     def read(self, after: int = 0, *, streams: Sequence[str] | None = None) -> Iterator[Entry]:
         """Yield entries after a position in order, as far as the log may be read."""
-        readable = self.log.end().readable
-        for record in self.log.read(topics_of(streams), after, self.log.voids()):
-            if record.position > readable:
-                return
+        for record in self._records(topics_of(streams), after):
             for entry in record.entries():
                 if entry.position > after and (streams is None or entry.source in streams):
                     yield entry
+
+    def _records(self, topics: Sequence[str] | None, after: int) -> Iterator[LogRecord]:
+        if topics is None:
+            return self.log.read_on(after)
+        readable = self.log.end().readable
+        records = self.log.read(topics, after, self.log.voids())
+        return takewhile(lambda record: record.position <= readable, records)
 
     def identity(self) -> str:
         """Return the id that Kafka gave to the topic `_control`."""

@@ -117,14 +117,18 @@ class _Connections:
             return self._producer
 
     @contextmanager
-    def consumer(self) -> Iterator[Consumer]:
-        """Yield a consumer that belongs to no group; errors of Kafka become errors of the store."""
+    def consumer(self, **fetch: int) -> Iterator[Consumer]:
+        """Yield a consumer that belongs to no group; errors of Kafka become errors of the store.
+
+        `fetch` are the options of Kafka's that begin so: ``wait_max_ms``, ``min_bytes``.
+        """
         settings = {
             "bootstrap.servers": self.brokers,
             "group.id": f"{self.topics.prefix}.{uuid.uuid4()}",
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "fetch.wait.max.ms": 20,
+            **{f"fetch.{name.replace('_', '.')}": value for name, value in fetch.items()},
             **CLIENT,
         }
         consumer = Consumer(settings | self._options)
@@ -243,9 +247,7 @@ class _Spans(KafkaAppender):
 
     def ends(self) -> dict[str, list[int]]:
         """Return the ends of the partitions of every topic."""
-        with self.consumer() as consumer:
-            counts = self.topics.partitions()
-            return {topic: [_bounds(consumer, (topic, p))[1] for p in range(n)] for topic, n in counts.items()}
+        return self.topics.ends()
 
     def _spans(
         self, consumer: Consumer, partitions: Sequence[tuple[str, int]], after: int

@@ -104,20 +104,23 @@ class _NewTopics(_TopicNames):
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process made it meanwhile
                     raise kafka_error(error, self.brokers) from error
 
-    def _wait_for_leaders(self, partitions: Sequence[TopicPartition]) -> None:
-        """Wait until new partitions can be written."""
+    def _ends_of(self, partitions: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
+        """Return the ends of partitions; wait until new ones can be written."""
         until, newest = time.monotonic() + _TIMEOUT, cast(OffsetSpec, OffsetSpec.latest())
+        ends: dict[tuple[str, int], int] = {}
         while partitions:
-            for topic in {partition.topic for partition in partitions}:
-                self._admin.list_topics(topic, timeout=_TIMEOUT)  # or the client goes on believing that it is not there
             answers = self._admin.list_offsets(dict.fromkeys(partitions, newest), request_timeout=_TIMEOUT)
             errors = {
                 p: e for p, answer in answers.items() if isinstance(e := answer.exception(_TIMEOUT), KafkaException)
             }
+            ends |= {(p.topic, p.partition): a.result().offset for p, a in answers.items() if p not in errors}
             if errors and time.monotonic() > until:
                 raise kafka_error(next(iter(errors.values())), self.brokers)
             partitions = [*errors]
+            for topic in {partition.topic for partition in partitions}:
+                self._admin.list_topics(topic, timeout=_TIMEOUT)  # or the client goes on believing that it is not there
             time.sleep(0.01 if errors else 0)
+        return ends
 
 # %% ../../../nbs/05_store/10_kafka/02_topics.ipynb #topics
 class Topics(_NewTopics):
@@ -135,7 +138,13 @@ class Topics(_NewTopics):
         missing = [name for s in dict.fromkeys(streams) if (name := self.name(s)) not in present]
         if missing:
             self._create([NewTopic(name, count, layout.replication, config=config) for name in missing])
-            self._wait_for_leaders([TopicPartition(name, p) for name in missing for p in range(count)])
+            self._ends_of([TopicPartition(name, p) for name in missing for p in range(count)])
+
+    def ends(self) -> dict[str, list[int]]:
+        """Return the ends of the partitions of every topic; who knows a message finds those before it as well."""
+        counts = self.partitions()
+        ends = self._ends_of([TopicPartition(name, p) for name, count in counts.items() for p in range(count)])
+        return {name: [ends[name, p] for p in range(count)] for name, count in counts.items()}
 
     def id_of(self, stream: str) -> str:
         """Return the id that Kafka gave to the topic of a stream; no other topic ever has it."""
