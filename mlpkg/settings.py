@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from configparser import ConfigParser
 from configparser import Error as _IniError
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -161,7 +162,8 @@ def _load(
     values: dict[str, object] = {
         "trust_loopback": False
     }  # set, so that a server started with these settings has it too
-    values |= _section(path, env) if path else {}
+    if path:
+        values |= _known(_section(path, env), env, path)
     values |= {name: text for name, text in variables.items() if text}
     values |= {name: value for name, value in overrides.items() if value is not None} | {"env": env}
     for name in ("use_cases", "changes"):
@@ -181,6 +183,16 @@ def _load(
     addresses = {name: str(folder_of(name) / Path(text).expanduser()) for name, text in folders.items()}
     state = folder_of("state") / loaded.state.expanduser()
     return loaded.model_copy(update={"root": root, "state": state} | addresses)
+
+
+def _known(section: dict[str, str], env: str, path: Path) -> dict[str, str]:
+    """Return the lines of an environment; raise `MlpkgError` for the first that is no setting."""
+    for name in section:
+        if name not in Settings.model_fields:
+            close = get_close_matches(name, Settings.model_fields, 1)
+            hint = f"{f'did you mean {close[0]}? ' if close else ''}see [{env}] in {path}, or [DEFAULT]"
+            raise MlpkgError(f"settings: there is no setting {name!r}", hint)
+    return section
 
 
 def _refused(error: ValidationError, env: str, path: Path | None) -> MlpkgError:

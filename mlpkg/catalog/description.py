@@ -150,13 +150,19 @@ def _version(store: Store | None, source: str) -> dict[str, Any]:
     return {"version": versions[-1]["version"] if versions else None, "history": history}
 
 # %% ../../nbs/12_catalog/04_description.ipynb #list-models
-def list_models(case: UseCase, store: Store) -> list[dict[str, Any]]:
-    """The models of a use case, oldest first: version, whether it is active, shadows or is retired, and its metrics or damage."""
+def list_models(case: UseCase, store: Store, elsewhere: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The models of a use case, oldest first: version, whether it is active, shadows or is retired, and its metrics or damage.
+
+    `elsewhere` are further versions whose files are not on this machine, with the place where they are.
+    """
     active, changed = store.active_version(case.name), store.promotions(case.name)
     gone, shadowing = retired(changed), shadow_versions(changed)
-    listed = []
-    for version in models.versions(store.settings.state, case.name):
+    listed, away = [], elsewhere or {}
+    for version in sorted({*models.versions(store.settings.state, case.name), *away}):
         role = {"active": version == active, "shadows": version in shadowing, "retired": version in gone}
+        if version in away:
+            listed.append({"version": version} | role | {"elsewhere": away[version]})
+            continue
         try:
             model = models.find(store.settings.state, case.name, version)
             about = {"created": model.manifest["created"], "metrics": model.read("metrics")}

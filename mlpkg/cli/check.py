@@ -17,7 +17,7 @@ from .findings import Finding, found_error, show_findings
 from .project_checks import check_callers, check_definition, check_notebooks, check_settings, check_training
 from .service_checks import check_bento, check_installed, check_service
 from .shared import as_json, say, show
-from .state_checks import check_age, check_log, check_models, check_refused, check_timelines
+from .state_checks import check_age, check_changes, check_log, check_models, check_refused, check_timelines
 from ..decisions import UseCase
 from ..errors import MlpkgError
 from ..settings import Settings
@@ -41,6 +41,7 @@ def _of_use_case(name: str, settings: Settings, store: StoreSummary | None, is_r
     if case is None or definition.status != "ok":
         return findings
     findings.append(check_training(settings, name))
+    findings += [finding] if (finding := check_changes(case, settings)) else []
     findings += _of_state(case, settings, store) if is_readable else []
     newest = next(reversed(_models.versions(settings.state, name)), None)
     return [*findings, check_bento(name, settings, newest), check_service(name, settings)]

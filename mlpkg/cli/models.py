@@ -23,19 +23,22 @@ from ..times import iso
 @click.option("--changes", is_flag=True, help="Say instead what was active when, who changed it, and why.")
 @as_json
 def models_command(use_case: str, changes: bool, as_json: bool) -> None:
-    """List the models: * is active, ~ shadows it, - is retired."""
+    """List the models: * is active, ~ shadows it, - is retired.
+
+    Versions whose files are not on this machine are listed with the place from which they are fetched when they are needed.
+    """
     case, store = opened(use_case)
     if changes:
         changes_made = [c | {"at": iso(c["at"])} for c in store.promotions(case.name)]
         lines = [f"{c['at']}  {c['change']:8}  {c['version']}  by {c['by']}: {c['why']}" for c in changes_made]
         return say(changes_made) if as_json else show(*lines or ["nothing was ever active"])
-    listed = _catalog.list_models(case, store)
+    listed = _catalog.list_models(case, store, _models.elsewhere(store.settings, case.name))
     if as_json:
         return say(listed)
     for m in listed:
         metrics = "  ".join(
             f"{k} {v:.4g}" for k, v in m.get("metrics", {}).items() if isinstance(v, int | float)
-        ) or m.get("damaged", "")
+        ) or m.get("damaged", f"at {m['elsewhere']}" if "elsewhere" in m else "")
         mark = "*" if m["active"] else "-" if m["retired"] else "~" if m["shadows"] else " "
         show(f"{mark} {m['version']}  {metrics}")
     if not listed:

@@ -10,6 +10,7 @@ import click
 
 from .. import decisions as _decisions
 from .shared import as_json, say, show
+from .state_checks import check_changes
 from ..settings import Settings
 from ..store import store_place
 
@@ -24,6 +25,7 @@ def up_command(reader: str | None, as_json: bool) -> None:
     cases = [_decisions.use_case(name, settings) for name in settings.use_cases]
     prepared = place.prepare([*dict.fromkeys(stream for case in cases for stream in _decisions.raw_streams(case))])
     prepared += place.let_read(reader) if reader else []
+    prepared += [finding.detail for case in cases if (finding := check_changes(case, settings))]
     if as_json:
         return say({"location": place.location, "prepared": prepared})
     for line in prepared:

@@ -51,7 +51,7 @@ def _fields_of(body: bytes) -> dict[str, Any] | None:
     """Return the fields of a body, or None if it is no JSON object."""
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

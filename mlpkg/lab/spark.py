@@ -38,6 +38,7 @@ from mlpkg.lab.spark_tasks import (
     write_rows,
 )
 from .training import Plan, as_frame, key_fields, make_plan
+from ..progress import progress
 from ..schema import Decisions, Feedback, Group, Key, Source
 from ..store import Store, decisions_of, open_archive
 from ..store.delta.arrow import CORRECTS, StreamLayout
@@ -343,7 +344,12 @@ def spark_training_set(
     store, into = store or find_store(), Path(into)
     plan = make_plan(features, start, end, as_of, outcome, use_case, history)
     log = _archive_of(store).log(store)
-    with _new_folder(into) as folder, spark_session(master, settings) as spark, spark_errors("make the training set"):
+    with (
+        _new_folder(into) as folder,
+        spark_session(master, settings) as spark,
+        spark_errors("make the training set"),
+        progress("training-set on Spark", unit=""),
+    ):
         check_shippable(features.members)
         job = _SparkJob(spark, features, plan, log, store.last_position(), _routes_of(features))
         if _run(job, store, folder, buckets) == 0:

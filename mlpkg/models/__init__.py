@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Categories', 'ActiveModel', 'LightGBM', 'MOST', 'Model', 'Predictor', 'LoadedModel', 'adopt', 'check_trained',
            'copy_files', 'find', 'load', 'models_dir', 'promote', 'preload', 'retire', 'retired', 'rollback', 'save',
-           'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'obtain', 'publish', 'StorageAway',
-           'standing', 'unshadow', 'versions']
+           'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'elsewhere', 'obtain', 'publish',
+           'StorageAway', 'standing', 'unshadow', 'versions']
 
 # %% ../../nbs/06_models/00_init.ipynb #public
 from .active import ActiveModel, LoadedModel, load_for
@@ -23,7 +23,7 @@ from mlpkg.models.artifact import (
     versions,
 )
 from .categories import MOST, Categories
-from .object_storage import StorageAway, obtain, publish
+from .object_storage import StorageAway, elsewhere, obtain, publish
 from .predictors import LightGBM, Predictor, check_trained
 from mlpkg.models.registry import (
     promote,
@@ -63,6 +63,7 @@ _all_ = [
     "shadow_versions",
     "stamps",
     "load_for",
+    "elsewhere",
     "obtain",
     "publish",
     "StorageAway",

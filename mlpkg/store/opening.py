@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['store_place', 'open_store', 'open_read_only', 'embedded_settings', 'reopened', 'counts', 'open_archive',
-           'open_changes']
+           'open_changes', 'changes_behind']
 
 # %% ../../nbs/05_store/04_opening.ipynb #imports
 from collections.abc import Sequence
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -112,8 +113,10 @@ def open_archive(location: str) -> "DeltaArchive":
         raise Missing(error.name or "deltalake", "delta") from None
 
 # %% ../../nbs/05_store/04_opening.ipynb #open-changes
-def open_changes(settings: Settings, topics: Sequence[str]) -> "KafkaChanges":
+def open_changes(settings: Settings, topics: Sequence[str], *, is_member: bool = True) -> "KafkaChanges":
     """Return the messages of some topics, for this process of those that follow changes for a namespace.
+
+    One that is no member takes no messages, and sees how far the members are.
 
     Raises
     ------
@@ -124,4 +127,16 @@ def open_changes(settings: Settings, topics: Sequence[str]) -> "KafkaChanges":
         module = import_module("mlpkg.store.kafka.changes")
     except ModuleNotFoundError as error:
         raise Missing(error.name or "confluent_kafka", "kafka") from None
-    return module.KafkaChanges(settings, topics)
+    return module.KafkaChanges(settings, topics, is_member=is_member)
+
+
+def changes_behind(settings: Settings, topics: Sequence[str]) -> dict[str, int | None]:
+    """Return how many messages of each topic nobody has taken in yet, None where there is no such topic.
+
+    Raises
+    ------
+    MlpkgError
+        When confluent-kafka is not installed, or Kafka does not answer.
+    """
+    with closing(open_changes(settings, topics, is_member=False)) as messages:
+        return messages.behind()

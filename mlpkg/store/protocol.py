@@ -476,6 +476,11 @@ class StorePlace(Protocol):
         """The place in one word, such as the path of a file; two settings with one location have the same store."""
         ...
 
+    @property
+    def setup(self) -> str | None:
+        """The command that makes an empty store here, None if the first write does."""
+        ...
+
     def exists(self) -> bool:
         """Return whether there is a store."""
         ...

@@ -1,21 +1,23 @@
 """The log in a real Kafka: what is appended is read in the order of its positions, and what is void is not."""
 
+import json
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
-from mlpkg.errors import MlpkgError, StoreError
+from mlpkg.errors import MlpkgError, Rejected, StoreError
 from mlpkg.store.kafka import topics as topics_module
 from mlpkg.store.kafka.log import Delivery, KafkaLog
 from mlpkg.store.kafka.messages import LogRecord, Place, Voids, encode_record, epoch_message, undone_message
-from mlpkg.store.kafka.topics import TopicLayout
+from mlpkg.store.kafka.topics import TOPIC_CONFIG, TopicLayout
 
 if TYPE_CHECKING:
     from local_servers.kafka_server import Kafka
@@ -193,11 +195,60 @@ def test_topics_are_made_once_and_checked(log: KafkaLog, kafka_server: "Kafka", 
     with closing(log_of(kafka_server, kafka_prefix, TopicLayout(partitions=4))) as wider:
         with pytest.raises(MlpkgError, match=r"payments has 3 partitions, not 4"):
             wider.topics.check()
-    forgetting = NewTopic(log.topics.name("refunds"), 3, 1, config={"retention.ms": "60000"})
-    for made in kafka_server.admin.create_topics([forgetting]).values():
-        made.result()
-    with pytest.raises(MlpkgError, match=r"refunds forgets messages after 60000 ms"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("retention.ms", "60000"),
+        ("retention.bytes", "1000000"),
+        ("cleanup.policy", "compact"),
+        ("max.message.bytes", "1048588"),
+    ],
+)
+def test_a_topic_that_would_lose_entries_is_refused(
+    name: str, value: str, log: KafkaLog, kafka_server: "Kafka"
+) -> None:
+    foreign = NewTopic(log.topics.name("refunds"), 3, 1, config={**TOPIC_CONFIG, name: value})
+    kafka_server.admin.create_topics([foreign], operation_timeout=10)[foreign.topic].result()
+    until = time.monotonic() + 10
+    while foreign.topic not in log.topics.partitions() and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(MlpkgError, match=rf"{name} of the topic \S+refunds is {value}, not .*; .*kafka-configs"):
         log.topics.check()
+
+
+def test_a_message_that_is_too_large_is_refused_and_named(log: KafkaLog) -> None:
+    log.topics.make(["payments"])
+    large = record(1)._replace(body=json.dumps({"id": "tx-1", "note": "x" * 9_000_000}))
+    with pytest.raises(Rejected, match=r"message: 9,\d+,\d+ bytes is more than a message of the log may have"):
+        log.append(large, b"tx-1")
+    digits = "".join(random.choices("0123456789", k=5_000_000))
+    almost = record(2)._replace(body=json.dumps({"id": "tx-2", "note": digits}))
+    delivery = log.append(almost, b"tx-2")
+    log.flush([delivery])
+    log.check_delivered([delivery])
+
+
+@pytest.mark.parametrize(
+    ("login", "why"),
+    [
+        ({"sasl.password": "guess"}, r"invalid credentials .*; check kafka_user and MLPKG_KAFKA_PASSWORD"),
+        ({"security.protocol": "SASL_SSL"}, r"SSL handshake failed.*; check kafka_protocol"),
+        ({"security.protocol": "PLAINTEXT"}, r"whether it wants a login: kafka_user, kafka_protocol"),
+        ({"bootstrap.servers": "127.0.0.1:1"}, r"Connection refused; check that it runs$"),
+        ({"bootstrap.servers": "kafka.invalid:9092"}, r"Failed to resolve 'kafka.invalid:9092'"),
+    ],
+)
+def test_a_wrong_login_or_address_is_named(
+    login: dict[str, str], why: str, kafka_server: "Kafka", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics_module, "_TIMEOUT", 5.0)
+    options: Any = kafka_server.client_settings() | login
+    with closing(KafkaLog(options.pop("bootstrap.servers"), "shop", LAYOUT, options)) as log:
+        with pytest.raises(StoreError, match=why) as raised:
+            log.topics.partitions()
+    assert kafka_server.password not in str(raised.value) and "guess" not in str(raised.value)
 
 
 def test_a_broker_that_is_not_there_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,11 @@ def schema_of(settings: Settings) -> str:
 
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #summary
 def summary_of(store: ClusterStore, use_cases: Sequence[str]) -> StoreSummary:
-    """Return what an open store holds; entries are not counted, as a log in Kafka may be long."""
+    """Return what an open store holds; entries are counted by the messages of a topic."""
     snapshot = store.control.snapshot()
     return StoreSummary(
         position=store.last_position(),
-        entries=None,
+        entries=store.session.log.counts(),
         spans={},
         dead_letters=len(store.dead_letters()),
         waiting=len(store.waiting()),
@@ -60,6 +60,11 @@ class _NoFiles:
     def location(self) -> str:
         """The log and the namespace."""
         return f"{self.settings.kafka}/{self.settings.namespace}"
+
+    @property
+    def setup(self) -> str:
+        """The command that makes tables and topics."""
+        return "mlpkg up"
 
     def backup(self, folder: Path, progress: Callable[[int], object] = lambda n: None) -> Backup:
         """Raise: servers have backups of their own."""
@@ -108,6 +113,13 @@ class _RawPlace(_NoFiles):
         topics.check()
         return KafkaRawEvents(topics, group, streams, login_of(self.settings))
 
+    def _check_topics(self, store: ClusterStore) -> RawTopics:
+        """Raise `MlpkgError` unless every topic is as the settings say; return those of raw events."""
+        store.session.log.topics.check()
+        raw_topics = self._raw_topics()
+        raw_topics.check()
+        return raw_topics
+
     def _raw_topics(self) -> RawTopics:
         settings = self.settings
         layout = TopicLayout(settings.partitions, settings.replication, settings.min_insync)
@@ -126,11 +138,9 @@ class ClusterPlace(_RawPlace, _Readable):
         made = upgrade(self.settings.postgres, schema_of(self.settings))
         store = ClusterStore(self.settings)
         try:
-            store.session.log.topics.check()
+            self._raw_topics().make(raw)
+            raw_topics = self._check_topics(store)
             topics = len(store.session.log.topics.partitions())
-            raw_topics = self._raw_topics()
-            raw_topics.make(raw)
-            raw_topics.check()
         finally:
             store.close()
         tables = f"the tables of the control plane are at their newest version{', applied just now' if made else ''}"
@@ -176,6 +186,7 @@ class ClusterPlace(_RawPlace, _Readable):
             return None
         store = self.open(create=False)
         try:
+            self._check_topics(store)
             return summary_of(store, use_cases)
         finally:
             store.close()

@@ -71,10 +71,7 @@ class _LogEntries:
 
     def count_entries(self) -> int:
         """Return the number of messages in the topics of streams; one with an event and a decision counts once."""
-        ends = self.log.ends()
-        return sum(
-            sum(of_topic) for topic, of_topic in ends.items() if not self.log.topics.stream(topic).startswith("_")
-        )
+        return sum(self.log.counts().values())
 
     def records(self, streams: Sequence[str] | None, after: int, until: int) -> Iterator[LogRecord]:
         """Yield the records with an entry of a stream that lies after a position and up to another, in order."""

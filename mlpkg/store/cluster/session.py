@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import StoreError
+from ...errors import Rejected, StoreError
 from .catalogue import Catalogue
 from .tiles import TileMaker
 from ..kafka.log import Delivery, KafkaLog
@@ -208,7 +208,11 @@ class _Deliveries(_Commits):
     def _send(self, write: PendingWrite) -> None:
         self.make_topics([record.stream for record, _ in write.records])
         for record, key in write.records:  # if that fails, the write is undone when it is stuck
-            write.deliveries.append(self.log.append(record, key))
+            try:
+                write.deliveries.append(self.log.append(record, key))
+            except Rejected:  # it is too large, and sending it again would not help
+                self.abandon(write.begun.first)
+                raise
 
     def _finish(self, writes: Sequence[PendingWrite]) -> None:
         """Wait until writes are in the log, and commit them."""

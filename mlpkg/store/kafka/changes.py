@@ -45,14 +45,15 @@ def values_of(messages: Sequence[Message], brokers: str) -> list[tuple[str, byte
 
 # %% ../../../nbs/05_store/10_kafka/05_changes.ipynb #changes
 class KafkaChanges:
-    """The messages of some topics, for one process of a group."""
+    """The messages of some topics, for one process of a group; one that is no member looks at it from outside."""
 
-    def __init__(self, settings: Settings, topics: Sequence[str]):
+    def __init__(self, settings: Settings, topics: Sequence[str], *, is_member: bool = True):
         self.brokers, self.group, self.topics = settings.kafka, f"{settings.namespace}.changes", [*topics]
         self.assignments = 0  # how many times this process got partitions
         servers = {"bootstrap.servers": self.brokers, "group.id": self.group}
         self._consumer = Consumer(_CONSUMER | servers | login_of(settings))
-        self._consumer.subscribe(self.topics, on_assign=self._count)
+        if is_member:
+            self._consumer.subscribe(self.topics, on_assign=self._count)
 
     def _count(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.assignments += 1
@@ -74,15 +75,18 @@ class KafkaChanges:
             if error.args[0].code() not in _LEFT_BEHIND:
                 raise kafka_error(error, self.brokers) from error
 
-    def lag(self) -> int:
-        """Return how many messages the group has not committed."""
+    def behind(self) -> dict[str, int | None]:
+        """Return how many messages of each topic the group has not committed, None where there is no such topic."""
         try:
             known = self._consumer.list_topics(timeout=_TIMEOUT).topics
-            present = [known[topic] for topic in self.topics if topic in known]
-            every = [TopicPartition(topic.topic, p) for topic in present for p in topic.partitions]
-            return group_lag(self._consumer, every)
+            every = {t: [TopicPartition(t, p) for p in known[t].partitions] for t in self.topics if t in known}
+            return {topic: group_lag(self._consumer, every[topic]) if topic in every else None for topic in self.topics}
         except KafkaException as error:
             raise kafka_error(error, self.brokers) from error
+
+    def lag(self) -> int:
+        """Return how many messages the group has not committed."""
+        return sum(count or 0 for count in self.behind().values())
 
     def close(self) -> None:
         """Leave the group."""

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from ...errors import StoreError
+from ...errors import Rejected, StoreError
 from .messages import LogRecord, Place, Voids, decode_record, encode_record
-from .topics import CLIENT, TopicLayout, Topics, kafka_error
+from .topics import CLIENT, MOST_BYTES, TopicLayout, Topics, kafka_error
 from ...times import LATEST
 from ...untrusted import logger
 
@@ -66,7 +66,7 @@ _PRODUCER = {
     "request.timeout.ms": 2000,
     "socket.nagle.disable": True,
     "compression.type": "lz4",
-    "message.max.bytes": 8_000_000,
+    "message.max.bytes": MOST_BYTES,
     "queue.buffering.max.messages": 1_000_000,
     **CLIENT,
 }
@@ -177,6 +177,9 @@ class _Producing(_Connections):
             producer.poll(0.1)
             raise StoreError(f"Kafka at {self.brokers} does not keep up", "try again") from None
         except KafkaException as error:
+            if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                reason = f"is more than a message of the log may have, {MOST_BYTES:,}"
+                raise Rejected("message", f"{len(value):,} bytes", reason, source=topic) from None
             raise kafka_error(error, self.brokers) from error
         return delivery  # its acknowledgement is left to the thread that waits for it
 
@@ -248,6 +251,11 @@ class _Spans(KafkaAppender):
     def ends(self) -> dict[str, list[int]]:
         """Return the ends of the partitions of every topic."""
         return self.topics.ends()
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of messages of every stream; one with an event and a decision counts once."""
+        ends = {self.topics.stream(topic): sum(of_topic) for topic, of_topic in self.ends().items()}
+        return {stream: count for stream, count in ends.items() if not stream.startswith("_")}
 
     def _spans(
         self, consumer: Consumer, partitions: Sequence[tuple[str, int]], after: int

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ...errors import MlpkgError
 from .log import place_of
 from .messages import Place
-from .topics import CLIENT, RAW, TopicLayout, Topics, check_layout, kafka_error
+from .topics import CLIENT, RAW, TopicLayout, Topics, kafka_error
 from ..protocol import RawEvents
 from ..records import RawBody, RawEvent
 
@@ -24,16 +24,11 @@ from ..records import RawBody, RawEvent
 class RawTopics(Topics):
     """The topics of raw events of one environment."""
 
-    config: ClassVar = Topics.config | {"message.timestamp.type": "LogAppendTime"}
+    config: ClassVar = {**Topics.config, "message.timestamp.type": "LogAppendTime"}
+    checked: ClassVar = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
 
     def __init__(self, brokers: str, namespace: str, layout: TopicLayout, options: Mapping[str, Any]):
         super().__init__(brokers, f"{namespace}.{RAW}", layout, options)
-
-    def _check_topic(self, name: str, present: TopicLayout, wanted: TopicLayout, config: Mapping[str, Any]) -> None:
-        check_layout(name, present, wanted, "-1")
-        if (stamp := config["message.timestamp.type"].value) != "LogAppendTime":
-            what = f"message.timestamp.type of the topic {name} is {stamp}, not LogAppendTime"
-            raise MlpkgError(what, "set it with kafka-configs: it says when an event arrived")
 
 # %% ../../../nbs/05_store/10_kafka/04_raw.ipynb #event
 def raw_event(stream: str, message: Message) -> RawEvent:

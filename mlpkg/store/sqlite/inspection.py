@@ -23,7 +23,7 @@ from .cache import Cache
 from .errors import store_error
 from .folder_swap import is_under_way
 from .schema import VERSION
-from ..streams import promotions_of
+from ..streams import decisions_of, promotions_of
 from ..timeline_definitions import find_missing
 
 # %% ../../../nbs/05_store/05_sqlite/41_inspection.ipynb #connection
@@ -136,6 +136,8 @@ def inspect(settings: Settings, use_cases: Sequence[str]) -> StoreSummary | None
             summary = _summary(db)
             summary.changes = {name: _changes(db, name) for name in use_cases}
             _count(db, summary)
+            if summary.entries is not None:
+                summary.entries = {decisions_of(name): 0 for name in use_cases} | summary.entries
             summary.is_building = is_building(settings)
             return summary
     except apsw.Error as error:

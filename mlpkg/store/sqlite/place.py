@@ -32,6 +32,10 @@ class SqlitePlace:
         """The path of the file."""
         return str(self.settings.store_path)
 
+    @property
+    def setup(self) -> None:
+        """No command: the first write makes the file."""
+
     def exists(self) -> bool:
         """Return whether the file is there."""
         return self.settings.store_path.exists()

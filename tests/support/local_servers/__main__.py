@@ -30,7 +30,7 @@ def start(folder: Path) -> list[str]:
 
 
 def _start_all(folder: Path) -> list[str]:
-    problems, settings = [], {}
+    problems, settings = [], {"store": "cluster", "kafka_protocol": "SASL_PLAINTEXT"}
     for name, kind in SERVERS.items():
         server = kind(folder / name)
         ran = server.is_running
@@ -43,8 +43,20 @@ def _start_all(folder: Path) -> list[str]:
             f"{server.name:<11}{'runs' if ran else 'started'} on {server.address}, its log is {server.log}", flush=True
         )
         settings |= server.settings()
-    print("\nThe lines for settings.ini:\n" + "\n".join(f"{name} = {value}" for name, value in settings.items()))
+    _show(settings)
     return problems
+
+
+def _show(settings: dict[str, str]) -> None:
+    """Print what leads to the servers: settings, and the variables that clients of object storage read."""
+    variables = {name.upper(): settings.pop(name) for name in [*settings] if name.startswith("aws_")}
+    if "archive" in settings:
+        settings["models"] = "s3://mlpkg/models"
+    lines = ["", "For [local] in settings.ini:", *(f"{name} = {value}" for name, value in settings.items())]
+    if variables:
+        lines += ["", "For the shell, as archive and models lie in S3:"]
+        lines += [f"export {name}={value}" for name, value in variables.items()]
+    print("\n".join([*lines, "", "Then: mlpkg up"]))
 
 
 def stop(folder: Path) -> list[str]:
