@@ -14,9 +14,11 @@ from confluent_kafka.admin import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from mlpkg.errors import MlpkgError, Rejected, StoreError
+from mlpkg.store.kafka import stable
 from mlpkg.store.kafka import topics as topics_module
 from mlpkg.store.kafka.log import Delivery, KafkaLog
 from mlpkg.store.kafka.messages import LogRecord, Place, Voids, encode_record, epoch_message, undone_message
+from mlpkg.store.kafka.stable import StableLog
 from mlpkg.store.kafka.topics import TOPIC_CONFIG, TopicLayout
 
 if TYPE_CHECKING:
@@ -120,6 +122,67 @@ def test_what_a_process_of_an_older_epoch_appends_later_is_void(log: KafkaLog) -
     log.topics.make(["refunds"])  # it was not there when the epoch began
     append(log, record(4, stream="refunds"), record(5, stream="refunds", epoch=2))
     assert numbers(log) == [1, 3, 5]
+
+
+def follower_of(server: "Kafka", prefix: str) -> StableLog:
+    """The same log, as a reader has it that has nothing but the log."""
+    return StableLog(server.address, f"{prefix}log", LAYOUT, options(server))
+
+
+@pytest.fixture
+def follower(log: KafkaLog, kafka_server: "Kafka", kafka_prefix: str) -> Iterator[StableLog]:
+    with closing(follower_of(kafka_server, kafka_prefix)) as follower:
+        yield follower
+
+
+def followed(follower: StableLog, after: int = 0) -> list[int]:
+    """The positions that it reads on from a position, less that of the start."""
+    return [r.position - START for r in follower.read_on(START + after)]
+
+
+def test_a_follower_reads_what_nothing_can_precede(log: KafkaLog, follower: StableLog) -> None:
+    """Whatever lies before the `low` of a message has ended, in every partition and topic."""
+    append(log, record(10, low=5), record(12, low=11))
+    assert followed(follower) == [10]
+    end = follower.end()
+    assert (end.last - START, end.readable - START, end.newest - START) == (10, 10, 12)
+    append(log, record(11, low=5))  # it had begun before 12, and came later
+    append(log, record(20, low=20))
+    assert followed(follower, after=10) == [11, 12]
+    log.topics.make(["visits"])
+    append(log, record(21, low=20, stream="visits"), record(22, low=20))
+    append(log, record(30, low=30))
+    assert followed(follower, after=12) == [20, 21, 22]
+    assert followed(follower, after=20) == [21, 22], "what was read is held until the reader is past it"
+
+
+def test_a_follower_passes_over_what_was_undone_while_it_was_held(log: KafkaLog, follower: StableLog) -> None:
+    append(log, record(10, low=5), record(12, low=11))
+    assert followed(follower) == [10]
+    log.append_control(undone_message(START + 12, START + 12))
+    append(log, record(20, low=20))
+    assert followed(follower, after=10) == []
+    append(log, record(30, low=30))
+    assert followed(follower, after=10) == [20]
+
+
+def test_a_follower_may_begin_again_at_an_earlier_position(log: KafkaLog, follower: StableLog) -> None:
+    append(log, *[record(n, low=n) for n in range(1, 9)])
+    assert followed(follower, after=4) == [5, 6, 7]
+    assert followed(follower) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_follower_that_is_far_behind_holds_nothing(
+    log: KafkaLog, kafka_server: "Kafka", kafka_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stable, "_HELD", 3)
+    append(log, *[record(n, low=n) for n in range(1, 9)])
+    with closing(follower_of(kafka_server, kafka_prefix)) as follower:
+        assert followed(follower) == [1, 2, 3, 4, 5, 6, 7], "when it begins"
+        assert followed(follower, after=6) == [7]
+        append(log, *[record(n, low=n) for n in range(9, 15)])
+        assert followed(follower, after=7) == [8, 9, 10, 11, 12, 13], "when much has come since"
+        assert followed(follower, after=12) == [13] and follower.end().newest == START + 14
 
 
 def test_texts_are_read_in_the_order_in_which_they_were_appended(log: KafkaLog) -> None:

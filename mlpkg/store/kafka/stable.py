@@ -39,6 +39,9 @@ def end_of(low: int, newest: int, quiet: float = 0.0) -> LogEnd:
     return LogEnd(newest if quiet > _OVER else last, LATEST if quiet > _QUIET else last, newest)
 
 # %% ../../../nbs/05_store/10_kafka/04_stable.ipynb #held
+_HELD = 50_000  # records
+
+
 class HeldRecords:
     """The records of a log after a position, and how far the log has come; with `after` None no record is held."""
 
@@ -52,6 +55,12 @@ class HeldRecords:
         self.low, self.newest = max(self.low, record.low), max(self.newest, record.last_position)
         if self.after is not None and record.last_position > self.after:
             self._records.append(record)
+        if len(self._records) > _HELD:  # the reader has not come for long
+            self.after, self._records = None, []
+
+    def has(self, after: int) -> bool:
+        """Return whether every record after a position is held."""
+        return self.after is not None and self.after <= after
 
     def forget(self, until: int) -> None:
         """Hold no record any more up to a position."""
@@ -134,9 +143,6 @@ class _Following(KafkaLog):
             self._held.add(record)
 
 # %% ../../../nbs/05_store/10_kafka/04_stable.ipynb #log
-_HELD = 50_000  # records
-
-
 class StableLog(_Following):
     """A log that says how far it may be read."""
 
@@ -161,14 +167,12 @@ class StableLog(_Following):
 
     def read_on(self, after: int) -> Iterator[LogRecord]:
         """Yield the records after a position as far as they may be read, in order; to go on from there costs what is new."""
-        held = self._held.after
-        if held is None or after < held:
-            if self._is_far(after):
-                readable = self.end().readable
-                yield from takewhile(lambda r: r.position <= readable, self.read(None, after, self.voids()))
-                return
+        if not self._held.has(after) and not self._is_far(after):
             self._begin(after)
         readable = self.end().readable
+        if not self._held.has(after):
+            yield from takewhile(lambda record: record.position <= readable, self.read(None, after, self.voids()))
+            return
         self._held.forget(after)
         yield from self._held.read(self.topics.prefix, readable)
 
