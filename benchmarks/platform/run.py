@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from bench import run_all  # noqa: E402
 
-NAMES = ["archive", "decision", "online_read", "busy_entity", "aggregator", "costs", "stream", "staging"]
+NAMES = ["archive", "spark", "decision", "online_read", "busy_entity", "aggregator", "costs", "stream", "staging"]
 
 if __name__ == "__main__":
     run_all(__doc__ or "", HERE, [name for name in NAMES if (HERE / f"{name}.py").exists()], patience=600, together=870)
