@@ -30,10 +30,11 @@ from local_servers.kafka_server import Kafka  # noqa: E402
 from local_servers.postgres_server import Postgres  # noqa: E402
 from local_servers.redis_server import Redis  # noqa: E402
 
-from mlpkg.decisions import Decider, StreamDecider, run_stream  # noqa: E402
+from mlpkg.decisions import Decider, StreamDecider  # noqa: E402
 from mlpkg.models import promote  # noqa: E402
 from mlpkg.settings import Settings  # noqa: E402
 from mlpkg.store import Store, open_store, store_place  # noqa: E402
+from mlpkg.store.steps import run_steps  # noqa: E402
 
 TURNS = 3
 
@@ -76,7 +77,7 @@ def streamed(store: Store, producer: Producer, bodies: list[bytes]) -> float:
     place = store_place(store.settings)
     with closing(place.raw_events("stream", [case.on.stream])) as raw:
         stream = StreamDecider(case, store, raw)
-        run_stream(stream, Event(), until_caught_up=True, progress=lambda n: times.append((time.perf_counter(), n)))
+        run_steps(stream, Event(), until_caught_up=True, progress=lambda n: times.append((time.perf_counter(), n)))
     if stream.counts != {"decided": len(bodies)}:
         raise SystemExit(f"not all were decided: {stream.counts}")
     batches = [(when, n) for when, n in times if n]

@@ -20,6 +20,7 @@ from ..errors import MlpkgError
 from ..progress import progress
 from ..settings import Settings
 from ..store import open_store, store_place
+from ..store.steps import run_steps
 
 # %% ../../nbs/16_cli/13_stream.ipynb #stopping
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -80,7 +81,5 @@ def stream_command(use_case: str, until_caught_up: bool, stated_arrivals: bool, 
             store.start_checkpointer()
             stream = _decisions.StreamDecider(case, store, raw, states_arrival=stated_arrivals)
             with progress("stream", raw.lag() if until_caught_up else None, "events") as bar:
-                _decisions.run_stream(
-                    stream, stop, until_caught_up=until_caught_up, progress=bar.update, trouble=show_trouble
-                )
+                run_steps(stream, stop, until_caught_up=until_caught_up, progress=bar.update, trouble=show_trouble)
             say(stream.counts) if as_json else show(counts_line(stream.counts))

@@ -6,7 +6,7 @@
 __all__ = ['Alternative', 'Decider', 'Decision', 'Difference', 'HistoryLoader', 'AS_RECORDED', 'Ranking', 'Replayed', 'Step',
            'StreamDecider', 'UseCase', 'Verification', 'compare_decisions', 'compute_alternatives', 'earliest_start',
            'evaluate_alternatives', 'newest_arrival', 'newest_words', 'pages', 'raw_streams', 'replay', 'replay_steps',
-           'run_stream', 'streams_of', 'use_case', 'verify']
+           'streams_of', 'use_case', 'verify']
 
 # %% ../../nbs/07_decisions/00_init.ipynb #public
 from .alternatives import compute_alternatives, evaluate_alternatives
@@ -16,7 +16,7 @@ from .ranking import Ranking
 from .record import Alternative, Decision
 from .replay import AS_RECORDED, HistoryLoader, Replayed, compare_decisions, replay
 from .replay_order import Step, earliest_start, newest_arrival, newest_words, replay_steps, streams_of
-from .stream import StreamDecider, raw_streams, run_stream
+from .stream import StreamDecider, raw_streams
 from .use_case import UseCase, use_case
 from .verify import Difference, Verification, verify
 
@@ -44,7 +44,6 @@ _all_ = [
     "raw_streams",
     "replay",
     "replay_steps",
-    "run_stream",
     "streams_of",
     "use_case",
     "verify",

@@ -7,7 +7,10 @@ __all__ = ['Decider']
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #imports
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +25,7 @@ from mlpkg.decisions.request import (
 )
 from .use_case import UseCase
 from ..engine.columns import NULL
-from ..errors import MlpkgError
+from ..errors import MlpkgError, StoreError
 from ..models import ActiveModel, LoadedModel, Model
 from ..schema import Rejected, code_hash
 from ..store import DecisionTransaction, Store
@@ -79,49 +82,15 @@ def _make_record(case: UseCase, request: DecisionRequest, transaction: DecisionT
         **stated,
     )
 
-# %% ../../nbs/07_decisions/06_decider.ipynb #path
-class _DecisionPath:
-    """The eight steps of a decision."""
+# %% ../../nbs/07_decisions/06_decider.ipynb #steps
+class _DecisionSteps:
+    """The steps of a decision, and what they need."""
 
     def __init__(self, use_case: UseCase, store: Store):
         self.use_case, self.store, self.deadline_us = use_case, store, use_case.deadline_us
         self.active = ActiveModel(store, use_case.name, use_case.on)
         self._policy_version = code_hash(use_case.policy)
         self._fallback_version = code_hash(use_case.fallback) if callable(use_case.fallback) else "constant"
-
-    def _decide(
-        self,
-        read: Callable[[UseCase, Store, Any], DecisionRequest],
-        body: Any,
-        arrived: int | None,
-        clock: int | None,
-        caller: str | None,
-        waited: float,
-    ) -> Decision:
-        started = time.perf_counter_ns() - int(waited * 1e9)
-        clock = now() if clock is None else clock
-        arrived = clock if arrived is None else arrived
-        case, source = self.use_case, self.use_case.on
-        try:
-            request = read(case, self.store, body)  # 1. read the event
-            with self.store.decision(
-                case.name, source, request.event, arrived, clock
-            ) as transaction:  # 2. and append it
-                if transaction.recorded is not None:  # 3. decide each event once
-                    return _decide_once(case, request, decode_decision(transaction.recorded))
-                try:
-                    loaded = self._choose_model(request, transaction)  # 4. choose the model
-                    request.evaluate(loaded, source, transaction)  # 5. evaluate the features
-                    self._predict(request, loaded.model, started)  # 6. score
-                except Exception as error:
-                    if case.fallback is None or transaction.broken(error):
-                        raise
-                    request.failure = describe_failure(request.step, error)
-                action = _apply_policy(case, request)  # 7. apply the policy
-                return self._record(request, action, transaction, caller, started)  # 8. record and commit
-        except Rejected as why:
-            self.store.add_dead_letter(source.name, body, why)
-            raise
 
     def _choose_model(self, request: DecisionRequest, transaction: DecisionTransaction) -> LoadedModel:
         loaded = self.active.take(transaction.active_version())
@@ -146,8 +115,106 @@ class _DecisionPath:
         transaction.record(encode_decision(decision))
         return decision
 
+# %% ../../nbs/07_decisions/06_decider.ipynb #path
+class _DecisionPath(_DecisionSteps):
+    """The eight steps of a decision."""
+
+    def _decide(
+        self,
+        read: Callable[[UseCase, Store, Any], DecisionRequest],
+        body: Any,
+        arrived: int | None,
+        clock: int | None,
+        caller: str | None,
+        waited: float,
+    ) -> Decision:
+        started = time.perf_counter_ns() - int(waited * 1e9)
+        clock = now() if clock is None else clock
+        arrived = clock if arrived is None else arrived
+
+        def make() -> Decision:
+            request = read(self.use_case, self.store, body)  # 1. read the event
+            case = self.use_case
+            transaction = self.store.decision(case.name, case.on, request.event, arrived, clock)
+            return self._make(request, transaction, caller, started)
+
+        return self._or_dead_letter(body, make)
+
+    def _or_dead_letter(self, body: Any, make: Callable[[], Decision]) -> Decision:
+        try:
+            return make()
+        except Rejected as why:
+            self.store.add_dead_letter(self.use_case.on.name, body, why)
+            raise
+
+    def _make(
+        self,
+        request: DecisionRequest,
+        transaction: AbstractContextManager[DecisionTransaction],
+        caller: str | None,
+        started: int,
+    ) -> Decision:
+        case = self.use_case
+        with transaction as decision:  # 2. append the event
+            if decision.recorded is not None:  # 3. decide each event once
+                return _decide_once(case, request, decode_decision(decision.recorded))
+            try:
+                loaded = self._choose_model(request, decision)  # 4. choose the model
+                request.evaluate(loaded, case.on, decision)  # 5. evaluate the features
+                self._predict(request, loaded.model, started)  # 6. score
+            except Exception as error:
+                if case.fallback is None or decision.broken(error):
+                    raise
+                request.failure = describe_failure(request.step, error)
+            action = _apply_policy(case, request)  # 7. apply the policy
+            return self._record(request, action, decision, caller, started)  # 8. record and commit
+
+# %% ../../nbs/07_decisions/06_decider.ipynb #line
+class _ManyDecisions(_DecisionPath):
+    """Decides many events."""
+
+    def decide_each(self, events: Sequence[tuple[bytes, int]]) -> Iterator[Decision | Exception]:
+        """Decide events, each with its arrival, in their order; yield the decision or the error of each.
+
+        Raises
+        ------
+        StoreError
+            When the store fails.
+        """
+        read = [(body, arrived, self._request(body)) for body, arrived in events]
+        for is_read, group in groupby(read, lambda each: each[2] is not None):
+            several = [*group]
+            yield from self._decide_line(several) if is_read else self._decide_singly(several)
+
+    def _request(self, body: bytes) -> DecisionRequest | None:
+        try:
+            return DecisionRequest(self.use_case.on.parse(body))
+        except Rejected:
+            return None
+
+    def _decide_line(self, line: Sequence[tuple[bytes, int, Any]]) -> Iterator[Decision | Exception]:
+        rows = [(request.event, arrived) for _, arrived, request in line]
+        with self.store.decisions(self.use_case.name, self.use_case.on, rows, now()) as transactions:
+            for (body, _, request), transaction in zip(line, transactions, strict=True):
+                started = time.perf_counter_ns()
+                make = partial(self._make, request, transaction, None, started)
+                yield _decision_or_error(partial(self._or_dead_letter, body, make))
+
+    def _decide_singly(self, events: Sequence[tuple[bytes, int, Any]]) -> Iterator[Decision | Exception]:
+        for body, arrived, _ in events:
+            yield _decision_or_error(partial(self._decide, read_event, body, arrived, None, None, 0.0))
+
+
+def _decision_or_error(decide: Callable[[], Decision]) -> Decision | Exception:
+    try:
+        return decide()
+    except StoreError:
+        raise
+    except Exception as error:
+        return error
+
 # %% ../../nbs/07_decisions/06_decider.ipynb #decider
-class Decider(_DecisionPath):
+class Decider(_ManyDecisions):
     """Decides the events of a use case on a store; one per thread."""
 
     def __init__(self, use_case: UseCase, store: Store):

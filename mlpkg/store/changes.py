@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Applied', 'LatestRows', 'Snapshots', 'last_times', 'key_values', 'in_order', 'batch_of', 'ChangeFeed',
-           'ChangeMessages', 'ChangeFollower', 'follow_changes']
+           'ChangeMessages', 'ChangeFollower']
 
 # %% ../../nbs/05_store/12_changes.ipynb #imports
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -257,7 +256,7 @@ class ChangeMessages(Protocol):
         ...
 
 # %% ../../nbs/05_store/12_changes.ipynb #follow
-_MOST, _WAIT, _PAUSE = 500, 0.2, 1.0  # messages; seconds
+_MOST, _WAIT = 500, 0.2  # messages; seconds
 
 
 class ChangeFollower:
@@ -280,34 +279,9 @@ class ChangeFollower:
             self.messages.commit()
         return len(taken)
 
-# %% ../../nbs/05_store/12_changes.ipynb #run
-def follow_changes(
-    follower: ChangeFollower,
-    *,
-    until_caught_up: bool = False,
-    stop: threading.Event | None = None,
-    progress: Callable[[int], object] = lambda count: None,
-    trouble: Callable[[MlpkgError | None], object] = lambda error: None,
-) -> Applied:
-    """Follow until `stop` is set, or until no message is left; return what became of the messages.
+    def go_back(self) -> None:
+        """Do nothing: what was taken and not applied is kept for the next step."""
 
-    `progress` gets the number of messages of each step. `trouble` gets the error when a failure begins, and None when it is over.
-    """
-    stop, is_failing = stop or threading.Event(), False
-    while not stop.is_set():
-        try:
-            count = follower.step()
-            is_done = until_caught_up and not count and follower.messages.lag() == 0
-        except MlpkgError as error:
-            if not is_failing:
-                trouble(error)
-            is_failing = True
-            stop.wait(_PAUSE)
-            continue
-        if is_failing:
-            trouble(None)
-        is_failing = False
-        progress(count)
-        if is_done:
-            break
-    return follower.applied
+    def lag(self) -> int:
+        """Return how many messages the group has not committed."""
+        return self.messages.lag()

@@ -169,6 +169,15 @@ class LogWriter(Protocol):
         """Return the transaction of one decision; `clock` is that of this machine by default."""
         ...
 
+    def decisions(
+        self, use_case: str, source: Source, events: Sequence[tuple[ValidatedEvent, int]], clock: int
+    ) -> AbstractContextManager[Sequence[AbstractContextManager[DecisionTransaction]]]:
+        """Return the transactions of several decisions, about events with their arrivals, in a block.
+
+        They are entered one after the other, in this order, and each sees those before it; the store may begin some of them together.
+        """
+        ...
+
     def accept(self, source: Source, body: Body, *, arrived: int | None = None, clock: int | None = None) -> Receipt:
         """Accept an event without a decision; it arrives now by default, which is at `clock` if that is given."""
         ...
@@ -176,7 +185,7 @@ class LogWriter(Protocol):
     def load(self, batch: Batch, *, trusted: bool = False) -> Loaded:
         """Accept many events and reports as one transaction; the log has them in the order of the batch.
 
-        On servers, a batch that takes longer than half a second is several transactions: a reader sees the first part of it, or all.
+        On servers, a batch of more than 500 rows is several transactions: a reader sees the first part of it, or all.
         Of rows with one id, the first counts, and the others are known or refused. A report is refused with the event in the same one
         of the batch's `rows`. A report that does not say when it arrived (`NULL`) counts from the maturity of its outcome on, and not
         later than now. A `trusted` batch comes out of a log, so its arrivals are not checked against the clock again.
@@ -390,12 +399,12 @@ class Maintenance(Protocol):
         """
         ...
 
-    def defer_fsync(self) -> Callable[[], None] | None:
+    def defer_fsync(self, gather: float = 0.0) -> Callable[[], None] | None:
         """Let writes return before they are durable. Return a function that blocks until everything written so far is durable.
 
         The caller must call the function before acknowledging a write. Until then, other processes may not see the write, and a
         failure may take it back. The function may be called from any thread; one call serves many writes. The result is None if a
-        write needs no wait.
+        write needs no wait. With `gather`, a write may wait so many seconds for others, if it is cheaper to write them together.
         """
         ...
 

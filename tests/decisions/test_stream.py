@@ -15,11 +15,12 @@ from command import Answer
 from confluent_kafka.cimpl import NewTopic
 from raw_topics import RawTopics, StreamProcess, until, variables
 
-from mlpkg.decisions import StreamDecider, compare_decisions, run_stream, verify
+from mlpkg.decisions import StreamDecider, compare_decisions, verify
 from mlpkg.decisions.record import decode_decision
 from mlpkg.errors import MlpkgError, StoreError
 from mlpkg.settings import Settings
 from mlpkg.store import RawEvents, Store, store_place
+from mlpkg.store.steps import run_steps
 from mlpkg.times import HOUR, MINUTE, iso, now
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def take_again(settings: Settings, bank: Bank) -> None:
     before = bank.store.last_position(), len(bank.store.dead_letters())
     with closing(store_place(settings).raw_events(f"again-{time.monotonic_ns()}", STREAMS)) as raw:
         stream = StreamDecider(handbook.fraud, bank.store, raw)
-        run_stream(stream, threading.Event(), until_caught_up=True)
+        run_steps(stream, threading.Event(), until_caught_up=True)
         assert stream.counts["decided"] == 2 and stream.counts["reported"] == 1
     assert (bank.store.last_position(), len(bank.store.dead_letters())) == before
 
@@ -185,7 +186,7 @@ def test_a_store_that_fails_is_waited_for(settings: Settings, kafka_server: Any,
     bank, raw, said, stop = Bank(handbook.fraud, own), RawTopics(own, kafka_server), [], threading.Event()
     with closing(bank.store), closing(store_place(own).raw_events("stream", STREAMS)) as events:
         stream = StreamDecider(handbook.fraud, bank.store, events)
-        thread = threading.Thread(target=run_stream, args=(stream, stop), kwargs={"trouble": said.append}, daemon=True)
+        thread = threading.Thread(target=run_steps, args=(stream, stop), kwargs={"trouble": said.append}, daemon=True)
         thread.start()
         for k in range(300):
             raw.send("transactions", recent(f"tx-{k}", customer_id=k % 7), key=str(k % 7))

@@ -186,7 +186,7 @@ def settled_store(settings: Settings) -> Any:
     store.register("fraud", handbook.features)
     store.start_checkpointer()
     until = time.monotonic() + 20
-    while store.session.questions.pending():
+    while store.session.sequencer.spans():
         assert time.monotonic() < until, "a write is pending for ever"
         time.sleep(0.1)
     return store

@@ -79,6 +79,11 @@ def undo(sequencer: Sequencer, begun: Begun) -> None:
     sequencer.undo(begun.first)
 
 
+def firsts(sequencer: Sequencer) -> list[int]:
+    """The transactions that are pending."""
+    return [span.first for span in sequencer.spans()]
+
+
 def values(rows: bytes) -> list[int]:
     """The columns of rows that lie end to end: time, position, about, and one value."""
     return [value for _, _, _, value in struct.iter_unpack("<qqqq", rows)]
@@ -93,14 +98,39 @@ def test_a_transaction_sees_its_own_row_and_is_known_once_it_is_committed(sequen
     questions = Questions(sequencer)
     begun = begin(sequencer, payment("tx-1", row(7)), reads=ALL)
     assert values(begun.timelines[0]) == [7] and not begun.needs
-    assert questions.pending() == [begun.first] and sequencer.stable_position() == begun.first - 1
+    assert firsts(sequencer) == [begun.first] and sequencer.stable_position() == begun.first - 1
     (pending,) = questions.known("payments", ["tx-1"])
     assert pending is not None and pending.is_pending
     sequencer.commit(begun.first, [packed_place(2, 5)])
     sequencer.commit(begun.first, [packed_place(2, 5)])  # asked again after the answer was lost
     assert questions.known("payments", ["tx-1", "tx-2"]) == [Known(begun.first, 2, 5, b""), None]
-    assert questions.pending() == [] and sequencer.stable_position() == begun.first
+    assert firsts(sequencer) == [] and sequencer.stable_position() == begun.first
     assert sequencer.begin([payment("tx-1")]) == IsKnown({0: Known(begun.first, 2, 5, b"")})
+
+
+def test_transactions_that_begin_together_see_those_before_them(sequencer: Sequencer) -> None:
+    """Up to the first one that cannot begin; of what is behind it, nothing is written."""
+    busy = begin(sequencer, payment("tx-3"))
+    units = [payment(f"tx-{k}", row(k)) for k in range(1, 6)]
+    first, second = sequencer.begin_all([([unit], ALL, None) for unit in units])
+    assert isinstance(first, Begun) and isinstance(second, Begun)
+    assert values(first.timelines[0]) == [1] and values(second.timelines[0]) == [1, 2]
+    assert busy.first < first.first < second.first and (first.needs, second.needs) == (frozenset(), {first.first})
+    assert sequencer.spans() == [(begun.first, begun.first, 1) for begun in (busy, first, second)]
+    undo(sequencer, second)
+    with pytest.raises(Busy):
+        sequencer.begin_all([([unit], ALL, None) for unit in units[2:]])
+    undo(sequencer, busy)
+    answers = [a for a in sequencer.begin_all([([unit], ALL, None) for unit in units[1:]]) if isinstance(a, Begun)]
+    assert [values(answer.timelines[0]) for answer in answers] == [
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 3, 4],
+        [1, 2, 3, 4, 5],
+    ]
+    errors = sequencer.commit_all([(begun.first, [packed_place(0, 1)]) for begun in (answers[0], first, *answers[1:])])
+    assert [type(error) for error in errors] == [Busy, *[type(None)], *[Busy] * 3]
+    assert card(sequencer) == [1]
 
 
 def test_positions_follow_one_another_in_a_transaction_and_grow(sequencer: Sequencer) -> None:
@@ -141,7 +171,7 @@ def test_nothing_is_written_when_the_reports_are_not_those_that_the_caller_knew(
     blind = payment("tx-1")
     blind.outcomes = ["fraud"]
     assert sequencer.begin([blind]) == Changed("fraud", "tx-1", reports)
-    assert questions.pending() == [] and questions.known("payments", ["tx-1"]) == [None]
+    assert firsts(sequencer) == [] and questions.known("payments", ["tx-1"]) == [None]
     blind.settles = {"fraud": binary(reports)}
     commit(sequencer, begin(sequencer, blind))
     late = Unit([lock_of("fraud", "tx-1")], missing=[("payments", "tx-1")])
@@ -172,7 +202,7 @@ def test_an_undone_transaction_leaves_nothing_and_dooms_those_that_saw_it(sequen
     undo(sequencer, second)
     questions = Questions(sequencer)
     assert card(sequencer) == [] and questions.known("payments", ["tx-1", "tx-2"]) == [None, None]
-    assert questions.void() == [(first.first, first.first), (second.first, second.first)] and questions.pending() == []
+    assert questions.void() == [(first.first, first.first), (second.first, second.first)] and firsts(sequencer) == []
     assert isinstance(sequencer.begin([payment("tx-1")]), Begun)
 
 
@@ -319,7 +349,7 @@ def test_what_is_pending_is_listed_with_its_positions_and_claims(sequencer: Sequ
         (second.first, second.first, 1),
     ]
     commit(sequencer, first, 2)
-    assert [span.first for span in sequencer.spans()] == [second.first]
+    assert firsts(sequencer) == [second.first]
 
 
 def test_only_the_timelines_of_one_definition_are_deleted(sequencer: Sequencer) -> None:

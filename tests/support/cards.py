@@ -14,7 +14,8 @@ from batches import Sent, batch_of
 import mlpkg as ml
 from mlpkg.engine.columns import NULL
 from mlpkg.features import compute, evaluate
-from mlpkg.store import Loaded, Receipt, Store
+from mlpkg.schema import ValidatedEvent
+from mlpkg.store import DecisionTransaction, Loaded, Receipt, Store
 from mlpkg.times import DAY, HOUR, instant, iso
 
 START = instant("2024-01-01")
@@ -139,15 +140,20 @@ def decide(store: Store, id: str, day: float, arrived: float | None = None, **fi
     """Decide a payment, and record its features; one that was decided before stays as it is."""
     row = payments.parse(payment(id, day, **fields))
     with store.decision(case.name, payments, row, at(day if arrived is None else arrived)) as decision:
-        if decision.recorded is not None:
-            return Seen(decision.event_position, decision.log_position, {}, decision.recorded)
-        place = decision.log_position, decision.event_position
-        values = bits(evaluate(features, row.codes, row.time, *place, decision.read))
-        seen = dict(zip(features.names, values, strict=True))
-        action = "stop" if fields.get("amount", 10.0) > 50 else "go"
-        record = {"score": 0.5, "action": action, "features": seen, "as_of": decision.log_position}
-        decision.record(msgspec.json.encode(record).decode())
-        return Seen(decision.event_position, decision.log_position, seen, None)
+        return see(decision, row)
+
+
+def see(decision: DecisionTransaction, row: ValidatedEvent) -> Seen:
+    """Record what a decision about a payment sees, unless it was decided before."""
+    if decision.recorded is not None:
+        return Seen(decision.event_position, decision.log_position, {}, decision.recorded)
+    place = decision.log_position, decision.event_position
+    values = bits(evaluate(features, row.codes, row.time, *place, decision.read))
+    seen = dict(zip(features.names, values, strict=True))
+    action = "stop" if row.values["amount"] > 50 else "go"
+    record = {"score": 0.5, "action": action, "features": seen, "as_of": decision.log_position}
+    decision.record(msgspec.json.encode(record).decode())
+    return Seen(decision.event_position, decision.log_position, seen, None)
 
 
 def check_decisions(store: Store) -> int:

@@ -25,11 +25,10 @@ from mlpkg.store.redis.sequencer import (
     Changed,
     IsKnown,
     Known,
+    PlannedWrite,
     Questions,
-    Read,
     Sequencer,
     Stale,
-    Unit,
     packed_place,
 )
 
@@ -72,7 +71,7 @@ class _Undo:
 
     def undo_all_stuck(self) -> int:
         """Undo every write that is stuck; return how many."""
-        return sum(self.abandon(first, STUCK) for first in self.questions.pending())
+        return sum(self.abandon(span.first, STUCK) for span in self.sequencer.spans())
 
 # %% ../../../nbs/05_store/11_cluster/02_session.ipynb #patience
 _PAUSE = 0.002  # seconds between two questions whether another write has ended
@@ -93,7 +92,7 @@ class _Patience(_Undo):
         """Whether a caller may wait for the log, or for Redis to be complete."""
         return self.lock_timeout >= _PATIENT
 
-    def begin(self, make: Callable[[], tuple[Sequence[Unit], Sequence[Read], int | None]]) -> Begun | IsKnown | Changed:
+    def begin(self, make: Callable[[], PlannedWrite]) -> Begun | IsKnown | Changed:
         """Begin a write; `make` returns its units, what it reads, and the position of its event if that is known.
 
         Raises
@@ -101,7 +100,11 @@ class _Patience(_Undo):
         StoreLocked
             When another process wrote the same id for longer than the `lock_timeout`.
         """
-        return self.patiently(lambda: self.sequencer.begin(*make()))
+        return self.begin_all([make])[0]
+
+    def begin_all(self, makes: Sequence[Callable[[], PlannedWrite]]) -> list[Begun | IsKnown | Changed]:
+        """Begin writes in one step, as `begin` does the first, up to one that cannot begin; return the answers so far."""
+        return self.patiently(lambda: self.sequencer.begin_all([make() for make in makes]))
 
     def patiently(self, call: Callable[[], Any]) -> Any:
         """Call until nothing that another write holds is in the way."""

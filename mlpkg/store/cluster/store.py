@@ -294,7 +294,7 @@ class _StoreParts:
         self.history, self.pages, self.streams = log.history, log.pages, log.streams
 
         self._decisions = ClusterDecisions(session, events)
-        self.decision = self._decisions.decision
+        self.decision, self.decisions = self._decisions.decision, self._decisions.decisions
         self.load = ClusterLoader(session, events).load
 
         letters = ClusterDeadLetters(session, settings.now)
@@ -352,9 +352,11 @@ class _StoreUpkeep(_StoreParts):
         """Return a lock that nobody has to wait for."""
         return nullcontext()
 
-    def defer_fsync(self) -> Callable[[], None]:
+    def defer_fsync(self, gather: float = 0.0) -> Callable[[], None]:
         """Let a caller wait for the log; return the function that waits."""
         self.session.is_deferred = True
+        if gather:
+            self.session.log.gather(gather)
         return self.session.settle
 
     def identity(self) -> str:

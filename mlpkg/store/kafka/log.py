@@ -61,7 +61,6 @@ _DELIVERY = 4.0  # seconds in which a message has to be acknowledged
 _PRODUCER = {
     "enable.idempotence": True,
     "acks": "all",
-    "linger.ms": 0,
     "delivery.timeout.ms": int(_DELIVERY * 1000),
     "request.timeout.ms": 2000,
     "socket.nagle.disable": True,
@@ -103,6 +102,7 @@ class _Connections:
         self.brokers, self._options = brokers, dict(options or {})
         self.topics = Topics(brokers, prefix, layout, self._options)
         self._producer: Producer | None = None
+        self._linger = 0.0
         self._lock = threading.Lock()
         self._warned: dict[
             tuple[str, int], int
@@ -113,8 +113,15 @@ class _Connections:
         """The producer, made on first use."""
         with self._lock:
             if self._producer is None:
-                self._producer = Producer({"bootstrap.servers": self.brokers, **_PRODUCER, **self._options})
+                servers = {"bootstrap.servers": self.brokers, "linger.ms": self._linger * 1000}
+                self._producer = Producer(servers | _PRODUCER | self._options)
             return self._producer
+
+    def gather(self, seconds: float) -> None:
+        """Let a message wait so long for others from now on, so that they go out together."""
+        self.close()
+        with self._lock:
+            self._producer, self._linger = None, seconds
 
     @contextmanager
     def consumer(self, **fetch: int) -> Iterator[Consumer]:

@@ -237,34 +237,47 @@ end
 """
 
 # %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #begin
-BEGIN = (
+_OPENING = (
     COMMON
     + _CHECK
     + _WRITE
-    + _TILED
     + """
 local call = cmsgpack.unpack(ARGV[1])
 local why = stale(call.run, call.epoch, call.generation)
 if why then return {'STALE', why} end
-local answer = obstacle(call.units, call.reads)
-if answer then return answer end
+"""
+)
+BEGIN = (
+    _OPENING
+    + _TILED
+    + """
+local function begin(units, reads, event)
+  local answer = obstacle(units, reads)
+  if answer then return answer end
+  local first = math.max(tonumber(redis.call('HGET', meta, 'last') or '0') + 1, clock())
+  local tx = new_tx(first, first + #units - 1)
+  local name = tx.first
+  redis.call('HSET', meta, 'last', tx.last)
+  for n, unit in ipairs(units) do write_unit(tx, unit, first + n - 1, event or first) end
+  for timeline in pairs(tx.timelines) do redis.call('SADD', P .. ':w:' .. timeline, name) end
 
-local first = math.max(tonumber(redis.call('HGET', meta, 'last') or '0') + 1, clock())
-local tx = new_tx(first, first + #call.units - 1)
-local name = tx.first
-redis.call('HSET', meta, 'last', tx.last)
-for n, unit in ipairs(call.units) do write_unit(tx, unit, first + n - 1, call.event or first) end
-for timeline in pairs(tx.timelines) do redis.call('SADD', P .. ':w:' .. timeline, name) end
-
-local timelines = {}
-for n, read in ipairs(call.reads) do
-  timelines[n] = tiled_members(read[1], read[2], read[3])
-  note_needs(read[1], name, tx.needs)
+  local timelines = {}
+  for n, read in ipairs(reads) do
+    timelines[n] = tiled_members(read[1], read[2], read[3])
+    note_needs(read[1], name, tx.needs)
+  end
+  save_tx(name, tx)
+  redis.call('ZADD', pending, name, name)
+  local oldest = redis.call('ZRANGE', pending, 0, 0)[1]
+  return {'OK', name, timelines, list_of(tx.needs), oldest}
 end
-save_tx(name, tx)
-redis.call('ZADD', pending, name, name)
-local oldest = redis.call('ZRANGE', pending, 0, 0)[1]
-return {'OK', name, timelines, list_of(tx.needs), oldest}
+
+local answers = {}
+for n, write in ipairs(call.writes) do
+  answers[n] = begin(write[1], write[2], write[3])
+  if answers[n][1] ~= 'OK' then break end
+end
+return {'OK', answers}
 """
 )
 
@@ -341,18 +354,25 @@ return {'OK', timelines, tx and list_of(tx.needs) or {}}
 COMMIT = (
     COMMON
     + """
-local run, epoch, first, places, limit = ARGV[1], ARGV[2], ARGV[3], cmsgpack.unpack(ARGV[4]), tonumber(ARGV[5])
+local run, epoch, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local why = stale(run, epoch)
 if why then return {'STALE', why} end
-local tx = load_tx(first)
-if not tx then return {is_void(tonumber(first)) and 'ABORTED' or 'OK'} end
-if tx.doomed or clock() - tx.at > limit then return {'ABORTED'} end
-for need in pairs(tx.needs) do
-  if redis.call('ZSCORE', pending, need) then return {'WAIT', need} end
-  if is_void(tonumber(need)) then return {'DOOMED', need} end
+
+local function commit(first, places)
+  local tx = load_tx(first)
+  if not tx then return {is_void(tonumber(first)) and 'ABORTED' or 'OK'} end
+  if tx.doomed or clock() - tx.at > limit then return {'ABORTED'} end
+  for need in pairs(tx.needs) do
+    if redis.call('ZSCORE', pending, need) then return {'WAIT', need} end
+    if is_void(tonumber(need)) then return {'DOOMED', need} end
+  end
+  settle(tx, places)
+  return {'OK'}
 end
-settle(tx, places)
-return {'OK'}
+
+local answers = {}
+for n, write in ipairs(cmsgpack.unpack(ARGV[4])) do answers[n] = commit(write[1], write[2]) end
+return {'OK', answers}
 """
 )
 
@@ -399,13 +419,8 @@ return {'OK', kept}
 
 # %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #replay
 REPLAY = (
-    COMMON
-    + _CHECK
-    + _WRITE
+    _OPENING
     + """
-local call = cmsgpack.unpack(ARGV[1])
-local why = stale(call.run, call.epoch, call.generation)
-if why then return {'STALE', why} end
 local answer = obstacle(call.units, {})
 if answer then return answer end
 

@@ -7,6 +7,7 @@ __all__ = ['SqliteDecisions', 'SqliteDecision']
 
 # %% ../../../nbs/05_store/05_sqlite/25_decision_transaction.ipynb #imports
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 import apsw
@@ -43,6 +44,12 @@ class SqliteDecisions(Part):
     ) -> "SqliteDecision":
         """Return the transaction of one decision."""
         return SqliteDecision(self, use_case, source, row, arrived, now() if clock is None else clock)
+
+    def decisions(
+        self, use_case: str, source: Source, events: Sequence[tuple[ValidatedEvent, int]], clock: int
+    ) -> AbstractContextManager[Sequence["SqliteDecision"]]:
+        """Return the transactions of several decisions, each of which begins alone."""
+        return nullcontext([self.decision(use_case, source, row, arrived, clock) for row, arrived in events])
 
     def record(self, use_case: str, source: Source, row: ValidatedEvent, about: int, arrived: int, body: str) -> int:
         """Append a decision to the log, and to the timelines that hold decisions; return its position."""

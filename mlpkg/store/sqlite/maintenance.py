@@ -94,7 +94,7 @@ class SqliteMaintenance(Part):
             self._writer_lock = WriterLock(self.session.settings.store_path.with_suffix(".lock"))
         return self._writer_lock
 
-    def defer_fsync(self) -> Callable[[], None] | None:
+    def defer_fsync(self, gather: float = 0.0) -> Callable[[], None] | None:
         """Stop syncing on every commit; return a function that blocks until everything committed so far is on disk."""
         sync = self.session.durability.defer()
         if sync is None:

@@ -48,7 +48,8 @@ class SqliteStore:
         writer = SqliteLogWriter(session, events, feedback, dead_letters)
         self.accept, self.report, self.waiting = writer.accept, writer.report, feedback.waiting
         self.load = SqliteLogLoader(session, contracts, timelines, feedback).load
-        self.decision = SqliteDecisions(session, contracts, timelines, feedback, events).decision
+        decisions = SqliteDecisions(session, contracts, timelines, feedback, events)
+        self.decision, self.decisions = decisions.decision, decisions.decisions
 
         self.add_dead_letter, self.add_dead_letters = dead_letters.add_dead_letter, dead_letters.add_dead_letters
         self.dead_letters, self.latest_dead_letters = dead_letters.dead_letters, dead_letters.latest_dead_letters

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from cards import (
     pay,
     payment,
     payments,
+    see,
     visit,
     visits,
 )
@@ -32,7 +33,7 @@ from logged_timelines import asks, same_as_the_log
 from stores import StoreUnderTest
 
 import mlpkg as ml
-from mlpkg.decisions import verify
+from mlpkg.decisions import Decider, Decision, verify
 from mlpkg.engine.columns import NULL, text_code
 from mlpkg.engine.tiles import KNOWN, MAX, MIN, SUM, Tiles
 from mlpkg.engine.timeline import Timeline, as_timeline
@@ -239,6 +240,72 @@ def test_a_new_event_is_checked_against_the_clock_and_a_known_one_is_not(store: 
         assert decision.recorded is not None
 
 
+@contextmanager
+def line_of(store: Store, *sent: tuple[str, int]) -> Iterator[list[tuple[Any, Any]]]:
+    """Decisions about payments of some ids and cards, in this order, with the payments."""
+    rows = [payments.parse(payment(id, 1, card=card)) for id, card in sent]
+    with store.decisions("cards", payments, [(row, row.time) for row in rows], at(2)) as line:
+        yield [*zip(line, rows, strict=True)]
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+def test_decisions_in_a_line_see_those_before_them(store: Store, is_deferred: bool):
+    """Of one card or of several; also one that was decided before, and one that comes twice."""
+    decide(store, "a3", 1)
+    settle = (store.defer_fsync() if is_deferred else None) or (lambda: None)
+    sent = [
+        ("a0", 1),
+        ("b0", 2),
+        ("a1", 1),
+        ("a2", 1),
+        ("c0", 3),
+        ("b1", 2),
+        ("c0", 3),
+        *((f"a{k}", 1) for k in range(4, 30)),
+    ]
+    seen = []
+    with line_of(store, *sent) as line:
+        for transaction, row in line:
+            with transaction as decision:
+                seen.append(see(decision, row))
+    settle()
+    assert [one.recorded is not None for one in seen] == [id == "c0" and n == 6 for n, (id, _) in enumerate(sent)]
+    assert [e.id for e in store.read(streams=["payments"])] == ["a3", *dict.fromkeys(id for id, _ in sent)]
+    assert check_decisions(store) == len(sent)
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+def test_decisions_behind_one_that_fails_do_not_see_it(store: Store, is_deferred: bool):
+    """An error leaves nothing of it; one that was not recorded leaves its event; one that is refused leaves nothing."""
+    settle = (store.defer_fsync() if is_deferred else None) or (lambda: None)
+    sent = [(f"a{k}", 1) for k in range(12)]
+    with line_of(store, *sent) as line:
+        for n, (transaction, row) in enumerate(line):
+            with suppress(ZeroDivisionError), transaction as decision:
+                if n == 3:
+                    rows_of(decision)
+                    raise ZeroDivisionError
+                if n != 6:
+                    see(decision, row)
+    settle()
+    assert ids(store, "payments") == [f"a{k}" for k in range(12) if k != 3]
+    assert ids(store, decided.stream) == [f"a{k}" for k in range(12) if k not in (3, 6)]
+    assert check_decisions(store) == 10
+
+
+def test_decisions_in_a_line_that_nobody_makes_leave_nothing(tested: StoreUnderTest, store: Store):
+    """As when the one who makes them fails; another process need not wait for them."""
+    with suppress(ZeroDivisionError), line_of(store, *((f"a{k}", 1) for k in range(5))) as line:
+        transaction, row = line[0]
+        with transaction as decision:
+            see(decision, row)
+        raise ZeroDivisionError
+    assert ids(store, "payments") == ["a0"]
+    other = tested.open()
+    other.register("cards", features)
+    assert decide(other, "a1", 1).features["card_n_30d"] == (2.0).hex() and check_decisions(other) == 2
+
+
 def test_the_active_version_is_that_of_the_transaction(store: Store):
     with entered(store, "a", 1) as decision:
         assert decision.active_version() is None
@@ -350,6 +417,30 @@ def test_what_is_refused_by_a_decider_becomes_a_dead_letter(bank: Bank):
         ("tx-1", "transactions"),
         ("tx-2", "transactions"),
     ]
+
+
+def test_a_decider_decides_each_as_if_it_came_alone(bank: Bank):
+    """What is refused becomes a dead letter, a policy that fails is an error, and what follows has seen neither."""
+
+    def policy(score: float, event: Any) -> str:
+        return str(1 // (event.amount != 13.0))
+
+    case = ml.UseCase("fraud", handbook.features, policy=policy)
+    fields = [{}, {}, {"amount": -1.0}, {}, {"amount": 13.0}, {}, {}]
+    bodies = [bank.payment(f"tx-{k}", k / 4, **more) for k, more in enumerate(fields)] + [
+        {"id": "tx-1"},
+        {"id": "tx-9"},
+    ]
+    sent = [(msgspec.json.encode(body), START + 2 * DAY) for body in bodies]
+    results = [*Decider(case, bank.store).decide_each(sent)]
+    kinds = [type(result).__name__ for result in results]
+    fine, refused = "Decision", "Rejected"
+    assert kinds == [fine, fine, refused, fine, "ZeroDivisionError", fine, fine, fine, refused]
+    counts = [result.features["customer_n_tx_7d"] for result in results if isinstance(result, Decision)]
+    assert counts == [1, 2, 3, 4, 5, 2] and results[7] == results[1]
+    assert ids(bank.store, "transactions") == [f"tx-{k}" for k in (0, 1, 3, 5, 6)]
+    assert [letter.event for letter in bank.store.dead_letters()] == ["tx-2", "tx-9"]
+    assert verify(case, bank.store).mismatches == 0
 
 
 def test_everything_that_was_decided_can_be_verified(tested: StoreUnderTest):
