@@ -52,6 +52,7 @@ class Contender:
     def __init__(self, role: str, options: argparse.Namespace, peers: str | None = None, **overrides: object):
         self.role, self.megabytes = role, 0.0
         self.seconds: list[float] = []
+        self.processor: list[float] = []  # seconds of processor time
         python = sys.executable if peers is None else environment(peers)
         task = json.dumps(vars(options) | overrides | {"role": role}, default=str)
         cores = {name: str(options.threads) for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS")}
@@ -95,6 +96,7 @@ class Contender:
         answer = self._ask("run")
         self.megabytes = self.megabytes or answer["megabytes"]
         self.seconds.append(answer["seconds"])
+        self.processor.append(answer["processor"])
         return answer["seconds"]
 
     def result(self) -> Columns:
@@ -136,10 +138,11 @@ def serve(role: Role, options: argparse.Namespace) -> None:
             if line.strip() == "run":
                 out = None
                 _forget_peak()
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), time.process_time()
                 out = work()
-                seconds = time.perf_counter() - began
-                channel.write(json.dumps({"seconds": seconds, "megabytes": peak()}) + "\n")
+                seconds, processor = time.perf_counter() - began, time.process_time() - busy
+                answer = {"seconds": seconds, "processor": processor, "megabytes": peak()}
+                channel.write(json.dumps(answer) + "\n")
             else:
                 np.savez(line.strip(), **columns(out))
                 channel.write("{}\n")

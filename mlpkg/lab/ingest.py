@@ -152,6 +152,7 @@ def ingest(
     if isinstance(single, SourceRows):
         _write_rest(result, single.rest(gone), store, gone)
         result.defaults = single.defaults
+    store.end_load()
     return result
 
 

@@ -197,6 +197,10 @@ class LogWriter(Protocol):
         """
         ...
 
+    def end_load(self) -> None:
+        """Say that no batch follows for now: the store may put what it loaded where decisions read it fastest."""
+        ...
+
 # %% ../../nbs/05_store/02_protocol.ipynb #dead-letters
 class DeadLetters(Protocol):
     """Stores refused events."""

@@ -259,6 +259,9 @@ class ClusterLoader:
         loading.result.waiting = loading.still_waiting(self.writes)
         return loading.result
 
+    def end_load(self) -> None:
+        """Do nothing: a batch is settled when `load` returns."""
+
     def _accepted(self, loading: _Loading, rows: Sequence[int]) -> list[int]:
         """Return the reports whose event was not refused."""
         refused = {row for row, _ in loading.result.refused}

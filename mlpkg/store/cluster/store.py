@@ -294,8 +294,9 @@ class _StoreParts:
         self.history, self.pages, self.streams = log.history, log.pages, log.streams
 
         self._decisions = ClusterDecisions(session, events)
+        loader = ClusterLoader(session, events)
+        self.load, self.end_load = loader.load, loader.end_load
         self.decision, self.decisions = self._decisions.decision, self._decisions.decisions
-        self.load = ClusterLoader(session, events).load
 
         letters = ClusterDeadLetters(session, settings.now)
         self.add_dead_letter, self.add_dead_letters = letters.add_dead_letter, letters.add_dead_letters

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..records import Token
-from .timelines import Timelines
+from .recent_rows import RecentRows, RecentTimelines
 from ..timeline_definitions import defined_key
 
 # %% ../../../nbs/05_store/05_sqlite/15_cache.ipynb #source
@@ -20,15 +20,16 @@ def stored_contract(db: Any, name: str) -> str:
     return db.execute("select spec from source where name=?", (name,)).fetchone()[0]
 
 # %% ../../../nbs/05_store/05_sqlite/15_cache.ipynb #stored
-class StoredTimelines(Timelines):
+class StoredTimelines(RecentTimelines):
     """The timelines of one stream and key as the file has them; `by` is None if the code of the key is missing."""
 
-    def __init__(self, db: Any, run: Callable[..., Any], row: tuple[Any, ...]):
+    def __init__(self, db: Any, run: Callable[..., Any], row: tuple[Any, ...], rows: RecentRows):
         id, self.name, base, self.key, spec, columns = row
-        super().__init__(db, run, id, tuple(json.loads(columns)))
+        super().__init__(db, run, id, tuple(json.loads(columns)), rows)
         self.spec, self.by = spec, defined_key(spec, stored_contract(db, base))
 
 # %% ../../../nbs/05_store/05_sqlite/15_cache.ipynb #cache
+_CHANGES = "select generation, recent from control"
 _STREAMS = "select id, name, base, key, spec, columns from stream where state='live'"
 _TOKENS = "select id, hash, role, name, by, created, expires, revoked from token"
 _WAITING = "select exists(select 1 from waiting)"
@@ -39,6 +40,7 @@ class Cache:
 
     def __init__(self, db: Any, run: Callable[..., Any]):
         self._db, self._run, self._generation = db, run, -1
+        self._recent, self._recent_rows = -1, dict[int, RecentRows]()  # by the number of their timelines
         self.streams: dict[str, int] = {}  # the number of each stream
         self.names: dict[int, str] = {}
         self.timelines: dict[tuple[str, str], StoredTimelines] = {}  # by stream and key
@@ -49,15 +51,18 @@ class Cache:
 
     def refresh(self) -> None:
         """Read again what another process changed."""
-        ((generation,),) = self._run(
-            "select generation from control"
-        ).fetchall()  # to its end, or it holds its snapshot
+        ((generation, recent),) = self._run(_CHANGES).fetchall()  # to its end, or it holds its snapshot
         if generation != self._generation:
             self._read(generation)
+        if recent != self._recent:
+            self._recent = recent
+            for rows in self._recent_rows.values():
+                rows.outdated()
 
     def forget(self) -> None:
         """Read everything again next time: what was read in a transaction that failed may not hold."""
         self._generation = -1
+        self._recent_rows.clear()
 
     def changed(self) -> None:
         """Tell every process that something changed, within a transaction."""
@@ -73,7 +78,11 @@ class Cache:
         db = self._db
         self.streams = dict(db.execute("select name, id from source"))
         self.names = {number: name for name, number in self.streams.items()}
-        stored = [StoredTimelines(db, self._run, row) for row in db.execute(_STREAMS).fetchall()]
+        rows = db.execute(_STREAMS).fetchall()
+        stored = [
+            StoredTimelines(db, self._run, row, self._recent_rows.setdefault(row[0], RecentRows(db, row[0])))
+            for row in rows
+        ]
         self.timelines = {(t.name, t.key): t for t in stored if t.by is not None}
         self.timelines_of = {name: [t for t in stored if t.name == name] for name in {t.name for t in stored}}
         self.active = dict(db.execute("select use_case, version from active_model"))

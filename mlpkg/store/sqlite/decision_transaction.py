@@ -108,7 +108,8 @@ class SqliteDecision:
         if value == NULL:
             return Packed(b"", timelines.columns)
         head = self._heads.get((stream, key, value)) or timelines.head(value)
-        return timelines.read(head, since, None if self._is_reported else edges)  # a tile would hold the own report
+        edges = None if self._is_reported else edges  # a tile would hold the own report
+        return timelines.read(head, since, edges, timelines.recent(value))
 
     def read_many(self, stream: str, key: str, values: Sequence[int], since: int) -> Timeline:
         """Return the timelines of several entities laid end to end."""

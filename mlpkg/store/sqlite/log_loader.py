@@ -23,6 +23,7 @@ from ..records import Batch, Loaded
 from ..reports import LoggedEvent, event_of, id_reused
 from .contracts import Contracts
 from .feedback import SqliteFeedback
+from .recent_rows import PARTS
 from .session import Part, Session
 from .timeline_catalogue import TimelineCatalogue
 from ...times import now
@@ -121,9 +122,10 @@ def insert_rows(db: Any, load: _Load, new: Array) -> Array:
     time, arrived = batch.time.tolist(), batch.arrived.tolist()
     for i in np.flatnonzero(batch.arrived == NULL).tolist():  # a report that does not state it; see `ReportRows`
         time[i], arrived[i] = 0, now()
-    rows = (
-        (p, streams[i], batch.ids[i], time[i], arrived[i], batch.bodies[i]) for p, i in enumerate(new.tolist(), first)
-    )
+    columns = [streams, batch.ids, time, arrived, batch.bodies]
+    if len(new) < len(batch.ids):
+        columns = [[column[i] for i in new.tolist()] for column in columns]
+    rows = zip(range(first, first + len(new)), *columns, strict=True)
     db.executemany("insert into log values (?, ?, ?, ?, ?, null, ?)", rows)
     return position
 
@@ -241,6 +243,14 @@ class SqliteLogLoader(Part):
                 self._writer.write(load, self._new.choose(load))
             self.cache.waiting_changed()
         return result
+
+    def end_load(self) -> None:
+        """Put the rows that are beside timelines into them, in short transactions."""
+        for place in list(self.cache.timelines):
+            for part in range(PARTS):
+                with self.session.transaction():
+                    if (timelines := self.cache.timelines.get(place)) is not None:
+                        timelines.put(timelines.recent_rows.parts[part])
 
     def _correct(self, batch: Batch, i: int, result: Loaded, clock: int | None) -> None:
         outcome = batch.streams[batch.stream[i]]

@@ -35,6 +35,9 @@ create table timeline(entity integer primary key, stream integer not null, key i
 create unique index timeline_key on timeline(stream, key);
 create table chunk(id integer primary key, rows blob not null);
 create table node(id integer primary key, level integer not null, list blob not null);
+create table recent(id integer primary key autoincrement, stream integer not null, part integer not null,
+    count integer not null, rows blob not null);
+create index recent_count on recent(stream, part, count);
 """
 _STREAMS = """
 create table stream(id integer primary key, name text not null, base text not null, key text not null,
@@ -44,8 +47,9 @@ create unique index stream_live on stream(name, key) where state = 'live';
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #control-schema
 _CONTROL = """
-create table control(id integer primary key check (id = 1), generation integer not null, identity text not null);
-insert into control values (1, 0, lower(hex(randomblob(16))));
+create table control(id integer primary key check (id = 1), generation integer not null, identity text not null,
+    recent integer not null);
+insert into control values (1, 0, lower(hex(randomblob(16))), 0);
 create table active_model(use_case text primary key, version text not null);
 create table token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
     created integer not null, expires integer, revoked integer);
@@ -54,7 +58,7 @@ create table consumer(name text primary key, position integer not null);
 """
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #version
-VERSION = 10
+VERSION = 11
 
 
 def create_tables(db: Any, path: Path) -> None:

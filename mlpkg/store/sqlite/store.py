@@ -47,7 +47,8 @@ class SqliteStore:
 
         writer = SqliteLogWriter(session, events, feedback, dead_letters)
         self.accept, self.report, self.waiting = writer.accept, writer.report, feedback.waiting
-        self.load = SqliteLogLoader(session, contracts, timelines, feedback).load
+        loader = SqliteLogLoader(session, contracts, timelines, feedback)
+        self.load, self.end_load = loader.load, loader.end_load
         decisions = SqliteDecisions(session, contracts, timelines, feedback, events)
         self.decision, self.decisions = decisions.decision, decisions.decisions
 

@@ -13,8 +13,8 @@ from ...engine.columns import NULL
 from ...engine.timeline import Array, Timeline, pack
 from ...errors import MlpkgError
 from .cache import StoredTimelines
+from .recent_rows import RecentRows
 from .session import Part, with_store_errors
-from .timeline_bulk import bulk_append
 from .timelines import TimelineHead, Timelines
 from ..timeline_definitions import MissingTimeline, key_json
 from ..timeline_rows import NullableColumns, timeline_rows
@@ -75,7 +75,7 @@ class TimelineCatalogue(Part):
         for timelines in self.writable(stream):
             assert timelines.by is not None
             keys = timelines.by.of_many(NullableColumns(columns, len(time)), time)
-            bulk_append(timelines, keys, timeline_rows(time, position, columns, timelines.columns))
+            timelines.extend(keys, timeline_rows(time, position, columns, timelines.columns))
 
     @with_store_errors
     def timeline(self, stream: str, key: str, value: int, since: int = -LATEST) -> Timeline:
@@ -119,5 +119,7 @@ class TimelineBuilds(Part):
         """Delete up to `most` timelines; return whether any may be left."""
         if gone.clear(most):
             return True
+        for part in RecentRows(self.db, gone.id).parts:
+            part.take()
         self.db.execute("delete from stream where id=?", (gone.id,))
         return False

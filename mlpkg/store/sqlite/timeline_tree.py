@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['first_two', 'CHUNK', 'WIDE', 'NUMBER_BITS', 'ENTRY', 'NUMBER', 'FIRST', 'LAST', 'POSITION', 'ROWS', 'first_time',
-           'insert_row', 'row_order', 'TimelineTree', 'write_nodes', 'write_root', 'put_rows', 'take_row', 'rows_since',
-           'tiles_between']
+           'insert_row', 'row_order', 'merge_rows', 'TimelineTree', 'write_nodes', 'write_root', 'put_rows', 'take_row',
+           'rows_since', 'tiles_between']
 
 # %% ../../../nbs/05_store/05_sqlite/10_timeline_tree.ipynb #imports
 import struct
@@ -36,8 +36,14 @@ def _row_key(rows: bytes, start: int = 0) -> tuple[int, int, int]:
 
 def insert_row(data: bytes, row: bytes) -> bytes:
     """Return packed rows with one more row in its place."""
-    width, key_of = len(row), _row_key if len(row) >= 24 else first_two
-    key, low, high = key_of(row), 0, len(data) // len(row)
+    end = _place(data, row, 0, len(row))
+    return data[:end] + row + data[end:]
+
+
+def _place(data: bytes, rows: bytes, start: int, width: int) -> int:
+    """Return the place in packed rows, in bytes, of the row of `rows` that begins at `start`."""
+    key_of = _row_key if width >= 24 else first_two
+    key, low, high = key_of(rows, start), 0, len(data) // width
     if high and key_of(data, len(data) - width) > key:
         while low < high:
             middle = (low + high) // 2
@@ -45,14 +51,24 @@ def insert_row(data: bytes, row: bytes) -> bytes:
                 high = middle
             else:
                 low = middle + 1
-    end = high * width
-    return data[:end] + row + data[end:]
+    return high * width
 
 # %% ../../../nbs/05_store/05_sqlite/10_timeline_tree.ipynb #order
 def row_order(rows: Array, group: Array | None = None) -> Array:
     """Return the order of rows by time, position and falling first column, within their groups."""
     keys = [rows[:, 1], rows[:, 0]] if rows.shape[1] < 3 else [-rows[:, 2], rows[:, 1], rows[:, 0]]
     return np.lexsort(keys if group is None else [*keys, group])
+
+# %% ../../../nbs/05_store/05_sqlite/10_timeline_tree.ipynb #merge
+def merge_rows(data: bytes, rows: bytes, width: int) -> bytes:
+    """Return packed rows with others in their places; both are in order, and a row has `width` bytes."""
+    if not rows:
+        return data
+    place = _place(data, rows, 0, width)
+    if place == _place(data, rows, len(rows) - width, width):
+        return data[:place] + rows + data[place:]
+    table = unpack(data + rows, width // 8)
+    return table[row_order(table)].tobytes()
 
 # %% ../../../nbs/05_store/05_sqlite/10_timeline_tree.ipynb #sizes
 CHUNK = 256  # rows of a full chunk; twice that is split

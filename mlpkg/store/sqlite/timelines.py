@@ -24,6 +24,7 @@ from mlpkg.store.sqlite.timeline_tree import (
     first_time,
     first_two,
     insert_row,
+    merge_rows,
     put_rows,
     rows_since,
     take_row,
@@ -60,15 +61,23 @@ class TimelineRows:
         """Return the tree of one timeline."""
         return TimelineTree(self.run, entity, used, self.width // 8)
 
-    def read(self, head: TimelineHead, since: int, edges: Array | None = None) -> Packed | Timeline | Tiles:
+    def recent(self, key: int) -> bytes:
+        """Return rows of one timeline that its head and tree do not have yet; see `RecentTimelines`."""
+        return b""
+
+    def read(
+        self, head: TimelineHead, since: int, edges: Array | None = None, recent: bytes = b""
+    ) -> Packed | Timeline | Tiles:
         """Return at least all rows later than `since`; a long timeline as tiles, if `edges` of windows are given."""
         entity, used, data = head
         if not used or (data and first_time(data) <= since):
-            return Packed(data, self.columns)
+            return Packed(merge_rows(data, recent, self.width) if recent else data, self.columns)
         tree = self.tree(entity, used)
         if edges is not None and (parts := tiles_between(tree, since + edges)) is not None:
-            return _join_tiles(*parts, unpack(data, self.width // 8), since + edges, self.columns)
-        return Packed(b"".join([*rows_since(tree, since), data]), self.columns)
+            latest = unpack(merge_rows(data, recent, self.width), self.width // 8)
+            return _join_tiles(*parts, latest, since + edges, self.columns)
+        data = b"".join([*rows_since(tree, since), data])
+        return Packed(merge_rows(data, recent, self.width), self.columns)
 
     def read_many(self, keys: Sequence[int], since: int) -> Timeline:
         """Return several timelines laid end to end: of each at least all rows later than `since`."""
@@ -77,7 +86,7 @@ class TimelineRows:
             entity, used, data = heads.get(key, NO_HEAD)
             if used and not (data and first_time(data) <= since):
                 data = b"".join([*rows_since(self.tree(entity, used), since), data])
-            pieces.append(data)
+            pieces.append(merge_rows(data, self.recent(key), self.width))
         return decode_many(pieces, self.columns)
 
 # %% ../../../nbs/05_store/05_sqlite/11_timelines.ipynb #join-tiles
