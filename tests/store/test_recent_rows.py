@@ -95,14 +95,20 @@ def test_another_process_sees_each_batch_and_that_it_has_gone_into_the_timelines
 
 
 def test_a_batch_that_fails_leaves_nothing_in_memory(store: Any):
+    """Its reports lie beside their timelines, a correction reads one of them, and then an event cannot be written."""
     load(store, *many(0))
+    load(store, *[reported(f"p{k}", True, 1) for k in range(100)])
     check(store)
-    store.db.execute("create trigger full before update on control begin select raise(abort, 'full'); end")
+    batch = [reported(f"p{k}", True, 1) for k in range(100, 200)]
+    batch += [reported("p7", False, 2, corrects=True), *many(200)]
+    store.db.execute(
+        "create trigger full before insert on log when new.id='p399' begin select raise(abort, 'full'); end"
+    )
     with pytest.raises(MlpkgError, match="full"):
-        load(store, *many(200))
+        load(store, *batch)
     store.db.execute("drop trigger full")
     check(store)
-    load(store, *many(200))
+    load(store, *batch)
     check(store)
 
 
