@@ -51,7 +51,7 @@ def read(session: Any, planned: PlannedReads, features: ml.FeatureSet, body: byt
     event, catalogue = features.on.parse(body), session.catalogue
     began = time.perf_counter_ns()
     places = planned.of(session, event)
-    timelines, _ = session.sequencer.read([(name, str(since)) for name, since in places.values()])
+    timelines, _ = session.sequencer.read([(read.timeline, str(read.since)) for read in places.values()])
     rows = {
         place: Packed(data, catalogue.find(*place[:2]).columns) for place, data in zip(places, timelines, strict=True)
     }

@@ -241,9 +241,10 @@ class Connection(_Client):
         except IndexError:
             connection = self.client.connection_pool.get_connection()
         try:
-            return connection.retry.call_with_retry(
-                lambda: answers_of(connection, commands), lambda error: connection.disconnect()
-            )
+            return answers_of(connection, commands)
+        except (redis.ConnectionError, redis.TimeoutError):
+            connection.disconnect()
+            return answers_of(connection, commands)
         finally:
             self._idle.append(connection)
 
@@ -436,20 +437,9 @@ class _BeginAndRead(_Begin):
         self, reads: Sequence[Read], first: int | None = None, most: int = 0
     ) -> tuple[list[bytes], frozenset[int]]:
         """Read timelines: those of a transaction up to the position `most`, or else what is committed."""
-        if first is None and (committed := self._committed(reads)) is not None:
-            return committed, frozenset()
         call = self._frame() | {"tx": str(first or ""), "most": str(most), "reads": reads}
         _, timelines, needs = self._call("READ", msgspec.msgpack.encode(call))
         return [member_rows(*members) for members in timelines], frozenset(map(int, needs))
-
-    def _committed(self, reads: Sequence[Read]) -> list[bytes] | None:
-        """Return timelines, or None if somebody writes one of them now."""
-        if not reads:
-            return []
-        writers = ("EXISTS", *(self.key(f"w:{name}") for name, *_ in reads))
-        ranges = (("ZRANGEBYSCORE", self.key(f"t:{name}"), f"({since}", "+inf") for name, since, *_ in reads)
-        writing, *timelines = self.at_once(writers, *ranges)
-        return None if writing else [member_rows(len(members), b"".join(members)) for members in timelines]
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #sequencer-replay
 class PendingSpan(NamedTuple):
