@@ -9,7 +9,6 @@ __all__ = ['raw_streams', 'check_key', 'StreamDecider']
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import groupby
 from typing import Any
@@ -23,6 +22,7 @@ from ..engine.columns import NULL
 from ..errors import StoreError
 from ..schema import Outcome, Rejected, Source, event_id, read_arrival, split_line
 from ..store import RawBody, RawEvent, RawEvents, Store
+from ..store.steps import Settler
 
 # %% ../../nbs/07_decisions/11_stream.ipynb #streams
 def raw_streams(case: UseCase) -> dict[str, Source | Outcome]:
@@ -201,9 +201,7 @@ class StreamDecider:
         if case.fallback is None:
             decider.check_model()
         self._worker = _RawWorker(decider, _RawReader(store, store.settings.max_body, states_arrival))
-        self._settle = store.defer_fsync(_GATHER) or (lambda: None)
-        self._thread, self._settling = ThreadPoolExecutor(1, "mlpkg-stream"), Future[None]()
-        self._settling.set_result(None)
+        self.settler = Settler(store.defer_fsync(_GATHER) or (lambda: None))
         self._assignments, self._letters, self._until = -1, set[str](), 0.0
 
     @property
@@ -219,8 +217,7 @@ class StreamDecider:
             count += len(events)
             if time.monotonic() > end:
                 break
-        self._settling.result()
-        self._settle()
+        self.settler.finish()
         self.raw.commit()
         return count
 
@@ -232,8 +229,7 @@ class StreamDecider:
         with closing(self._worker.work(e for e in events if e.body.origin not in self._letters)) as work:
             for _ in work:
                 if time.monotonic() > self._until:
-                    self._settling.result()
-                    self._settling = self._thread.submit(self._settle)
+                    self.settler.start()
                     self._until = time.monotonic() + _LONGEST
 
     def lag(self) -> int:
@@ -242,9 +238,7 @@ class StreamDecider:
 
     def go_back(self) -> None:
         """Take the events again that were not committed, after a failure."""
-        with suppress(StoreError):  # what can be acknowledged, is
-            self._thread.submit(self._settle).result()
-        self._settling = self._thread.submit(lambda: None)
+        self.settler.give_up()
         with suppress(StoreError):
             self.raw.rewind()
         self._assignments = -1

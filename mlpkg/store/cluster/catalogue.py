@@ -19,6 +19,9 @@ from ..timeline_definitions import defined_key
 from ..timeline_rows import NullableCodes, report_codes
 
 # %% ../../../nbs/05_store/11_cluster/01_catalogue.ipynb #timelines
+_NOTHING = binary(b"")
+
+
 class ClusterTimelines:
     """The timelines of one stream and key: number, columns, and the key, which is None if its code is missing here."""
 
@@ -34,7 +37,8 @@ class ClusterTimelines:
     ):
         self.number, self.stream, self.key, self.spec, self.columns = number, stream, key, spec, tuple(columns)
         self.is_live = is_live
-        self._codes = struct.Struct(f"<{len([c for c in self.columns if c != 'about'])}q")
+        self._names = [column for column in self.columns if column != "about"]
+        self._codes = struct.Struct(f"<{len(self._names)}q")
         self.by = defined_key(spec, json.dumps(base))
 
     def name(self, value: int) -> str:
@@ -49,10 +53,10 @@ class ClusterTimelines:
         value = self.by.of(codes, time)
         if value == NULL:
             return None
-        columns = self._codes.pack(*[codes[c] for c in self.columns if c != "about"])
+        columns = self._codes.pack(*[codes[name] for name in self._names])
         subject = about if isinstance(about, str) else binary(about)
-        if "about" not in self.columns:
-            subject = binary(b"")
+        if len(self._names) == len(self.columns):
+            subject = _NOTHING
         return Row(self.name(value), time, binary(struct.pack("<q", time)), after, subject, binary(columns), replaces)
 
 # %% ../../../nbs/05_store/11_cluster/01_catalogue.ipynb #live
@@ -67,6 +71,7 @@ class _Generation:
         self.without_code = [t.number for t in timelines if t.by is None]
         for t in timelines:
             self._writable.setdefault(t.stream, []).append(t)
+        self._incomplete = {t.stream for t in timelines if t.by is None}
 
     def find(self, stream: str, key: str) -> ClusterTimelines:
         """Return the timelines of a stream by a key.
@@ -92,10 +97,9 @@ class _Generation:
         Stale
             When one of them needs code that is missing here: it would lack the entry, so it has to be given up first.
         """
-        timelines = self._writable.get(stream, [])
-        if any(t.by is None for t in timelines):
+        if stream in self._incomplete:
             raise Stale("code")
-        return timelines
+        return self._writable.get(stream, [])
 
 # %% ../../../nbs/05_store/11_cluster/01_catalogue.ipynb #catalogue
 class Catalogue(_Generation):

@@ -173,9 +173,9 @@ class ClusterEvents(_KnownEvents):
         answer = self.writes.begin(make)
         return units[0], answer
 
-    def record(self, source: Source, row: ValidatedEvent, arrived: int, begun: Begun) -> LogRecord:
-        """Return the record of an event that has begun."""
+    def record(self, source: Source, row: ValidatedEvent, arrived: int, begun: Begun, after: int = 0) -> LogRecord:
+        """Return the record of an event that has begun, so many positions after the first of its write."""
         epoch, needs = self.writes.sequencer.epoch, tuple(sorted(begun.needs))
         return LogRecord(
-            begun.first, source.name, row.id, row.time, arrived, None, row.body, epoch, begun.oldest, needs
+            begun.first + after, source.name, row.id, row.time, arrived, None, row.body, epoch, begun.oldest, needs
         )

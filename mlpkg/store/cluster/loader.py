@@ -6,8 +6,8 @@
 __all__ = ['row_of', 'codes_by_row', 'EventLoader', 'ReportLoader', 'ClusterLoader']
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #imports
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import groupby, islice
 from typing import Any
 
@@ -19,13 +19,13 @@ from .events import ClusterEvents, event_unit, known_event, partition_key
 from .feedback import NewReport, compared
 from .session import PendingWrite, Writes
 from ..records import Batch, Loaded, Receipt
-from ..redis.sequencer import Begun, Changed, IsKnown, Known, Unit
+from ..redis.sequencer import Begun, Changed, IsKnown, Known, PlannedWrite, Unit
 from ..reports import id_reused
+from ..steps import Settler
 from ...times import now
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #rows
 _CHUNK = 500  # rows in one write
-_SETTLE = 0.5  # seconds after which the writes so far are committed, long before others take them for stuck
 
 
 def row_of(batch: Batch, i: int, codes: Sequence[int]) -> ValidatedEvent:
@@ -56,7 +56,7 @@ class _Loading:
 
     def __init__(self, batch: Batch, clock: int | None):
         self.batch, self.clock, self.result = batch, clock, Loaded()
-        self.codes = codes_by_row(batch)
+        self.codes, self.arrived = codes_by_row(batch), batch.arrived.tolist()
         self.wrong = wrong_arrivals(batch, clock)
         self.waiting: list[tuple[Outcome, str]] = []  # reports whose event was not in the log when they were written
         self.result.new = dict.fromkeys((s.stream for s in batch.streams), 0)
@@ -135,11 +135,15 @@ class EventLoader(_EventSorter):
             self._write(loading, new)
 
     def _write(self, loading: _Loading, new: Sequence[tuple[Source, int]]) -> None:
-        batch, units = loading.batch, list[Unit]()
+        batch, units, arrived = loading.batch, list[Unit](), loading.arrived
+        rows = [row_of(batch, i, loading.codes[i]) for _, i in new]
         waiting: dict[int, dict[str, bytes]] = {}
 
-        def make() -> tuple[list[Unit], list[tuple[str, str]], None]:
-            units[:] = [self._unit(loading, source, i, waiting.get(i, {})) for source, i in new]
+        def make() -> PlannedWrite:
+            units[:] = [
+                event_unit(self.writes, source, row, arrived[i], waiting.get(i, {}))
+                for (source, i), row in zip(new, rows, strict=True)
+            ]
             return units, [], None
 
         places = {(outcome.stream, batch.ids[i]): i for source, i in new for outcome in source.outcomes.values()}
@@ -147,23 +151,12 @@ class EventLoader(_EventSorter):
             if isinstance(answer, IsKnown):  # another process wrote some of them meanwhile
                 return self.load(loading, [i for _, i in new])
             waiting.setdefault(places[answer.stream, answer.id], {})[answer.stream] = answer.reports
-        self._append(loading, new, units, answer)
-
-    def _unit(self, loading: _Loading, source: Source, i: int, waiting: dict[str, bytes]) -> Unit:
-        row = row_of(loading.batch, i, loading.codes[i])
-        return event_unit(self.writes, source, row, int(loading.batch.arrived[i]), waiting)
-
-    def _append(
-        self, loading: _Loading, new: Sequence[tuple[Source, int]], units: Sequence[Unit], begun: Begun
-    ) -> None:
-        """Append the records of events that have begun, at positions that follow one another."""
-        batch, records = loading.batch, []
-        for n, (source, i) in enumerate(new):
-            row = row_of(batch, i, loading.codes[i])
-            record = self.events.record(source, row, int(batch.arrived[i]), begun)
-            records.append((record._replace(position=begun.first + n), partition_key(units[n], row.id)))
+        records = []
+        for n, ((source, i), row, unit) in enumerate(zip(new, rows, units, strict=True)):
+            record = self.events.record(source, row, arrived[i], answer, n)
+            records.append((record, partition_key(unit, row.id)))
             loading.result.new[source.stream] += 1
-        self.writes.defer(PendingWrite(begun, records, [*range(len(records))]))
+        self.writes.defer(PendingWrite(answer, records, [*range(len(records))]))
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #reports
 class ReportLoader:
@@ -246,21 +239,27 @@ class ClusterLoader:
         """
         check_texts(batch)
         loading = _Loading(batch, None if trusted else now())
-        settled = time.monotonic()
-        for kind, rows in _runs(batch):
-            if kind is Source:
-                self._events.load(loading, rows)
-            else:
-                self._reports.load(loading, self._accepted(loading, rows))
-            if time.monotonic() - settled > _SETTLE:
-                self.writes.settle()
-                settled = time.monotonic()
-        self.writes.settle()
+        with closing(Settler(self.writes.settle)) as settler:
+            try:
+                for n, (kind, rows) in enumerate(_runs(batch)):
+                    if n:
+                        settler.start()  # the log acknowledges what was written while the next rows are prepared
+                    self._load(loading, kind, rows)
+                settler.finish()
+            except BaseException:
+                settler.give_up()
+                raise
         loading.result.waiting = loading.still_waiting(self.writes)
         return loading.result
 
     def end_load(self) -> None:
         """Do nothing: a batch is settled when `load` returns."""
+
+    def _load(self, loading: _Loading, kind: type, rows: Sequence[int]) -> None:
+        if kind is Source:
+            self._events.load(loading, rows)
+        else:
+            self._reports.load(loading, self._accepted(loading, rows))
 
     def _accepted(self, loading: _Loading, rows: Sequence[int]) -> list[int]:
         """Return the reports whose event was not refused."""

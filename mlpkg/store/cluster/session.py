@@ -169,7 +169,7 @@ class _Writes(_Patience):
         """Read the definitions of timelines again."""
         raise NotImplementedError
 
-    def make_topics(self, streams: Sequence[str]) -> None:
+    def make_topics(self, streams: Iterable[str]) -> None:
         """Make the topics of streams that this process has not seen yet."""
         if new := [stream for stream in streams if stream not in self._topics]:
             self.log.topics.make(new)
@@ -209,7 +209,7 @@ class _Deliveries(_Commits):
     """Sends writes to the log, and ends them."""
 
     def _send(self, write: PendingWrite) -> None:
-        self.make_topics([record.stream for record, _ in write.records])
+        self.make_topics({record.stream for record, _ in write.records})
         for record, key in write.records:  # if that fails, the write is undone when it is stuck
             try:
                 write.deliveries.append(self.log.append(record, key))

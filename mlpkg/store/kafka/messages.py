@@ -61,12 +61,21 @@ _NUMBERS = ("position", "time", "arrived", "about", "epoch", "low", "decided")
 
 def encode_record(record: LogRecord) -> tuple[bytes, list[tuple[str, bytes]]]:
     """Return the value and the headers of a message."""
-    fields: dict[str, Any] = {name: getattr(record, name) for name in _NUMBERS}
-    fields |= {"id": record.id, "needs": " ".join(map(str, record.needs))}
-    fields |= {"use_case": record.use_case, "decision": record.decision}
     headers = [
-        (name, str(value).encode()) for name, value in fields.items() if value not in (None, "", 0) or name in _REQUIRED
+        ("position", b"%d" % record.position),
+        ("time", b"%d" % record.time),
+        ("arrived", b"%d" % record.arrived),
+        ("epoch", b"%d" % record.epoch),
+        ("low", b"%d" % record.low),
+        ("id", record.id.encode()),
     ]
+    if record.about is not None:
+        headers.append(("about", b"%d" % record.about))
+    if record.needs:
+        headers.append(("needs", " ".join(map(str, record.needs)).encode()))
+    if record.decision:
+        decision = [("use_case", record.use_case), ("decision", record.decision), ("decided", str(record.decided))]
+        headers += [(name, text.encode()) for name, text in decision]
     return (b"" if record.body is None else record.body.encode()), headers
 
 # %% ../../../nbs/05_store/10_kafka/01_messages.ipynb #decode

@@ -46,6 +46,28 @@ end
 
 local function save_tx(first, tx) redis.call('SET', P .. ':tx:' .. first, cmsgpack.pack(tx)) end
 
+-- call a command on a key with many arguments, some at a time; the answers end to end
+local function many(command, key, arguments)
+  local answers = {}
+  for i = 1, #arguments, 1000 do
+    local part = redis.call(command, key, unpack(arguments, i, math.min(i + 999, #arguments)))
+    if type(part) == 'table' then
+      for n = 1, #part do answers[#answers + 1] = part[n] end
+    end
+  end
+  return answers
+end
+
+-- add a value to the list of a name
+local function append(lists, name, value)
+  local list = lists[name]
+  if not list then
+    list = {}
+    lists[name] = list
+  end
+  list[#list + 1] = value
+end
+
 -- how many members a timeline has that are later than `since`, and these end to end
 local function members_of(timeline, since, most)
   local members = redis.call('ZRANGEBYSCORE', P .. ':t:' .. timeline, '(' .. since, '+inf')
@@ -68,7 +90,7 @@ end
 
 -- let others at what a transaction held
 local function release(tx)
-  for _, name in ipairs(tx.locks) do redis.call('HDEL', lock, name) end
+  many('HDEL', lock, tx.locks)
   for timeline in pairs(tx.timelines) do redis.call('SREM', P .. ':w:' .. timeline, tx.first) end
   for timeline in pairs(tx.reserved) do redis.call('SREM', P .. ':u:' .. timeline, tx.first) end
   redis.call('DEL', P .. ':tx:' .. tx.first)
@@ -77,9 +99,18 @@ end
 
 -- say where the entries of a transaction lie in the log
 local function settle(tx, places)
+  local ids, lies = {}, {}
   for n, claim in ipairs(tx.claims) do
-    local value = redis.call('HGET', claim[1], claim[2])
-    redis.call('HSET', claim[1], claim[2], value:sub(1, 8) .. places[n] .. value:sub(19))
+    append(ids, claim[1], claim[2])
+    append(lies, claim[1], places[n])
+  end
+  for key, list in pairs(ids) do
+    local values, placed = many('HMGET', key, list), {}
+    for n, value in ipairs(values) do
+      placed[#placed + 1] = list[n]
+      placed[#placed + 1] = value:sub(1, 8) .. lies[key][n] .. value:sub(19)
+    end
+    many('HSET', key, placed)
   end
   release(tx)
 end
@@ -96,7 +127,7 @@ end
 _CHECK = """
 -- nil if every unit can be written and every timeline be read, else the answer to the caller
 local function obstacle(units, reads)
-  local known = {}
+  local known, names, ids, waits = {}, {}, {}, {}
   local patience = clock() - 300000 -- a position is the time in microseconds when it was issued, or later
   for _, read in ipairs(reads) do
     local writer = redis.call('SRANDMEMBER', P .. ':u:' .. read[1])
@@ -106,14 +137,19 @@ local function obstacle(units, reads)
     end
   end
   for n, unit in ipairs(units) do
-    for _, name in ipairs(unit.locks) do
-      local holder = redis.call('HGET', lock, name)
-      if holder then return {'BUSY', holder} end
-    end
-    if unit.claim then
-      local value = redis.call('HGET', P .. ':i:' .. unit.claim[1], unit.claim[2])
-      if value then known[#known + 1] = {n - 1, value} end
-    end
+    for _, name in ipairs(unit.locks) do names[#names + 1] = name end
+    if unit.claim then append(ids, unit.claim[1], n) end
+    for _, stream in ipairs(unit.outcomes) do append(waits, stream, n) end
+  end
+  local function claimed(numbers)
+    local list = {}
+    for _, n in ipairs(numbers) do list[#list + 1] = units[n].claim[2] end
+    return list
+  end
+  for _, holder in ipairs(many('HMGET', lock, names)) do
+    if holder then return {'BUSY', holder} end
+  end
+  for n, unit in ipairs(units) do
     for _, missing in ipairs(unit.missing) do
       local value = redis.call('HGET', P .. ':i:' .. missing[1], missing[2])
       if value then return {'CHANGED', missing[1], missing[2], value} end
@@ -122,12 +158,19 @@ local function obstacle(units, reads)
       local key, id, value = expected[1], expected[2], redis.call('HGET', P .. ':r:' .. expected[1], expected[2])
       if (value or '') ~= expected[3] then return {'CHANGED', key, id, value or ''} end
     end
-    for _, stream in ipairs(unit.outcomes) do
-      local id = unit.claim[2]
-      if redis.call('SISMEMBER', P .. ':waiting:' .. stream, id) == 1 then
-        local value = redis.call('HGET', P .. ':r:' .. stream, id)
-        if unit.settles[stream] ~= value then return {'CHANGED', stream, id, value} end
+  end
+  for stream, numbers in pairs(waits) do
+    for i, waiting in ipairs(many('SMISMEMBER', P .. ':waiting:' .. stream, claimed(numbers))) do
+      if waiting == 1 then
+        local unit = units[numbers[i]]
+        local value = redis.call('HGET', P .. ':r:' .. stream, unit.claim[2])
+        if unit.settles[stream] ~= value then return {'CHANGED', stream, unit.claim[2], value} end
       end
+    end
+  end
+  for stream, numbers in pairs(ids) do
+    for i, value in ipairs(many('HMGET', P .. ':i:' .. stream, claimed(numbers))) do
+      if value then known[#known + 1] = {numbers[i] - 1, value} end
     end
   end
   if #known > 0 then return {'KNOWN', known} end
@@ -185,16 +228,29 @@ local function new_tx(first, last)
     reserved = {}, undo = {}, locks = {}, claims = {}, needs = {}}
 end
 
+local nowhere = '\\0\\0' .. string.rep('\\255', 8)
+
+-- lock and claim ids, for units at positions that follow one another or are given
+local function write_ids(tx, units, first, positions)
+  local held, known = {}, {}
+  for n, unit in ipairs(units) do
+    for _, name in ipairs(unit.locks) do
+      tx.locks[#tx.locks + 1] = name
+      held[#held + 1] = name
+      held[#held + 1] = tx.first
+    end
+    if unit.claim then
+      local key = P .. ':i:' .. unit.claim[1]
+      append(known, key, unit.claim[2])
+      append(known, key, le8(positions and positions[n] or first + n - 1) .. nowhere .. unit.claim[3])
+      tx.claims[#tx.claims + 1] = {key, unit.claim[2]}
+    end
+  end
+  many('HSET', lock, held)
+  for key, values in pairs(known) do many('HSET', key, values) end
+end
+
 local function write_unit(tx, unit, p, event)
-  for _, name in ipairs(unit.locks) do
-    redis.call('HSET', lock, name, tx.first)
-    tx.locks[#tx.locks + 1] = name
-  end
-  if unit.claim then
-    local key = P .. ':i:' .. unit.claim[1]
-    write_hash(tx, key, unit.claim[2], le8(p) .. '\\0\\0' .. string.rep('\\255', 8) .. unit.claim[3])
-    tx.claims[#tx.claims + 1] = {key, unit.claim[2]}
-  end
   for _, report in ipairs(unit.reports) do -- stream, id, the reports so far, the new one without its position
     local list = #report[3] > 0 and cmsgpack.unpack(report[3]) or {}
     if report[4] then list[#list + 1] = {p, report[4], report[5], report[6]} end
@@ -258,6 +314,7 @@ local function begin(units, reads, event)
   local tx = new_tx(first, first + #units - 1)
   local name = tx.first
   redis.call('HSET', meta, 'last', tx.last)
+  write_ids(tx, units, first)
   for n, unit in ipairs(units) do write_unit(tx, unit, first + n - 1, event or first) end
   for timeline in pairs(tx.timelines) do redis.call('SADD', P .. ':w:' .. timeline, name) end
 
@@ -427,6 +484,7 @@ if answer then return answer end
 local positions = call.positions
 local tx = new_tx(positions[1], positions[#positions])
 if tonumber(tx.last) > tonumber(redis.call('HGET', meta, 'last') or '0') then redis.call('HSET', meta, 'last', tx.last) end
+write_ids(tx, call.units, nil, positions)
 for n, unit in ipairs(call.units) do write_unit(tx, unit, positions[n], positions[n]) end
 settle(tx, call.places)
 return {'OK'}
@@ -489,6 +547,7 @@ for n = #tx.undo, 1, -1 do
     redis.call(step[2], step[3], step[4])
   end
 end
+for _, claim in ipairs(tx.claims) do redis.call('HDEL', claim[1], claim[2]) end -- they were new
 redis.call('HSET', void, first, tx.last)
 release(tx)
 return {'OK', tx.last}

@@ -28,11 +28,14 @@ from . import scripts
 from ...untrusted import redacted
 
 # %% ../../../nbs/05_store/09_redis/02_sequencer.ipynb #binary
+_SHORT = [bytes((0xA0 | size,)) for size in range(32)]
+
+
 def binary(data: bytes) -> msgspec.Raw:
     """Return bytes as a text of MessagePack that need not be UTF-8."""
     size = len(data)
     if size < 32:
-        return msgspec.Raw(bytes((0xA0 | size,)) + data)
+        return msgspec.Raw(_SHORT[size] + data)
     if size < 2**16:
         return msgspec.Raw(b"\xda" + size.to_bytes(2, "big") + data)
     return msgspec.Raw(b"\xdb" + size.to_bytes(4, "big") + data)
