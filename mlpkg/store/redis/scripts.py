@@ -35,17 +35,8 @@ local function is_void(position)
 end
 """
 
-# %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #common
-COMMON = (
-    _STATE
-    + """
-local function load_tx(first)
-  local raw = redis.call('GET', P .. ':tx:' .. first)
-  return raw and cmsgpack.unpack(raw)
-end
-
-local function save_tx(first, tx) redis.call('SET', P .. ':tx:' .. first, cmsgpack.pack(tx)) end
-
+# %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #many
+_MANY = """
 -- call a command on a key with many arguments, some at a time; the answers end to end
 local function many(command, key, arguments)
   local answers = {}
@@ -67,6 +58,19 @@ local function append(lists, name, value)
   end
   list[#list + 1] = value
 end
+"""
+
+# %% ../../../nbs/05_store/09_redis/01_scripts.ipynb #common
+COMMON = (
+    _STATE
+    + _MANY
+    + """
+local function load_tx(first)
+  local raw = redis.call('GET', P .. ':tx:' .. first)
+  return raw and cmsgpack.unpack(raw)
+end
+
+local function save_tx(first, tx) redis.call('SET', P .. ':tx:' .. first, cmsgpack.pack(tx)) end
 
 -- how many members a timeline has that are later than `since`, and these end to end
 local function members_of(timeline, since, most)
