@@ -29,7 +29,9 @@ def _events_words(case: _decisions.UseCase, store: StoreSummary) -> str:
     outcomes = dict.fromkeys(outcome.stream for outcome in case.outcomes.values())
     counts += [f"{store.entries.get(stream, 0):,} {stream}" for stream in outcomes]
     decided = store.entries.get(decisions_of(case.name))
-    return ", ".join([*counts, *([] if decided is None else [f"{decided:,} decisions"])])
+    if decided is None:  # messages are counted, and what was undone is a message, too
+        return f"at most {', '.join(counts)}"
+    return ", ".join([*counts, f"{decided:,} decisions"])
 
 
 def check_log(case: _decisions.UseCase, settings: Settings, store: StoreSummary | None) -> Finding:
@@ -75,7 +77,7 @@ def changes_finding(case: _decisions.UseCase, topics: Mapping[str, str], behind:
     """What is known of the topics of tables: how many changes wait in each, None where it is missing."""
     if missing := [f"{topic} of {table}" for table, topic in topics.items() if behind[topic] is None]:
         return Finding("changes", "note", f"Kafka has no topic {', '.join(missing)}; the connector makes it")
-    words = ", ".join(f"{table} follows {topic}, {behind[topic]:,} changes wait" for table, topic in topics.items())
+    words = ", ".join(f"{table} follows {topic}, {behind[topic]:,} messages wait" for table, topic in topics.items())
     return Finding(
         "changes",
         "note" if any(behind.values()) else "ok",

@@ -68,11 +68,12 @@ def _row_id(lsn: int, key: tuple[Any, ...], is_snapshot: bool) -> str:
 
 # %% ../../nbs/02_schema/17_changes.ipynb #change
 class ChangedRow(NamedTuple):
-    """A row of a table as a change left it."""
+    """A row of a table as a change left it; `absent` are the columns of optional fields that the database does not have."""
 
     row: ValidatedEvent
     key: tuple[Any, ...]
     is_snapshot: bool
+    absent: frozenset[str] = frozenset()
 
 
 class RefusedRow(NamedTuple):
@@ -93,6 +94,12 @@ def _fields(table: Table, row: Mapping[str, Any], types: Mapping[str, ColumnType
         for column, name in names.items()
         if name in row
     }
+
+
+def _absent(table: Table, fields: Mapping[str, Any]) -> frozenset[str]:
+    """Return the columns that a row of the database should have and has not."""
+    missing = [column.name for column in table.declared if column.name not in fields]
+    return frozenset(table.database_columns.get(name, name) for name in missing)
 
 
 def _check_fields(table: Table, row: Mapping[str, Any], fields: Mapping[str, Any], id: str) -> None:
@@ -146,7 +153,8 @@ class _RowReader:
         try:
             if part == "after":
                 _check_fields(self.table, row, fields, head["id"])
-            return ChangedRow(self.table.parse(head | fields), key, self.is_snapshot)
+            absent = _absent(self.table, fields) if part == "after" else frozenset()
+            return ChangedRow(self.table.parse(head | fields), key, self.is_snapshot, absent)
         except Rejected as why:
             return RefusedRow(head | fields, why)
 

@@ -21,6 +21,7 @@ from ..schema.changes import ChangedRow, RefusedRow, read_change
 from .protocol import Store
 from .records import Batch, Refusal
 from ..times import LATEST, iso
+from ..untrusted import logger
 
 # %% ../../nbs/05_store/12_changes.ipynb #applied
 @dataclass
@@ -181,11 +182,14 @@ class _Reading:
         self.refusals.append(Refusal(table.stream, _message_of(row), why))
 
 # %% ../../nbs/05_store/12_changes.ipynb #feed
+_log = logger("mlpkg")
+
+
 class ChangeFeed:
     """Takes change events of Debezium into the tables of a store."""
 
     def __init__(self, store: Store):
-        self._store, self._snapshots = store, Snapshots(store)
+        self._store, self._snapshots, self._absent = store, Snapshots(store), set[tuple[str, str]]()
 
     def apply(self, messages: Sequence[tuple[Table, bytes | str | None]]) -> Applied:
         """Take in messages, each with its table, in their order; they are in the log when this returns."""
@@ -203,11 +207,20 @@ class ChangeFeed:
         reading = _Reading(self._store.settings.now())
         for table, value in messages:
             reading.add(table, value)
+        self._warn(reading.rows)
         rows, repeated = self._without_repeats(reading.rows)
         ordered = self._in_order(rows)
         new, known = self._load(ordered, reading)
         self._store.add_dead_letters(reading.refusals)
         return Applied(new, known + len(rows) - len(ordered), repeated, len(reading.refusals))
+
+    def _warn(self, rows: Sequence[tuple[Table, ChangedRow]]) -> None:
+        """Warn once of each column that the rows of a table lack."""
+        absent = {(table.name, column) for table, changed in rows for column in changed.absent}
+        for table, column in sorted(absent - self._absent):
+            what = "the rows of the table %s have no column %r in the database, so its field is null or the default from now on"
+            _log.warning(f"{what}; if it has another name now, give it in database_columns", table, column)
+        self._absent |= absent
 
     def _without_repeats(self, rows: Sequence[tuple[Table, ChangedRow]]) -> tuple[list[tuple[Table, ChangedRow]], int]:
         kept = []

@@ -231,6 +231,14 @@ def test_the_command_ends_when_no_change_is_left(club: Club):
     club.does("INSERT INTO members VALUES (1, 1), (2, 2)")
     club.connects()
     counts: list[dict[str, int]] = []
+    said: list[str] = []
+
+    def checked() -> str:
+        command = [sys.executable, "-m", "mlpkg.cli", "check", "visits"]
+        ended = subprocess.run(
+            command, cwd=club.settings.root, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        return next(line for line in ended.stdout.splitlines() if "changes" in line)
 
     def catches_up() -> bool:
         command = [sys.executable, "-m", "mlpkg.cli", "changes", "visits", "--until-caught-up", "--json"]
@@ -238,8 +246,16 @@ def test_the_command_ends_when_no_change_is_left(club: Club):
             command, cwd=club.settings.root, stdin=subprocess.DEVNULL, capture_output=True, check=True
         )
         counts.append(json.loads(ended.stdout))
+        said.append(ended.stderr.decode())
         return counts[-1]["new"] > 0
 
+    club.until(lambda: checked().startswith("· changes: members follows ") and ", 0 " not in checked())
     club.until(catches_up)
     assert counts[-1] == {"new": 2, "known": 0, "repeated": 0, "refused": 0} and not catches_up()
-    assert club.known(2)[0] == 2
+    assert club.known(2)[0] == 2 and not said[-1]
+    assert checked().startswith("✓ changes: members follows ") and checked().endswith(", 0 messages wait")
+    club.does("ALTER TABLE members RENAME credit TO bonus")
+    club.does("UPDATE members SET bonus = 7 WHERE id IN (1, 2)")
+    club.until(catches_up)
+    assert said[-1].count("the rows of the table members have no column 'credit' in the database") == 1
+    assert club.known(1)[:2] == (1, None)

@@ -28,7 +28,7 @@ from mlpkg.settings import Settings
 from mlpkg.store import open_store
 from mlpkg.store.kafka.messages import LogRecord
 from mlpkg.store.opening import store_place
-from mlpkg.store.redis.sequencer import Questions, Stale
+from mlpkg.store.redis.sequencer import LAYOUT, Questions, Stale
 from mlpkg.times import instant, iso, now
 
 
@@ -358,3 +358,48 @@ def test_no_call_goes_to_a_redis_that_has_restarted_before_it_is_complete(settin
             assert store.entry("transactions", f"payment-{day}") is not None, "a reader completes it"
             assert len(list(store.read(streams=["transactions"]))) == day + 1
             assert store.session.sequencer.spans() == []
+
+
+def test_what_an_older_mlpkg_wrote_into_redis_is_refused_until_up_writes_it_again(settings: Settings):
+    """A process that still runs learns of it, one that has to read the old keys does not, and nothing is lost."""
+    bank = Bank(handbook.fraud, settings)
+    keeper = bank.store.session.state
+    with closing(bank.store):
+        use(bank, "before", 0)
+        before = state_of(bank)
+        keeper.write(layout=0)
+        with pytest.raises(StoreError, match=r"timelines of an older mlpkg \(layout 0, .*; stop .*: mlpkg up"):
+            open_store(settings)
+        store_place(settings).prepare()
+        assert state_of(bank) == before
+        use(bank, "after", 20)
+        keeper.write(layout=LAYOUT + 1)
+        with pytest.raises(StoreError, match=r"timelines of a newer mlpkg .*; upgrade mlpkg"):
+            open_store(settings)
+        keeper.write(layout=LAYOUT)
+        assert verify(handbook.fraud, bank.store).mismatches == 0
+
+
+def test_processes_that_start_at_once_wait_for_the_one_that_writes_redis(settings: Settings):
+    with ThreadPoolExecutor(4) as pool:
+        prepared = [*pool.map(lambda _: store_place(settings).prepare(), range(4))]
+    assert {lines[-1] for lines in prepared} == {"Redis holds all of the log"}
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_redis_that_drops_keys_is_refused(settings: Settings, redis: Redis, policy: str):
+    with redis.client() as client:
+        client.config_set("maxmemory", 100_000_000)
+        client.config_set("maxmemory-policy", policy)
+        with pytest.raises(StoreError, match=f"maxmemory-policy is {policy}; set maxmemory-policy noeviction"):
+            store_place(settings).prepare()
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("appendonly", "no")
+    assert "with appendonly yes" in store_place(settings).prepare()[-1]
+
+
+@pytest.mark.parametrize("address", ["secret9", "http://:secret9@127.0.0.1:6379/0", "redis://:secret9@127.0.0.1:x/0"])
+def test_an_address_of_redis_that_is_none_is_an_error_without_it(settings: Settings, address: str):
+    with pytest.raises(MlpkgError, match="the address of Redis cannot be read; write it as redis://") as refused:
+        store_place(settings.model_copy(update={"redis": address})).prepare()
+    assert "secret9" not in str(refused.value)

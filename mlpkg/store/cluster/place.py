@@ -7,13 +7,14 @@ __all__ = ['schema_of', 'summary_of', 'ClusterPlace']
 
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #imports
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import MlpkgError
 from ...settings import Settings
 from .read_only import ReadOnlyCluster
-from .store import ClusterStore
+from .store import ClusterSession, ClusterStore
 from ..kafka.access import let_read
 from ..kafka.log import KafkaLog
 from ..kafka.raw import KafkaRawEvents, RawTopics
@@ -125,27 +126,35 @@ class _RawPlace(_NoFiles):
         layout = TopicLayout(settings.partitions, settings.replication, settings.min_insync)
         return RawTopics(settings.kafka, settings.namespace, layout, login_of(settings))
 
-# %% ../../../nbs/05_store/11_cluster/13_place.ipynb #place
-class ClusterPlace(_RawPlace, _Readable):
-    """The place of a store on servers: a namespace on Kafka, Redis and PostgreSQL."""
-
-    def exists(self) -> bool:
-        """Return whether the control plane has the tables of the namespace."""
-        return has_tables(self.settings.postgres, schema_of(self.settings))
+# %% ../../../nbs/05_store/11_cluster/13_place.ipynb #prepare
+class _Prepared(_RawPlace):
+    """Makes what the servers need."""
 
     def prepare(self, raw: Sequence[str] = ()) -> list[str]:
         """Make tables and topics, write into Redis what it lacks, and check the topics; what is there stays."""
         made = upgrade(self.settings.postgres, schema_of(self.settings))
+        with closing(ClusterSession(self.settings)) as session:
+            session.renew()
         store = ClusterStore(self.settings)
         try:
             self._raw_topics().make(raw)
             raw_topics = self._check_topics(store)
             topics = len(store.session.log.topics.partitions())
+            is_durable = store.session.sequencer.connection.is_durable()
         finally:
             store.close()
         tables = f"the tables of the control plane are at their newest version{', applied just now' if made else ''}"
         log = f"the log has {topics} topics as the settings say, and there are {len(raw_topics.partitions())} of raw events"
-        return [tables, log, "Redis holds all of the log"]
+        kept = "" if is_durable else "; with appendonly yes, a restart would not have to write all of it again"
+        return [tables, log, f"Redis holds all of the log{kept}"]
+
+# %% ../../../nbs/05_store/11_cluster/13_place.ipynb #place
+class ClusterPlace(_Prepared, _Readable):
+    """The place of a store on servers: a namespace on Kafka, Redis and PostgreSQL."""
+
+    def exists(self) -> bool:
+        """Return whether the control plane has the tables of the namespace."""
+        return has_tables(self.settings.postgres, schema_of(self.settings))
 
     def remove(self) -> None:
         """Delete everything that belongs to the namespace: log, timelines and control plane."""

@@ -17,6 +17,7 @@ from .feedback import NewReport
 from .session import Writes
 from ..kafka.messages import LogRecord, epoch_message, undone_message
 from mlpkg.store.redis.sequencer import (
+    LAYOUT,
     Aborted,
     Changed,
     IsKnown,
@@ -205,8 +206,8 @@ class Recovery:
     def __init__(self, writes: Writes, state: StateKeeper):
         self.writes, self.state = writes, state
 
-    def run(self, contracts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Recover Redis, unless another process has done it.
+    def run(self, contracts: Mapping[str, Mapping[str, Any]], *, may_empty: bool = False) -> None:
+        """Recover Redis, unless another process has done it; with `may_empty`, also what an older mlpkg has written.
 
         Raises
         ------
@@ -218,8 +219,10 @@ class Recovery:
         if not lock.acquire():
             raise StoreLocked("another process writes the timelines into Redis again", "try again when it has finished")
         try:
+            if may_empty and self.state.read().is_older:
+                self.state.empty()
             if self.state.read().process != process:
-                self._recover(process, contracts, lambda: lock.reacquire())
+                self._recover(process, contracts, lock.renew)
         finally:
             lock.release()
 
@@ -228,7 +231,7 @@ class Recovery:
         writes.log.topics.make(["_control"], 1)
         epoch = writes.log.voids().epoch + 1
         writes.log.append_control(epoch_message(epoch, writes.log.ends()))
-        self.state.write(run="recovering", epoch=epoch, generation=state.generation + 1)
+        self.state.write(run="recovering", epoch=epoch, generation=state.generation + 1, layout=LAYOUT)
         writes.sequencer.use_server(process)
         writes.sequencer.process, writes.sequencer.epoch = "recovering", epoch
         writes.read_catalogue()

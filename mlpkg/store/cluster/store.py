@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ...engine.timeline import Timeline, decode_many
@@ -39,9 +40,12 @@ from ..redis.sequencer import Connection as RedisConnection
 from ..streams import promotions_of
 from ...times import LATEST, now
 
-# %% ../../../nbs/05_store/11_cluster/12_store.ipynb #attached-session
-class _AttachedSession(Writes):
-    """The writes of a process, which knows which Redis process and which timelines there are."""
+# %% ../../../nbs/05_store/11_cluster/12_store.ipynb #recovering
+_RECOVERED = 0.1  # seconds between two looks whether another process has recovered Redis
+
+
+class _Recovering(Writes):
+    """The connections of a process, and how Redis becomes complete."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -58,12 +62,35 @@ class _AttachedSession(Writes):
         replaying.questions = Questions(replaying.sequencer)
         self.recovery = Recovery(replaying, self.state)
 
+    def _recover(self, may_empty: bool = False) -> None:
+        """Recover Redis; if another process does, wait for it as long as for a lock."""
+        deadline = monotonic() + self.lock_timeout
+        while True:
+            try:
+                return self.recovery.run(self.control.snapshot().contracts, may_empty=may_empty)
+            except StoreLocked:
+                if monotonic() > deadline:
+                    raise
+                sleep(_RECOVERED)
+
+    def renew(self) -> None:
+        """Write Redis again from the log if an older mlpkg has written it."""
+        if self.state.read().is_older:
+            self._recover(may_empty=True)
+
+# %% ../../../nbs/05_store/11_cluster/12_store.ipynb #attached-session
+class _AttachedSession(_Recovering):
+    """The writes of a process, which knows which Redis process and which timelines there are."""
+
     def attach(self) -> None:
         """Learn which Redis process there is; recover it if nobody has."""
         with self._attach:
-            process, state = self.sequencer.connection.run(), self.state.read()
+            connection = self.sequencer.connection
+            connection.check_memory()
+            process, state = connection.run(), self.state.read()
+            state.check_layout(connection.address)
             if state.process != process:
-                self.recovery.run(self.control.snapshot().contracts)
+                self._recover()
                 state = self.state.read()
             self.sequencer.use_server(process)
             self.sequencer.process, self.sequencer.epoch = state.process, state.epoch
