@@ -210,16 +210,18 @@ def training_set(
     store = store or find_store()
     plan = make_plan(features, start, end, as_of, outcome, use_case, history)
     log = log_of(store, source)
-    past = log.history(features.sources, plan.outcomes, since=plan.since, before=plan.last)
-    frame = _frame_of(features, plan, past, log)
+    frame = _frame_of(features, plan, log)
     frame.attrs.update(plan.attrs, source=source)
     return frame
 
 # %% ../../nbs/17_lab/12_training.ipynb #frame-of
-def _frame_of(features: FeatureSet, plan: Plan, history: History, log: Any) -> pd.DataFrame:
-    """The rows of a plan from its history, in their order."""
+def _frame_of(features: FeatureSet, plan: Plan, log: Any) -> pd.DataFrame:
+    """The rows of a plan, in their order."""
+    history = log.history(features.sources, plan.outcomes, since=plan.since, before=plan.last)
     events = history.events[features.on.name]
     rows = np.flatnonzero((events.time >= plan.first) & (events.time < plan.last))
+    time, ids = events.time[rows], [events.ids[row] for row in rows.tolist()]
+    order = plan.order_of(time, ids)
     seen = seen_of(events.position[rows], *log.decided(plan.use_case))
     if plan.history == "as_logged":
         until = np.where(seen == UNDECIDED, events.position[rows], seen)
@@ -227,9 +229,8 @@ def _frame_of(features: FeatureSet, plan: Plan, history: History, log: Any) -> p
     values = plan.compute(features, history, rows, seen)
     label = plan.label_of(history, rows, texts_of_outcome(plan.label, log))
     codes = {name: events.columns[name][rows] for name in key_fields(features)}
-    time, ids = events.time[rows], [events.ids[row] for row in rows.tolist()]
+    del history, events  # to build the frame copies every feature, and the history need not lie beside both
     frame = as_frame(features, ids, time, codes, values, label)
-    order = plan.order_of(time, ids)
     return frame.take(order).reset_index(drop=True) if (np.diff(order) != 1).any() else frame
 
 # %% ../../nbs/17_lab/12_training.ipynb #fingerprint
