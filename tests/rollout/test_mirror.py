@@ -179,7 +179,7 @@ def test_nothing_of_stagings_can_be_written_into_production(
         assert mirrored.redis == ""
         assert [e.id for e in log.read(streams=["transactions"])] == ["one"]
         assert log.summary(["fraud"]).active == {"fraud": bank.version}
-        with pytest.raises(ValueError, match="Redis URL"):
+        with pytest.raises(MlpkgError, match="address of Redis"):
             open_store(mirrored, create=False)
         as_staging = login_of(mirrored)
         kafka = KafkaLog(mirrored.kafka, mirrored.namespace, TopicLayout(), as_staging)
