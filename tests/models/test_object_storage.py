@@ -256,3 +256,27 @@ def test_a_shared_folder_is_a_storage_too_and_other_addresses_are_not(model: mod
 def test_a_version_leads_nowhere(shared: str, tmp_path: Path, version: str):
     with pytest.raises(MlpkgError, match="cannot be the name of a file"):
         obtain(Settings(state=tmp_path, models=shared), "fraud", version)
+
+
+@pytest.mark.parametrize("place", ["the storage", "the state"])
+def test_staging_gets_a_model_from_the_environment_that_it_mirrors(
+    place: str, model: models.Model, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It lists what is there, and publishes in its own place; production's stays as it is."""
+    state = "one" if place == "the state" else "elsewhere"
+    production = f"[production]\nstate = {state}\nmodels = {shared if place == 'the storage' else ''}\n"
+    staging = f"[staging]\nmirrors = production\nstate = staging\nmodels = {shared}-staging\n"
+    (tmp_path / "settings.ini").write_text(production + staging)
+    monkeypatch.setenv("MLPKG_ENV", "staging")
+    settings = Settings.load(tmp_path)
+    if place == "the storage":
+        publish(settings.model_copy(update={"models": shared}), model)
+    source = shared if place == "the storage" else str(tmp_path.resolve() / "one")
+    assert models.elsewhere(settings, "fraud") == {model.version: source}
+    obtained = obtain(settings, "fraud", model.version)
+    assert obtained.content("model.txt") == model.content("model.txt") and models.elsewhere(settings, "fraud") == {}
+    publish(settings, obtained)
+    other = settings.model_copy(update={"state": tmp_path / "another machine", "mirrors": ""})
+    assert models.elsewhere(other, "fraud") == {model.version: f"{shared}-staging"}
+    with pytest.raises(MlpkgError, match="there is no model v1"):
+        obtain(settings, "fraud", "v1")
