@@ -7,14 +7,15 @@ __all__ = ['row_of', 'codes_by_row', 'EventLoader', 'ReportLoader', 'ClusterLoad
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #imports
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby, islice
-from typing import Any
 
 import numpy as np
 
 from ...schema import Outcome, Rejected, Source, ValidatedEvent
 from ..batches import check_texts, is_report, wrong_arrival, wrong_arrivals
+from .catalogue import Catalogue
 from .events import ClusterEvents, event_unit, known_event, partition_key
 from .feedback import NewReport, compared
 from .session import PendingWrite, Writes
@@ -25,7 +26,7 @@ from ..steps import Settler
 from ...times import now
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #rows
-_CHUNK = 500  # rows in one write
+_CHUNK, _LOOK_UP = 500, 5000  # rows in one write; ids in one question
 
 
 def row_of(batch: Batch, i: int, codes: Sequence[int]) -> ValidatedEvent:
@@ -58,6 +59,7 @@ class _Loading:
         self.batch, self.clock, self.result = batch, clock, Loaded()
         self.codes, self.arrived = codes_by_row(batch), batch.arrived.tolist()
         self.wrong = wrong_arrivals(batch, clock)
+        self.known: dict[int, Known | None] = {}  # what was known of the events when they were looked up
         self.waiting: list[tuple[Outcome, str]] = []  # reports whose event was not in the log when they were written
         self.result.new = dict.fromkeys((s.stream for s in batch.streams), 0)
 
@@ -84,7 +86,7 @@ class _EventSorter:
         """Return the new events among some rows; the result gets the others."""
         batch, first = loading.batch, dict[tuple[str, str], int]()
         new: list[tuple[Source, int]] = []
-        for i, known in zip(rows, self._known(batch, rows), strict=True):
+        for i, known in zip(rows, map(loading.known.get, rows), strict=True):
             source = batch.streams[batch.stream[i]]
             assert isinstance(source, Source)
             name = (source.name, batch.ids[i])
@@ -99,14 +101,14 @@ class _EventSorter:
                 new.append((source, i))
         return new
 
-    def _known(self, batch: Batch, rows: Sequence[int]) -> list[Any]:
-        names = [batch.streams[batch.stream[i]].stream for i in rows]
-        stored: dict[int, Any] = {}
-        for stream in {*names}:
-            of_stream = [i for i, name in zip(rows, names, strict=True) if name == stream]
-            known = self.writes.questions.known(stream, [batch.ids[i] for i in of_stream])
-            stored |= dict(zip(of_stream, known, strict=True))
-        return [stored[i] for i in rows]
+    def look_up(self, loading: _Loading, rows: Sequence[int]) -> None:
+        """Ask which events among some rows are known."""
+        batch = loading.batch
+        for s, stream in enumerate(batch.streams):
+            of_stream = [i for i in rows if batch.stream[i] == s]
+            for part in (of_stream[k : k + _LOOK_UP] for k in range(0, len(of_stream), _LOOK_UP)):
+                known = self.writes.questions.known(stream.stream, [batch.ids[i] for i in part])
+                loading.known.update(zip(part, known, strict=True))
 
     def _compare(self, loading: _Loading, i: int, source: Source, known: Known) -> None:
         """Compare a row with the event in the log."""
@@ -125,38 +127,68 @@ class _EventSorter:
         else:
             loading.refuse(i, id_reused(source.name, row_of(batch, i, loading.codes[i])))
 
+# %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #new-events
+class _NewEvents:
+    """Events that are written together: their rows and units."""
+
+    def __init__(self, writes: Writes, loading: _Loading, new: Sequence[tuple[Source, int]]):
+        self.writes, self.loading, self.new = writes, loading, new
+        self.rows = [row_of(loading.batch, i, loading.codes[i]) for _, i in new]
+        self.waiting: dict[int, dict[str, bytes]] = {}  # reports that wait for an event, by its row
+        self.units: list[Unit] = []
+        self._catalogue: Catalogue | None = None
+        self.make()
+
+    def make(self) -> PlannedWrite:
+        """Return what begins their write; the units are made again only if timelines or reports have changed."""
+        catalogue, arrived = self.writes.catalogue, self.loading.arrived
+        if self._catalogue is not catalogue:
+            self.units = [
+                event_unit(self.writes, source, row, arrived[i], self.waiting.get(i, {}))
+                for (source, i), row in zip(self.new, self.rows, strict=True)
+            ]
+            self._catalogue = catalogue
+        return self.units, [], None
+
+    def take(self, changed: Changed) -> None:
+        """Take in reports that wait for one of the events."""
+        ids = self.loading.batch.ids
+        for source, i in self.new:
+            if ids[i] == changed.id and any(o.stream == changed.stream for o in source.outcomes.values()):
+                self.waiting.setdefault(i, {})[changed.stream] = changed.reports
+        self._catalogue = None
+
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #write
 class EventLoader(_EventSorter):
     """Loads the events of a batch."""
 
-    def load(self, loading: _Loading, rows: Sequence[int]) -> None:
-        """Load some events."""
-        if new := self.new_events(loading, rows):
-            self._write(loading, new)
+    def prepare(self, loading: _Loading, rows: Sequence[int]) -> _NewEvents | None:
+        """Return the new events among some rows, ready to be written."""
+        new = self.new_events(loading, rows)
+        return _NewEvents(self.writes, loading, new) if new else None
 
-    def _write(self, loading: _Loading, new: Sequence[tuple[Source, int]]) -> None:
-        batch, units, arrived = loading.batch, list[Unit](), loading.arrived
-        rows = [row_of(batch, i, loading.codes[i]) for _, i in new]
-        waiting: dict[int, dict[str, bytes]] = {}
+    def begun(self, events: _NewEvents, answer: Begun | IsKnown | Changed) -> tuple[_NewEvents, Begun] | None:
+        """Return the events whose write has begun, and where; begin it again as long as Redis says that something has changed."""
+        while not isinstance(answer, Begun):
+            if isinstance(answer, Changed):
+                events.take(answer)
+            else:  # an earlier part of the batch or another process wrote some of them meanwhile
+                rows = [i for _, i in events.new]
+                self.look_up(events.loading, rows)
+                if (left := self.prepare(events.loading, rows)) is None:
+                    return None
+                events = left
+            answer = self.writes.begin(events.make)
+        return events, answer
 
-        def make() -> PlannedWrite:
-            units[:] = [
-                event_unit(self.writes, source, row, arrived[i], waiting.get(i, {}))
-                for (source, i), row in zip(new, rows, strict=True)
-            ]
-            return units, [], None
-
-        places = {(outcome.stream, batch.ids[i]): i for source, i in new for outcome in source.outcomes.values()}
-        while not isinstance(answer := self.writes.begin(make), Begun):
-            if isinstance(answer, IsKnown):  # another process wrote some of them meanwhile
-                return self.load(loading, [i for _, i in new])
-            waiting.setdefault(places[answer.stream, answer.id], {})[answer.stream] = answer.reports
-        records = []
-        for n, ((source, i), row, unit) in enumerate(zip(new, rows, units, strict=True)):
-            record = self.events.record(source, row, arrived[i], answer, n)
+    def append(self, events: _NewEvents, begun: Begun) -> None:
+        """Append the records of events whose write has begun, at positions that follow one another."""
+        loading, records = events.loading, []
+        for n, ((source, i), row, unit) in enumerate(zip(events.new, events.rows, events.units, strict=True)):
+            record = self.events.record(source, row, loading.arrived[i], begun, n)
             records.append((record, partition_key(unit, row.id)))
             loading.result.new[source.stream] += 1
-        self.writes.defer(PendingWrite(answer, records, [*range(len(records))]))
+        self.writes.defer(PendingWrite(begun, records, [*range(len(records))]))
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #reports
 class ReportLoader:
@@ -222,6 +254,9 @@ class ReportLoader:
         return report if isinstance(report, Receipt) else wrong_arrival(batch, i, loading.clock) or report
 
 # %% ../../../nbs/05_store/11_cluster/06_loader.ipynb #loader
+_Beginning = tuple[_NewEvents, Future[Begun | IsKnown | Changed]]
+
+
 class ClusterLoader:
     """Loads batches."""
 
@@ -239,27 +274,40 @@ class ClusterLoader:
         """
         check_texts(batch)
         loading = _Loading(batch, None if trusted else now())
-        with closing(Settler(self.writes.settle)) as settler:
+        self._events.look_up(loading, [i for i in range(len(batch.ids)) if not is_report(batch, i)])
+        with closing(Settler(self.writes.settle)) as settler, ThreadPoolExecutor(1, "mlpkg-begin") as thread:
             try:
-                for n, (kind, rows) in enumerate(_runs(batch)):
-                    if n:
-                        settler.start()  # the log acknowledges what was written while the next rows are prepared
-                    self._load(loading, kind, rows)
-                settler.finish()
+                self._load_all(loading, settler, thread)
             except BaseException:
                 settler.give_up()
                 raise
         loading.result.waiting = loading.still_waiting(self.writes)
         return loading.result
 
+    def _load_all(self, loading: _Loading, settler: Settler, thread: Executor) -> None:
+        """Prepare events while Redis begins the write before them, and the log acknowledges the one before that."""
+        beginning: _Beginning | None = None
+        for kind, rows in _runs(loading.batch):
+            following = self._events.prepare(loading, rows) if kind is Source else None
+            beginning = self._go_on(beginning, following, settler, thread)
+            if kind is not Source:
+                self._reports.load(loading, self._accepted(loading, rows))
+        self._go_on(beginning, None, settler, thread)
+        settler.finish()
+
+    def _go_on(
+        self, beginning: _Beginning | None, following: _NewEvents | None, settler: Settler, thread: Executor
+    ) -> _Beginning | None:
+        """Wait until a write has begun, let the following one begin, and append the first."""
+        written = self._events.begun(beginning[0], beginning[1].result()) if beginning else None
+        next_one = (following, thread.submit(self.writes.begin, following.make)) if following else None
+        if written is not None:
+            self._events.append(*written)
+            settler.start()
+        return next_one
+
     def end_load(self) -> None:
         """Do nothing: a batch is settled when `load` returns."""
-
-    def _load(self, loading: _Loading, kind: type, rows: Sequence[int]) -> None:
-        if kind is Source:
-            self._events.load(loading, rows)
-        else:
-            self._reports.load(loading, self._accepted(loading, rows))
 
     def _accepted(self, loading: _Loading, rows: Sequence[int]) -> list[int]:
         """Return the reports whose event was not refused."""
