@@ -25,6 +25,7 @@ from ..protocol import RawEvents, ReadOnlyLog, Store, StorePlace
 from ..records import Backup, StoreSummary
 from ..redis.sequencer import Connection as RedisConnection
 from ..redis.sequencer import Sequencer, StateKeeper
+from ..streams import decisions_of
 from ..timeline_definitions import find_missing
 
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #schema
@@ -34,11 +35,12 @@ def schema_of(settings: Settings) -> str:
 
 # %% ../../../nbs/05_store/11_cluster/13_place.ipynb #summary
 def summary_of(store: ClusterStore, use_cases: Sequence[str]) -> StoreSummary:
-    """Return what an open store holds; entries are counted by the messages of a topic."""
+    """Return what an open store holds; entries are counted by the messages of a topic, decisions by their ids."""
     snapshot = store.control.snapshot()
+    decisions = {stream: store.session.questions.count_ids(stream) for stream in map(decisions_of, use_cases)}
     return StoreSummary(
         position=store.last_position(),
-        entries=store.session.log.counts(),
+        entries=store.session.log.counts() | decisions,
         spans={},
         dead_letters=len(store.dead_letters()),
         waiting=len(store.waiting()),

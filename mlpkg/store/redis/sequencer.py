@@ -587,6 +587,10 @@ class _AskIds(_AskPositions):
         values = self._ask(("HMGET", self._key(f"i:{stream}"), *ids))[0] if ids else []
         return [Known.of(value) if value else None for value in values]
 
+    def count_ids(self, stream: str) -> int:
+        """Return how many ids of a stream are known."""
+        return self._ask(("HLEN", self._key(f"i:{stream}")))[0]
+
     def reports(self, stream: str, ids: Sequence[str]) -> list[bytes]:
         """Return the reports about events, as MessagePack; empty if there are none."""
         values = self._ask(("HMGET", self._key(f"r:{stream}"), *ids))[0] if ids else []
