@@ -227,18 +227,12 @@ def mirrored_settings(settings: Settings) -> Settings:
     Raises
     ------
     MlpkgError
-        When ``mirrors`` is empty, names no environment of the file, or leads to the store of this one.
+        When ``mirrors`` is empty or names no environment of the file.
     """
     if not settings.mirrors:
         hint = f"name one in [{settings.env}] of {_FILE}: mirrors = production"
         raise MlpkgError(f"the environment {settings.env!r} mirrors no other environment", hint)
     other = other_environment(settings, settings.mirrors)
-    is_same_server = (other.kafka, other.namespace) == (settings.kafka, settings.namespace)
-    if other.store == settings.store and (
-        is_same_server if other.store == "cluster" else other.state == settings.state
-    ):
-        what = f"the environment {settings.env!r} would mirror itself: it has the store of {settings.mirrors!r}"
-        raise MlpkgError(what, "give it a namespace and a state of its own")
     logins = {name: getattr(settings, name) for name in ("kafka_user", "kafka_password", "kafka_protocol")}
     postgres = with_login_of(other.postgres, settings.postgres)
     return other.model_copy(update=logins | {"postgres": postgres, "redis": ""})

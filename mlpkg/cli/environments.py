@@ -24,8 +24,8 @@ from ..errors import MlpkgError
 from ..progress import progress
 from ..rollout import mirror as _mirror
 from ..schema import compare_contracts
-from ..settings import Settings, mirrored_settings, other_environment
-from ..store import ReadOnlyLog, RegistrySummary, Store, open_read_only, open_store
+from ..settings import Settings, other_environment
+from ..store import ReadOnlyLog, RegistrySummary, Store, mirrored_environment, open_read_only, open_store
 
 # %% ../../nbs/16_cli/13_environments.ipynb #mirror
 @click.command("mirror")
@@ -42,7 +42,7 @@ def mirror_command(since: int | None, once: bool, as_json: bool) -> None:
     """
     settings = Settings.load()
     cases = [_decisions.use_case(name, settings) for name in settings.use_cases]
-    other = mirrored_settings(settings)
+    other = mirrored_environment(settings)
     with (
         _mirror.mirror_lock(settings),
         closing(open_read_only(other)) as log,
@@ -165,7 +165,7 @@ def _environments(first: str | None, second: str | None) -> tuple[Settings, Sett
     own = Settings.load()
     ours = own if second in (None, own.env) else other_environment(own, second)
     if first in (None, ours.mirrors):
-        return mirrored_settings(ours), ours
+        return mirrored_environment(ours), ours
     return other_environment(own, first), ours
 
 

@@ -7,15 +7,16 @@ __all__ = ['Access', 'AccessControl', 'Backup', 'Batch', 'Body', 'Checker', 'Col
            'DeadLetter', 'DeadLetters', 'DecisionTransaction', 'DerivedEntry', 'Entry', 'FeedbackStore', 'Loaded',
            'LogReader', 'LogWriter', 'Maintenance', 'ModelChange', 'ModelControl', 'RawBody', 'RawEvent', 'RawEvents',
            'Receipt', 'RecordedChange', 'ReadOnlyLog', 'Refusal', 'RegistrySummary', 'Store', 'StorePlace',
-           'StoreSummary', 'TimelineReader', 'Token', 'counts', 'decisions_of', 'embedded_settings', 'open_archive',
-           'changes_behind', 'open_changes', 'open_read_only', 'open_store', 'promotions_of', 'reopened', 'scores_of',
-           'store_place', 'texts_of']
+           'StoreSummary', 'TimelineReader', 'Token', 'counts', 'decisions_of', 'embedded_settings',
+           'mirrored_environment', 'open_archive', 'changes_behind', 'open_changes', 'open_read_only', 'open_store',
+           'promotions_of', 'reopened', 'scores_of', 'store_place', 'texts_of']
 
 # %% ../../nbs/05_store/00_init.ipynb #public
 from mlpkg.store.opening import (
     changes_behind,
     counts,
     embedded_settings,
+    mirrored_environment,
     open_archive,
     open_changes,
     open_read_only,
@@ -102,6 +103,7 @@ _all_ = [
     "counts",
     "decisions_of",
     "embedded_settings",
+    "mirrored_environment",
     "open_archive",
     "changes_behind",
     "open_changes",

@@ -24,8 +24,7 @@ from mlpkg.decisions import verify
 from mlpkg.errors import MlpkgError, StoreError
 from mlpkg.models import adopt, find, promote
 from mlpkg.rollout.mirror import Mirror, compare_logs, mirror_until
-from mlpkg.settings import mirrored_settings
-from mlpkg.store import open_read_only, open_store, store_place
+from mlpkg.store import mirrored_environment, open_read_only, open_store, store_place
 from mlpkg.store.kafka.log import KafkaLog
 from mlpkg.store.kafka.topics import TopicLayout, login_of
 from mlpkg.times import instant
@@ -313,4 +312,4 @@ def test_a_model_that_is_missing_and_an_environment_that_mirrors_itself_are_erro
         with pytest.raises(MlpkgError, match="no model is active"):
             Mirror([handbook.fraud], log, staging)
     with pytest.raises(MlpkgError, match="would mirror itself"):
-        mirrored_settings(environments.staging.model_copy(update={"state": environments.production.state}))
+        mirrored_environment(environments.staging.model_copy(update={"state": environments.production.state}))

@@ -10,8 +10,8 @@ import psycopg
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 from psycopg import sql
 
-from mlpkg.settings import Settings, mirrored_settings
-from mlpkg.store import store_place
+from mlpkg.settings import Settings
+from mlpkg.store import mirrored_environment, store_place
 
 
 def _let_use(kafka: Any, user: str, namespace: str) -> dict[str, str]:
@@ -66,7 +66,7 @@ class Environments:
     @property
     def mirrored(self) -> Settings:
         """Production as staging reads it."""
-        return mirrored_settings(self.staging)
+        return mirrored_environment(self.staging)
 
     @property
     def variables(self) -> dict[str, str]:
