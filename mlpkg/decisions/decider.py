@@ -159,6 +159,8 @@ class _DecisionPath(_DecisionSteps):
             if decision.recorded is not None:  # 3. decide each event once
                 return _decide_once(case, request, decode_decision(decision.recorded))
             try:
+                if request.error is not None:
+                    raise request.error
                 loaded = self._choose_model(request, decision)  # 4. choose the model
                 request.evaluate(loaded, case.on, decision)  # 5. evaluate the features
                 self._predict(request, loaded.model, started)  # 6. score

@@ -41,11 +41,12 @@ def describe_failure(step: str, error: Exception) -> dict[str, str]:
 class DecisionRequest:
     """One event that is decided alone, and what has been computed for it so far."""
 
-    __slots__ = ("alternatives", "event", "failure", "model", "names", "score", "step", "values")
+    __slots__ = ("alternatives", "error", "event", "failure", "model", "names", "score", "step", "values")
 
     def __init__(self, event: ValidatedEvent):
         self.event = event
         self.step = "model"
+        self.error: Exception | None = None  # of reading it, which the fallback covers
         self.model: Model | None = None
         self.names: Sequence[str] = ()
         self.values: Sequence[float] = ()
@@ -86,9 +87,10 @@ class RankingRequest(DecisionRequest):
 
     __slots__ = ("candidates", "columns", "were_sent")
 
-    def __init__(self, event: ValidatedEvent, candidates: Candidates, were_sent: bool):
+    def __init__(self, event: ValidatedEvent, candidates: Candidates, were_sent: bool, error: Exception | None = None):
         super().__init__(event)
-        self.candidates, self.were_sent = candidates, were_sent
+        self.candidates, self.were_sent, self.error = candidates, were_sent, error
+        self.step = "model" if error is None else "candidates"
         self.alternatives = [Alternative(fields, None) for fields in candidates.fields]
         self.columns: dict[str, Any] = {}
 
@@ -101,6 +103,8 @@ class RankingRequest(DecisionRequest):
     def answers(self, recorded: Decision) -> bool:
         """Return whether a recorded decision ranked these candidates."""
         alternatives = recorded.alternatives
+        if alternatives == [] and not self.were_sent:  # none were found then, and the fallback decided
+            return True
         return bool(alternatives) and (not self.were_sent or self.candidates.same(alternatives or ()))
 
     def evaluate(self, loaded: LoadedModel, source: Source, transaction: DecisionTransaction) -> None:
@@ -179,7 +183,16 @@ def read_ranking(case: UseCase, store: Store, body: bytes | str | Mapping[str, A
         hint = "say which field of its events a candidate fills: UseCase(..., rank='...')"
         raise MlpkgError(f"{case.name!r} does not rank", hint)
     event, candidates = _parse(body, case.on, store, case.ranking.parse)
-    return RankingRequest(event, candidates or _find_candidates(case, event), candidates is not None)
+    if candidates is not None:
+        return RankingRequest(event, candidates, were_sent=True)
+    try:
+        return RankingRequest(event, _find_candidates(case, event), were_sent=False)
+    except Rejected:
+        raise
+    except Exception as error:
+        if case.fallback is None:
+            raise
+        return RankingRequest(event, Candidates([], {}), were_sent=False, error=error)
 
 
 def _find_candidates(case: UseCase, event: ValidatedEvent) -> Candidates:

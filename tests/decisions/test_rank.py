@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,12 +149,48 @@ def test_a_function_of_the_use_case_finds_candidates_where_none_are_given(shop: 
     decision = shop.decider.rank(shop.visit("v1"), arrived=shop.end)
     assert sorted(f["item"] for f in fields(decision)) == [c["item"] for c in popular(None)]
     size = shop.size
-    monkeypatch.setattr(offers, "candidates", lambda event: [{"item": -1, "price": 1.0}])
-    with pytest.raises(MlpkgError, match=r"found itself.*candidates\.0\.item: -1 is below 0"):
-        shop.decider.rank(shop.visit("v2"), arrived=shop.end)
     monkeypatch.setattr(offers, "candidates", lambda event: [])
     with pytest.raises(ml.Rejected, match="nothing to rank"):
         shop.decider.rank(shop.visit("v3"), arrived=shop.end)
+    assert shop.store.last_position() == size[0]
+
+
+def unknown_items(event: Any) -> list[Any]:
+    return [{"item": -1, "price": 1.0}]
+
+
+def no_database(event: Any) -> list[Any]:
+    raise OSError("the catalogue is away")
+
+
+@pytest.mark.parametrize(
+    "finder, detail",
+    [(no_database, r"OSError: the catalogue is away"), (unknown_items, r"found itself.*candidates\.0\.item: -1")],
+    ids=["raises", "refused"],
+)
+def test_the_fallback_decides_where_candidates_cannot_be_found(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, finder: Any, detail: str
+):
+    monkeypatch.setattr(offers, "candidates", finder)
+    decision = shop.decider.rank(body := shop.visit("v1"), arrived=shop.end)
+    assert (
+        decision.fallback
+        and decision.fallback["why"] == "candidates"
+        and re.search(detail, decision.fallback["detail"])
+    )
+    assert (decision.action, decision.score, decision.alternatives) == ("as ever", None, [])
+    size = shop.size
+    monkeypatch.setattr(offers, "candidates", popular)
+    assert shop.decider.rank(body, arrived=shop.end) == decision
+    with pytest.raises(ml.Rejected, match="was used before without candidates"):
+        shop.decider.rank({"id": "v1"}, shop.candidates(2), arrived=shop.end)
+    assert shop.store.last_position() == size[0]
+    result = verify(offers, shop.store)
+    assert (result.mismatches, result.fallbacks) == (0, {"candidates": 1}), result.differences
+    monkeypatch.setattr(offers, "candidates", finder)
+    monkeypatch.setattr(offers, "fallback", None)
+    with pytest.raises((OSError, MlpkgError), match=detail.removeprefix("OSError: ")):
+        shop.decider.rank(shop.visit("v2"), arrived=shop.end)
     assert shop.store.last_position() == size[0]
 
 
