@@ -75,6 +75,10 @@ class DecisionTransaction(Protocol):
         """Return the version of the active model, as of this transaction."""
         ...
 
+    def setup(self) -> str | None:
+        """Return the text that says what decides beside the active model, as of this transaction."""
+        ...
+
     def broken(self, error: Exception) -> bool:
         """Return whether an error comes from the store itself, so that nothing can be recorded any more."""
         ...
@@ -307,8 +311,12 @@ class ModelControl(Protocol):
         """Return the version of the active model."""
         ...
 
+    def setup(self, use_case: str) -> str | None:
+        """Return the text that says what decides beside the active model; None before the first change of it."""
+        ...
+
     def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
-        """Append a change to the log; its ``active``, unless it is None, is the active version from then on.
+        """Append a change to the log; its ``active`` and its ``setup``, unless they are None, hold from then on.
 
         `change` gets all changes so far and returns the new one. If it raises, nothing is appended. While it runs, nobody else can
         append a change.
@@ -316,7 +324,15 @@ class ModelControl(Protocol):
         ...
 
     def promotions(self, use_case: str) -> list[RecordedChange]:
-        """Return every change of a model, oldest first."""
+        """Return every change of what decides, oldest first."""
+        ...
+
+    def keep_policy(self, use_case: str, version: str, body: str) -> None:
+        """Keep a version of a policy; one that is kept already stays as it is."""
+        ...
+
+    def policies(self, use_case: str) -> dict[str, str]:
+        """Return the versions of the policy that were kept, with their bodies, oldest first."""
         ...
 
 

@@ -10,7 +10,7 @@ __all__ = ['Body', 'DerivedEntry', 'Entry', 'Receipt', 'RawBody', 'Refusal', 'De
 # %% ../../nbs/05_store/01_records.ipynb #imports
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import msgspec
 
@@ -147,13 +147,19 @@ DerivedEntry = tuple[str, int, int, str]  # id, time, position of the event or d
 
 # %% ../../nbs/05_store/01_records.ipynb #control
 class ModelChange(TypedDict):
-    """A change of the active model or of a shadow: promote, rollback, retire, shadow or unshadow."""
+    """A change of what decides: of the active model, a shadow, the policy's parameters or a rollout.
+
+    `active`, unless it is None, is the active version from then on, and `setup` the text that says what else decides. `details` is what
+    else is to be known about the change.
+    """
 
     change: str
     version: str
     active: str | None
     by: str
     why: str
+    setup: NotRequired[str | None]
+    details: NotRequired[dict[str, Any]]
 
 
 class RecordedChange(ModelChange):

@@ -257,6 +257,10 @@ class ClusterDecision(_ReadingDecision):
         """Return the version of the active model."""
         return self._writes.active_version(self._use_case)
 
+    def setup(self) -> str | None:
+        """Return the text that says what decides beside the active model."""
+        return self._writes.setup(self._use_case)
+
     def broken(self, error: Exception) -> bool:
         """Return whether an error comes from the store itself."""
         return isinstance(error, StoreError)

@@ -157,6 +157,10 @@ class _Writes(_Patience):
         """Return the version of the active model."""
         raise NotImplementedError
 
+    def setup(self, use_case: str) -> str | None:
+        """Return the text that says what decides beside the active model."""
+        raise NotImplementedError
+
     def defaults(self, stream: str) -> Mapping[str, Any]:
         """Return the defaults of the fields that the contract of a source has."""
         raise NotImplementedError

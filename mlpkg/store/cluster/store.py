@@ -147,6 +147,10 @@ class ClusterSession(_AttachedSession):
         """Return the version of the active model."""
         return self.control.active_version(use_case)
 
+    def setup(self, use_case: str) -> str | None:
+        """Return the text that says what decides beside the active model."""
+        return self.control.setup(use_case)
+
     def registered_streams(self) -> Iterable[str]:
         """Return the streams that the control plane knows."""
         return self.control.snapshot().streams
@@ -155,6 +159,11 @@ class ClusterSession(_AttachedSession):
         """Return the version of the active model as of now."""
         self.refresh_catalogue()
         return self.active_version(use_case)
+
+    def fresh_setup(self, use_case: str) -> str | None:
+        """Return what decides beside the active model as of now."""
+        self.refresh_catalogue()
+        return self.setup(use_case)
 
     def defaults(self, stream: str) -> Mapping[str, Any]:
         """Return the defaults of the fields that the contract of a source has."""
@@ -242,7 +251,7 @@ class DerivedWriter:
         self.control.set_offset(reader, until)
 
     def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
-        """Store a change and append it to the log; its ``active`` is the active version from then on."""
+        """Store a change and append it to the log; its ``active`` and its ``setup`` hold from then on."""
         writing = _ModelWrite(self.session, use_case, change)
         try:
             self.control.change_model(use_case, writing.change, writing.issue)
@@ -334,6 +343,7 @@ class _StoreParts:
         self._registration = ClusterRegistration(session, log, control, session.state)
         self.contracts = control.contracts
         self.active_version, self.promotions = session.fresh_version, control.promotions
+        self.setup, self.keep_policy, self.policies = session.fresh_setup, control.keep_policy, control.policies
         self.tokens, self.put_token = control.tokens, control.put_token
         self.add_access, self.accesses = control.add_access, control.accesses
 

@@ -94,6 +94,7 @@ class ControlPlane:
         models, access = PostgresModelControl(database, watcher), PostgresAccessControl(database, watcher)
         self.active_version, self.change_model = models.active_version, models.change_model
         self.promotions, self.unpublished = models.promotions, models.unpublished
+        self.setup, self.keep_policy, self.policies = models.setup, models.keep_policy, models.policies
         self.mark_published = models.mark_published
         self.tokens, self.put_token = access.tokens, access.put_token
         self.add_access, self.accesses = access.add_access, access.accesses

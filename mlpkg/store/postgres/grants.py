@@ -15,7 +15,7 @@ from .database import Database, check_tables
 # %% ../../../nbs/05_store/07_postgres/15_grants.ipynb #registry
 _REGISTRY = (
     *("active_model", "alembic_version", "contract", "control"),
-    *("promotion", "stream", "timeline", "unpublished"),
+    *("policy", "promotion", "stream", "timeline", "unpublished"),
 )
 
 

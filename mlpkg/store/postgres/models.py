@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_or
 
 from ...errors import StoreError
 from .database import Database
-from .tables import active_model_table, promotion_table, unpublished_table
+from .tables import active_model_table, policy_table, promotion_table, unpublished_table
 from .watcher import Watcher
 from ..records import ModelChange, RecordedChange
 from ...times import now
@@ -78,13 +78,17 @@ class PostgresModelControl:
         """Return the version of the active model."""
         return self._watcher.snapshot().active.get(use_case)
 
+    def setup(self, use_case: str) -> str | None:
+        """Return the text that says what decides beside the active model."""
+        return self._watcher.snapshot().setups.get(use_case)
+
     def change_model(
         self,
         use_case: str,
         change: Callable[[Sequence[RecordedChange]], ModelChange],
         issue: Callable[[], int] | None = None,
     ) -> None:
-        """Store a change, as one transaction; its ``active`` is the active version from then on.
+        """Store a change, as one transaction; its ``active`` and its ``setup`` hold from then on.
 
         `issue` returns the position of the change in the log. Without it nobody publishes the change.
         """
@@ -95,7 +99,7 @@ class PostgresModelControl:
             position = clock_position(before) if issue is None else issue()
             _check_position(before, position)
             row = {"use_case": use_case, "number": len(before), "position": position, "at": now(), "body": body}
-            _store_change(connection, row, made["active"], is_published=issue is None)
+            _store_change(connection, row, made, is_published=issue is None)
             generation = self._database.changed(connection)
         self._watcher.current.expect(generation)
 
@@ -103,6 +107,19 @@ class PostgresModelControl:
         """Return every change of a model, oldest first."""
         with self._database.read() as connection:
             return _read_history(connection, use_case)
+
+    def keep_policy(self, use_case: str, version: str, body: str) -> None:
+        """Keep a version of a policy; one that is kept already stays as it is."""
+        row = {"use_case": use_case, "version": version, "at": now(), "body": body}
+        with self._database.transaction() as connection:
+            connection.execute(insert_or(policy_table).values(row).on_conflict_do_nothing())
+
+    def policies(self, use_case: str) -> dict[str, str]:
+        """Return the versions of the policy that were kept, with their bodies, oldest first."""
+        table = policy_table.c
+        kept = select(table.version, table.body).where(table.use_case == use_case).order_by(table.number)
+        with self._database.read() as connection:
+            return {row.version: row.body for row in connection.execute(kept)}
 
     def unpublished(self, most: int = 100) -> list[UnpublishedChange]:
         """Return changes that the log may lack, in the order of their positions."""
@@ -123,13 +140,14 @@ def _read_history(connection: Connection, use_case: str) -> list[RecordedChange]
     return [_recorded(*row) for row in connection.execute(_history(use_case))]
 
 
-def _store_change(connection: Connection, row: dict[str, object], active: str | None, is_published: bool) -> None:
+def _store_change(connection: Connection, row: dict[str, object], made: ModelChange, is_published: bool) -> None:
     connection.execute(insert(promotion_table).values(row))
     if not is_published:
         connection.execute(insert(unpublished_table).values(use_case=row["use_case"], number=row["number"]))
-    if active is not None:
+    decides = {"version": made["active"], "setup": made.get("setup")}
+    if changed := {name: value for name, value in decides.items() if value is not None}:
         is_it = active_model_table.c.use_case == row["use_case"]
-        connection.execute(update(active_model_table).where(is_it).values(version=active))
+        connection.execute(update(active_model_table).where(is_it).values(changed))
 
 
 def _unpublished(most: int):

@@ -30,7 +30,7 @@ class TimelineDefinition(msgspec.Struct, frozen=True):
 
 # %% ../../../nbs/05_store/07_postgres/07_snapshot.ipynb #snapshot
 class Snapshot(msgspec.Struct, frozen=True):
-    """The control plane as of one generation: active versions by use case, tokens by id, contracts by stream, timelines."""
+    """The control plane as of one generation: active versions and setups by use case, tokens, contracts, timelines."""
 
     generation: int
     active: Mapping[str, str]
@@ -38,6 +38,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     contracts: Mapping[str, Mapping[str, Any]]
     streams: Mapping[str, int]
     timelines: tuple[TimelineDefinition, ...]
+    setups: Mapping[str, str] = {}
 
     def live(self) -> dict[tuple[str, str], TimelineDefinition]:
         """Return the live definitions by stream and key."""
@@ -52,15 +53,16 @@ def read_generation(connection: Connection) -> int:
 def read_snapshot(connection: Connection, with_tokens: bool = True) -> Snapshot:
     """Read the snapshot within a transaction that sees one state of the database."""
     streams = connection.execute(select(stream_table)).all()
-    active = select(active_model_table).where(active_model_table.c.version.is_not(None))
+    deciding = connection.execute(select(active_model_table)).all()
     tokens = connection.execute(select(token_table)).all() if with_tokens else []
     return Snapshot(
         read_generation(connection),
-        {row.use_case: row.version for row in connection.execute(active)},
+        {row.use_case: row.version for row in deciding if row.version is not None},
         {row.id: Token(*row) for row in tokens},
         {row.name: json.loads(row.spec) for row in streams},
         {row.name: row.number for row in streams},
         tuple(_definition(row) for row in connection.execute(select(timeline_table).order_by(timeline_table.c.id))),
+        {row.use_case: row.setup for row in deciding if row.setup is not None},
     )
 
 

@@ -46,6 +46,7 @@ class Cache:
         self.timelines: dict[tuple[str, str], StoredTimelines] = {}  # by stream and key
         self.timelines_of: dict[str, list[StoredTimelines]] = {}
         self.active: dict[str, str] = {}  # the version of the active model of each use case
+        self.setups: dict[str, str] = {}  # what else decides in each use case
         self.tokens: dict[str, Token] = {}
         self.has_waiting = False  # whether a report waits for its event
 
@@ -85,7 +86,9 @@ class Cache:
         ]
         self.timelines = {(t.name, t.key): t for t in stored if t.by is not None}
         self.timelines_of = {name: [t for t in stored if t.name == name] for name in {t.name for t in stored}}
-        self.active = dict(db.execute("select use_case, version from active_model"))
+        deciding = db.execute("select use_case, version, setup from active_model").fetchall()
+        self.active = {name: version for name, version, _ in deciding if version is not None}
+        self.setups = {name: setup for name, _, setup in deciding if setup is not None}
         self.tokens = {row[0]: Token(*row) for row in db.execute(_TOKENS)}
         self.has_waiting = bool(db.execute(_WAITING).fetchone()[0])
         self._generation = generation

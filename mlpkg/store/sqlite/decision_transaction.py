@@ -119,6 +119,10 @@ class SqliteDecision:
         """Return the version of the active model."""
         return self._parts.cache.active.get(self._use_case)
 
+    def setup(self) -> str | None:
+        """Return the text that says what decides beside the active model."""
+        return self._parts.cache.setups.get(self._use_case)
+
     def broken(self, error: Exception) -> bool:
         """Return whether an error comes from SQLite."""
         return isinstance(error, apsw.Error)

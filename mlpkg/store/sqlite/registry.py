@@ -18,6 +18,12 @@ from ..streams import promotions_of
 from ...times import LATEST, now
 
 # %% ../../../nbs/05_store/05_sqlite/27_registry.ipynb #models
+_DECIDES = (
+    "insert into active_model values (?, ?, ?) on conflict(use_case) do update set "
+    "version=coalesce(excluded.version, version), setup=coalesce(excluded.setup, setup)"
+)
+
+
 class SqliteModelControl(Part):
     """Says which model of a use case is active, and stores every change of that."""
 
@@ -32,8 +38,15 @@ class SqliteModelControl(Part):
                 self.refresh()
             return self.cache.active.get(use_case)
 
+    def setup(self, use_case: str) -> str | None:
+        """Return the text that says what decides beside the active model."""
+        with self.session.lock:
+            if not self.db.in_transaction:
+                self.refresh()
+            return self.cache.setups.get(use_case)
+
     def change_model(self, use_case: str, change: Callable[[Sequence[RecordedChange]], ModelChange]) -> None:
-        """Append a change to the log, as one transaction; its ``active`` is the active version from then on."""
+        """Append a change to the log, as one transaction; its ``active`` and its ``setup`` hold from then on."""
         when = now()
         with self.session.transaction():
             before = self.promotions(use_case)
@@ -48,8 +61,7 @@ class SqliteModelControl(Part):
                     json.dumps(made),
                 ),
             )
-            if made["active"] is not None:
-                self.db.execute("insert or replace into active_model values (?, ?)", (use_case, made["active"]))
+            self.db.execute(_DECIDES, (use_case, made["active"], made.get("setup")))
             self.cache.changed()
 
     @with_store_errors
@@ -61,6 +73,17 @@ class SqliteModelControl(Part):
             (self.cache.streams.get(promotions_of(use_case), -1),),
         )
         return [RecordedChange(**json.loads(body), at=when, position=position) for body, when, position in rows]
+
+    def keep_policy(self, use_case: str, version: str, body: str) -> None:
+        """Keep a version of a policy; one that is kept already stays as it is."""
+        with self.session.transaction():
+            row = (use_case, version, now(), body)
+            self.db.execute("insert into policy values (?, ?, ?, ?) on conflict do nothing", row)
+
+    @with_store_errors
+    def policies(self, use_case: str) -> dict[str, str]:
+        """Return the versions of the policy that were kept, with their bodies, oldest first."""
+        return dict(self.db.execute("select version, body from policy where use_case=? order by rowid", (use_case,)))
 
 # %% ../../../nbs/05_store/05_sqlite/27_registry.ipynb #access
 class SqliteAccessControl(Part):

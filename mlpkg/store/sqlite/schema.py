@@ -50,7 +50,9 @@ _CONTROL = """
 create table control(id integer primary key check (id = 1), generation integer not null, identity text not null,
     recent integer not null);
 insert into control values (1, 0, lower(hex(randomblob(16))), 0);
-create table active_model(use_case text primary key, version text not null);
+create table active_model(use_case text primary key, version text, setup text);
+create table policy(use_case text not null, version text not null, at integer not null, body text not null,
+    primary key (use_case, version));
 create table token(id text primary key, hash text not null, role text not null, name text not null, by text not null,
     created integer not null, expires integer, revoked integer);
 create table access(id integer primary key, at integer not null, body text not null);
@@ -58,7 +60,7 @@ create table consumer(name text primary key, position integer not null);
 """
 
 # %% ../../../nbs/05_store/05_sqlite/01_schema.ipynb #version
-VERSION = 11
+VERSION = 12
 
 
 def create_tables(db: Any, path: Path) -> None:

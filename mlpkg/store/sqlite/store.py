@@ -66,6 +66,7 @@ class SqliteStore:
             models.change_model,
             models.promotions,
         )
+        self.setup, self.keep_policy, self.policies = models.setup, models.keep_policy, models.policies
         self.tokens, self.put_token = access.tokens, access.put_token
         self.add_access, self.accesses = access.add_access, access.accesses
 

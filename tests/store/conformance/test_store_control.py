@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from cards import at, features, ids, pay
+from cards import at, features, ids, pay, payment, payments
 from elsewhere import active_version, all_token_ids, derive, promote
 from stores import StoreUnderTest
 
@@ -82,6 +82,43 @@ def test_a_shadow_does_not_change_which_model_is_active(store: Store):
         store.change_model("cards", lambda before, change=change: change)
         assert store.active_version("cards") == active
     assert [change["change"] for change in store.promotions("cards")] == ["shadow", "promote", "shadow"]
+
+
+def test_a_change_may_say_what_else_decides(tested: StoreUnderTest):
+    """Each part holds until a change brings another; other processes see it, and so does a decision."""
+    store, other = tested.open(), tested.open()
+    store.register("cards", features)
+    assert store.setup("cards") is None
+
+    def change(active: str | None, **setup: Any) -> None:
+        made: Any = {"change": "any", "version": "x", "active": active, "by": "ada", "why": "costs", **setup}
+        store.change_model("cards", lambda before: made)
+
+    for active, setup, expected in (
+        (None, "one", (None, "one")),
+        ("v1", None, ("v1", "one")),
+        (None, "two", ("v1", "two")),
+        ("v2", "three", ("v2", "three")),
+    ):
+        change(active, **({} if setup is None else {"setup": setup}))
+        for opened in (store, other):
+            assert (opened.active_version("cards"), opened.setup("cards")) == expected
+    row = payments.parse(payment("a", 0))
+    with store.decision("cards", payments, row, at(0)) as decision:
+        assert (decision.active_version(), decision.setup()) == ("v2", "three")
+    assert other.setup("others") is None
+    assert tested.reopen().setup("cards") == "three"
+
+
+def test_a_version_of_a_policy_is_kept_once(tested: StoreUnderTest):
+    store = tested.open()
+    for version, body in (("p2", "review at 4"), ("p1", "review at 5"), ("p2", "another text")):
+        store.keep_policy("cards", version, body)
+    store.keep_policy("others", "p1", "ship")
+    expected = {"p2": "review at 4", "p1": "review at 5"}
+    for opened in (store, tested.open()):
+        assert opened.policies("cards") == expected and list(opened.policies("cards")) == ["p2", "p1"]
+    assert store.policies("third") == {} and tested.reopen().policies("cards") == expected
 
 
 def test_changes_at_once_come_one_after_the_other(tested: StoreUnderTest):

@@ -23,7 +23,9 @@ _CONTROL = (
 
 # %% ../../../../nbs/05_store/07_postgres/04_versions/0001_control_plane.ipynb #models
 _MODELS = (
-    "create table active_model(use_case text primary key, version text)",
+    "create table active_model(use_case text primary key, version text, setup text)",
+    "create table policy(use_case text, version text, number integer generated always as identity unique, "
+    "at bigint not null, body text not null, primary key (use_case, version))",
     "create table promotion(use_case text, number integer, position bigint not null, at bigint not null, "
     "body text not null, primary key (use_case, number))",
     "create unique index promotion_position on promotion(use_case, position)",
