@@ -13,6 +13,7 @@ from importlib import import_module
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
+from .explained import Reasons
 from .ranking import Ranking
 from .record import Decision
 from ..errors import MlpkgError
@@ -41,6 +42,7 @@ def _check_definition(case: "UseCase") -> None:
         raise ValueError(f"{name!r} has a deadline and no fallback that says what to do after it")
     if case.candidates is not None and case.ranking is None:
         raise ValueError(f"{name!r} has candidates, and does not say which field they fill: rank='...'")
+    case.reasons.check(name, case.features)
 
 # %% ../../nbs/07_decisions/04_use_case.ipynb #thread
 class _DeciderOfThread(threading.local):
@@ -115,8 +117,30 @@ class _InProcess:
         arrived = None if arrived is None else instant(arrived)
         return self._of_thread.get(self).rank(event, candidates, arrived=arrived)
 
+# %% ../../nbs/07_decisions/04_use_case.ipynb #streams
+class _Streams:
+    """The sources and outcomes of a use case."""
+
+    features: FeatureSet
+
+    @property
+    def on(self) -> Source:
+        """The source whose events are decided."""
+        return self.features.on
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The sources whose events it takes, by name."""
+        return {s.name: s for s in self.features.sources}
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcomes that can be reported, by name; a source with one outcome also stands for that outcome."""
+        single = {s.name: next(iter(s.outcomes.values())) for s in self.features.sources if len(s.outcomes) == 1}
+        return single | {o.name: o for s in self.features.sources for o in s.outcomes.values()}
+
 # %% ../../nbs/07_decisions/04_use_case.ipynb #use-case
-class UseCase(_InProcess):
+class UseCase(_InProcess, _Streams):
     """What is decided, on which features, and by which policy.
 
     Parameters
@@ -139,6 +163,8 @@ class UseCase(_InProcess):
         ``candidates(event)`` finds the candidates of an event that brings none: values of the field, or objects of the fields.
     max_candidates
         How many candidates an event may have.
+    reasons
+        Which decisions are explained in the background: all (True), those with these actions, or as `Reasons` says.
     """
 
     def __init__(
@@ -152,29 +178,15 @@ class UseCase(_InProcess):
         rank: str | Sequence[str] | None = None,
         candidates: Finder | None = None,
         max_candidates: int = 1000,
+        reasons: Reasons | bool | Sequence[str] = False,
     ):
         super().__init__()
         self.name, self.features, self.policy = path_name(name, "use case"), features, policy
         self.ranking = None if rank is None else Ranking(features.on, rank, max_candidates)
         self.candidates, self.fallback, self.deadline = candidates, fallback, deadline
         self.deadline_us = None if deadline is None else duration(deadline)
+        self.reasons = Reasons.of(reasons)
         _check_definition(self)
-
-    @property
-    def on(self) -> Source:
-        """The source whose events are decided."""
-        return self.features.on
-
-    @property
-    def sources(self) -> dict[str, Source]:
-        """The sources whose events it takes, by name."""
-        return {s.name: s for s in self.features.sources}
-
-    @property
-    def outcomes(self) -> dict[str, Outcome]:
-        """The outcomes that can be reported, by name; a source with one outcome also stands for that outcome."""
-        single = {s.name: next(iter(s.outcomes.values())) for s in self.features.sources if len(s.outcomes) == 1}
-        return single | {o.name: o for s in self.features.sources for o in s.outcomes.values()}
 
 # %% ../../nbs/07_decisions/04_use_case.ipynb #errors
 def _import_error(what: str, module: str, error: Exception) -> MlpkgError:

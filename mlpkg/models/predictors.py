@@ -7,7 +7,9 @@ __all__ = ['Predictor', 'check_one_score', 'LightGBM', 'load_predictor', 'check_
 
 # %% ../../nbs/06_models/04_predictors.ipynb #imports
 import ctypes
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/06_models/04_predictors.ipynb #predictor
 class Predictor(Protocol):
-    """Turns features into a score."""
+    """Turns features into a score; `method` is how it finds contributions, for a record of them."""
+
+    method: str
 
     def score(self, row: Sequence[float]) -> float:
         """The score of one row of features, as `evaluate` returns them."""
@@ -32,6 +36,20 @@ class Predictor(Protocol):
 
     def score_many(self, columns: Mapping[str, Array]) -> Array:
         """The scores of many rows, from the columns of their features, as `compute` returns them."""
+        ...
+
+    def contributions(self, columns: Mapping[str, Array]) -> Array:
+        """What each feature added to the raw score of each row: float64 of shape (rows, features + 1), the base last.
+
+        Raises
+        ------
+        MlpkgError
+            If a model of this kind cannot say it.
+        """
+        ...
+
+    def splits(self) -> Mapping[str, Array]:
+        """The ascending values of each number at which the score may jump; a feature without any is left out."""
         ...
 
 # %% ../../nbs/06_models/04_predictors.ipynb #one-score
@@ -55,8 +73,44 @@ def _line(booster: "Booster", start: str) -> str:
     lines = booster.model_to_string(num_iteration=1).splitlines()
     return next((line.removeprefix(start) for line in lines if line.startswith(start)), "")
 
+# %% ../../nbs/06_models/04_predictors.ipynb #contributions
+def _numeric_splits(tree: Mapping[str, str]) -> Iterator[tuple[int, float]]:
+    """The place of a feature and a number, for each split of a tree that is no set of categories."""
+    lists = (tree.get(name, "").split() for name in ("split_feature", "threshold", "decision_type"))
+    for place, threshold, kind in zip(*lists, strict=True):
+        if not int(kind) & 1 and math.isfinite(float(threshold)):
+            yield int(place), float(threshold)
+
+
+class _Contributor:
+    """What a LightGBM booster says of its scores."""
+
+    method = "lightgbm pred_contrib"
+    booster: "Booster"
+    categories: Categories
+
+    @cached_property
+    def _trees(self) -> list[dict[str, str]]:
+        blocks = self.booster.model_to_string().split("\nTree=")[1:]
+        return [{key: value for key, _, value in (line.partition("=") for line in b.splitlines())} for b in blocks]
+
+    def contributions(self, columns: Mapping[str, Array]) -> Array:
+        """What each feature added to the raw score of each row: float64 of shape (rows, features + 1), the base last."""
+        if any(tree.get("is_linear") == "1" for tree in self._trees):
+            raise MlpkgError(
+                "a model with linear trees cannot say what a feature contributed", "train without linear_tree"
+            )
+        return np.asarray(self.booster.predict(self.categories.matrix(columns), pred_contrib=True, num_threads=1))
+
+    def splits(self) -> Mapping[str, Array]:
+        """The ascending values of each number at which the score may jump; a feature without any is left out."""
+        names, splits = self.booster.feature_name(), {}
+        for place, threshold in (split for tree in self._trees for split in _numeric_splits(tree)):
+            splits.setdefault(names[place], set()).add(threshold)
+        return {name: np.array(sorted(values)) for name, values in splits.items()}
+
 # %% ../../nbs/06_models/04_predictors.ipynb #lightgbm
-class LightGBM:
+class LightGBM(_Contributor):
     """A LightGBM booster for serving: one thread, one score.
 
     An instance must not be shared between threads: it reuses the memory of its row.

@@ -9,7 +9,7 @@ __all__ = ['Access', 'AccessControl', 'Backup', 'Batch', 'Body', 'Checker', 'Col
            'Receipt', 'RecordedChange', 'ReadOnlyLog', 'Refusal', 'RegistrySummary', 'Store', 'StorePlace',
            'StoreSummary', 'TimelineReader', 'Token', 'counts', 'decisions_of', 'embedded_settings',
            'mirrored_environment', 'open_archive', 'changes_behind', 'open_changes', 'open_read_only', 'open_store',
-           'promotions_of', 'reopened', 'scores_of', 'store_place', 'texts_of']
+           'promotions_of', 'reasons_of', 'reopened', 'scores_of', 'store_place', 'texts_of']
 
 # %% ../../nbs/05_store/00_init.ipynb #public
 from mlpkg.store.opening import (
@@ -62,7 +62,7 @@ from mlpkg.store.records import (
     StoreSummary,
     Token,
 )
-from .streams import decisions_of, promotions_of, scores_of, texts_of
+from .streams import decisions_of, promotions_of, reasons_of, scores_of, texts_of
 
 # %% ../../nbs/05_store/00_init.ipynb #all
 _all_ = [
@@ -110,6 +110,7 @@ _all_ = [
     "open_read_only",
     "open_store",
     "promotions_of",
+    "reasons_of",
     "reopened",
     "scores_of",
     "store_place",
