@@ -27,6 +27,7 @@ from mlpkg.cli.models import (
     rollback_command,
     shadow_command,
 )
+from .policy import policy_command
 from .shared import show
 from .store import backup_command, restore_command
 from .stream import stream_command
@@ -93,6 +94,7 @@ for _command in (
     follow_command,
     mirror_command,
     models_command,
+    policy_command,
     outcome_command,
     promote_command,
     restore_command,

@@ -21,7 +21,7 @@ from ..rollout import shadow as _shadow
 @use_case_argument
 @as_json
 def verify_command(use_case: str, as_json: bool) -> None:
-    """Recompute every recorded decision from the log alone; exit 1 where features or score differ by a bit."""
+    """Recompute every recorded decision from the log alone; exit 1 where features or score differ by a bit, or the action."""
     case, store = opened(use_case)
     with progress("verify", len(store.decided(case.name)[0]), "decisions") as bar:
         result = _decisions.verify(case, store, bar.update)
@@ -32,6 +32,8 @@ def verify_command(use_case: str, as_json: bool) -> None:
     else:
         failed = "".join(f", {n} by the fallback ({why})" for why, n in result.fallbacks.items())
         show(f"{result.decisions} decisions by {len(result.models)} models{failed}, {result.mismatches} mismatches")
+        for why, n in result.unknown_actions.items():
+            show(f"{n} actions could not be recomputed: {why}")
         if shadows.models:
             show(f"{shadows.decisions} scores by {len(shadows.models)} that shadowed, {shadows.mismatches} mismatches")
         for difference in [*result.differences, *shadows.differences[:20]]:

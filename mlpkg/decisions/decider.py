@@ -8,12 +8,14 @@ __all__ = ['Decider']
 # %% ../../nbs/07_decisions/06_decider.ipynb #imports
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
+from .choice import Chooser, VariantChoice, keep_policies
+from .policies import BoundPolicy, Policies
 from .record import Decision, decode_decision, encode_decision
 from mlpkg.decisions.request import (
     DeadlinePassed,
@@ -27,7 +29,7 @@ from .use_case import UseCase
 from ..engine.columns import NULL
 from ..errors import MlpkgError, StoreError
 from ..models import ActiveModel, LoadedModel, Model
-from ..schema import Rejected, code_hash
+from ..schema import Rejected
 from ..store import DecisionTransaction, Store
 from ..times import iso, now
 
@@ -49,11 +51,11 @@ def _check_deadline(case: UseCase, limit: int | None, started: int) -> None:
             raise DeadlinePassed(f"{passed} µs had passed, of {case.deadline}")
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #policy
-def _apply_policy(case: UseCase, request: DecisionRequest) -> str:
+def _apply_policy(case: UseCase, request: DecisionRequest, policy: BoundPolicy) -> str:
     """Return the action of the policy or, if there is no score, of the fallback."""
     event = SimpleNamespace(id=request.event.id, time=request.event.time, **request.fields)
     if request.score is not None:
-        action = case.policy(request.score, event)
+        action = policy.act(request.score, event)
     else:
         assert case.fallback is not None
         action = case.fallback if isinstance(case.fallback, str) else case.fallback(event)
@@ -64,7 +66,7 @@ def _apply_policy(case: UseCase, request: DecisionRequest) -> str:
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #record
 def _make_record(case: UseCase, request: DecisionRequest, transaction: DecisionTransaction, **stated: Any) -> Decision:
-    """Return the record of a decision; `stated` are the fields that the decider knows: action, policy, latency, caller."""
+    """Return the record of a decision; `stated` are the other fields, such as action, policy and latency."""
     event, model, fields = request.event, request.model, request.fields
     values = zip(request.names, request.values, strict=True)
     return Decision(
@@ -79,6 +81,7 @@ def _make_record(case: UseCase, request: DecisionRequest, transaction: DecisionT
         score=request.score,
         fallback=request.failure,
         alternatives=request.alternatives,
+        assignments=request.assignments,
         **stated,
     )
 
@@ -89,12 +92,22 @@ class _DecisionSteps:
     def __init__(self, use_case: UseCase, store: Store):
         self.use_case, self.store, self.deadline_us = use_case, store, use_case.deadline_us
         self.active = ActiveModel(store, use_case.name, use_case.on)
-        self._policy_version = code_hash(use_case.policy)
-        self._fallback_version = code_hash(use_case.fallback) if callable(use_case.fallback) else "constant"
+        self._chooser = Chooser(use_case)
 
-    def _choose_model(self, request: DecisionRequest, transaction: DecisionTransaction) -> LoadedModel:
-        loaded = self.active.take(transaction.active_version())
-        if loaded is None:
+    def _choose(self, request: DecisionRequest, transaction: DecisionTransaction) -> VariantChoice:
+        choice = self._chooser.choose(transaction.setup(), request.event)
+        if choice.assigned:
+            self.active.variants = self._chooser.models
+            request.assignments = choice.assignments(is_exposed=False)
+        return choice
+
+    def _load_model(
+        self, choice: VariantChoice, request: DecisionRequest, transaction: DecisionTransaction
+    ) -> LoadedModel:
+        loaded = None if choice.model is None else self.active.variant(choice.model)
+        if loaded is not None:
+            request.assignments = choice.assignments(is_exposed=True)
+        elif (loaded := self.active.take(transaction.active_version())) is None:
             raise self.active.missing()
         request.model, request.step = loaded.model, "features"
         return loaded
@@ -105,13 +118,10 @@ class _DecisionSteps:
         request.predict(model)
 
     def _record(
-        self, request: DecisionRequest, action: str, transaction: DecisionTransaction, caller: str | None, started: int
+        self, request: DecisionRequest, transaction: DecisionTransaction, started: int, **stated: Any
     ) -> Decision:
-        policy = self._policy_version if request.failure is None else self._fallback_version
         latency = (time.perf_counter_ns() - started) // 1000
-        decision = _make_record(
-            self.use_case, request, transaction, action=action, policy=policy, latency_us=latency, caller=caller
-        )
+        decision = _make_record(self.use_case, request, transaction, latency_us=latency, **stated)
         transaction.record(encode_decision(decision))
         return decision
 
@@ -146,6 +156,14 @@ class _DecisionPath(_DecisionSteps):
         except Rejected as why:
             self.store.add_dead_letter(self.use_case.on.name, body, why)
             raise
+        finally:
+            if self._chooser.policies.unkept:
+                self.keep_policies()
+
+    def keep_policies(self) -> None:
+        """Ask the store to keep the versions of the policy that this process decides with."""
+        with suppress(StoreError):  # it is asked again with the next decision
+            keep_policies(self._chooser.policies, self.use_case.name, self.store)
 
     def _make(
         self,
@@ -158,18 +176,20 @@ class _DecisionPath(_DecisionSteps):
         with transaction as decision:  # 2. append the event
             if decision.recorded is not None:  # 3. decide each event once
                 return _decide_once(case, request, decode_decision(decision.recorded))
+            choice = self._choose(request, decision)
             try:
                 if request.error is not None:
                     raise request.error
-                loaded = self._choose_model(request, decision)  # 4. choose the model
+                loaded = self._load_model(choice, request, decision)  # 4. choose the model
                 request.evaluate(loaded, case.on, decision)  # 5. evaluate the features
                 self._predict(request, loaded.model, started)  # 6. score
             except Exception as error:
                 if case.fallback is None or decision.broken(error):
                     raise
                 request.failure = describe_failure(request.step, error)
-            action = _apply_policy(case, request)  # 7. apply the policy
-            return self._record(request, action, decision, caller, started)  # 8. record and commit
+            action = _apply_policy(case, request, choice.policy)  # 7. apply the policy
+            stated = {"action": action, "policy": choice.policy.version, "caller": caller}
+            return self._record(request, decision, started, **stated)  # 8. record and commit
 
 # %% ../../nbs/07_decisions/06_decider.ipynb #line
 class _ManyDecisions(_DecisionPath):
@@ -223,6 +243,8 @@ class Decider(_ManyDecisions):
         super().__init__(use_case, store)
         store.register(use_case.name, use_case.features)
         self.active.take(store.active_version(use_case.name))
+        self._chooser.prepare(store.setup(use_case.name))
+        self.keep_policies()
 
     @property
     def model(self) -> Model | None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from ..assignment import Assignment
+
 # %% ../../nbs/07_decisions/01_record.ipynb #alternative
 class Alternative(msgspec.Struct, frozen=True):
     """One candidate of a decision: the fields that it filled in, and its score, which is null if the fallback decided."""
@@ -30,8 +32,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     time: str
     as_of: tuple[int, int]
     model: dict[str, str]
-    variant: str = "active"
-    probability: float = 1.0
+    assignments: list[Assignment] | msgspec.UnsetType = msgspec.UNSET
     keys: dict[str, Any]
     features: dict[str, int | float | None]
     score: float | None

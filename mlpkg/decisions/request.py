@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from ..assignment import Assignment
 from .alternatives import evaluate_candidates
 from .ranking import Candidates
 from .record import Alternative, Decision
@@ -41,7 +42,18 @@ def describe_failure(step: str, error: Exception) -> dict[str, str]:
 class DecisionRequest:
     """One event that is decided alone, and what has been computed for it so far."""
 
-    __slots__ = ("alternatives", "error", "event", "failure", "model", "names", "score", "step", "values")
+    __slots__ = (
+        "alternatives",
+        "assignments",
+        "error",
+        "event",
+        "failure",
+        "model",
+        "names",
+        "score",
+        "step",
+        "values",
+    )
 
     def __init__(self, event: ValidatedEvent):
         self.event = event
@@ -53,6 +65,7 @@ class DecisionRequest:
         self.score: float | None = None
         self.failure: dict[str, str] | None = None
         self.alternatives: list[Alternative] | msgspec.UnsetType = msgspec.UNSET
+        self.assignments: list[Assignment] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from .. import models
+from .actions import ActionChecker, events_about
 from .alternatives import compute_alternatives
 from .entries import pages
 from .record import Decision, decode_decision
@@ -22,6 +23,7 @@ from .use_case import UseCase
 from ..engine.columns import NULL
 from ..engine.history import History
 from ..models import Model, preload
+from ..schema import Source
 from ..store import Entry, Store, decisions_of
 
 # %% ../../nbs/07_decisions/08_verify.ipynb #difference
@@ -50,13 +52,18 @@ _KEPT = 20  # differences
 
 @dataclass
 class Verification:
-    """The number of decisions by model and by reason of a fallback, the number of mismatches, and the first differences."""
+    """The number of decisions by model and by reason of a fallback, the number of mismatches, and the first differences.
+
+    `actions` were recomputed, and `unknown_actions` could not be, by the reason.
+    """
 
     decisions: int = 0
     mismatches: int = 0
     models: dict[str, int] = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
+    actions: int = 0
+    unknown_actions: dict[str, int] = field(default_factory=dict)
 
     def add(self, differences: Sequence[Difference]) -> None:
         """Count one decision as a mismatch if it has differences."""
@@ -69,6 +76,12 @@ class Verification:
         counts, name = (self.fallbacks, failure["why"]) if failure else (self.models, decision.model["version"])
         counts[name] = counts.get(name, 0) + 1
         self.decisions += 1
+
+    def count_action(self, unknown: str | None) -> None:
+        """Count one action, that was recomputed or that is unknown for a reason."""
+        self.actions += unknown is None
+        if unknown is not None:
+            self.unknown_actions[unknown] = self.unknown_actions.get(unknown, 0) + 1
 
 # %% ../../nbs/07_decisions/08_verify.ipynb #models
 class _Named(msgspec.Struct):
@@ -135,12 +148,24 @@ def _compare(
             differences.append(Difference(decision.event, "as_of", decision.as_of[1], position))
         yield differences
 
+
+def _compare_actions(
+    checker: ActionChecker, source: Source, store: Store, records: Sequence[tuple[Entry, Decision]]
+) -> Iterator[tuple[str | None, list[Difference]]]:
+    """Recompute the action of each decision; yield why it is unknown, or the differences."""
+    events = events_about(source, store, [entry for entry, _ in records])
+    for entry, decision in records:
+        event = events.get(entry.about or 0)
+        unknown = checker.unknown(decision, event)
+        differs = () if unknown or event is None else checker.differences(decision, event)
+        yield unknown, [Difference(decision.event, *difference) for difference in differs]
+
 # %% ../../nbs/07_decisions/08_verify.ipynb #verify
 _PAGE = 2**26  # characters of records at a time: a hundred thousand decisions, or a thousand rankings of a thousand
 
 
 def verify(use_case: UseCase, store: Store, progress: Callable[[int], object] = lambda n: None) -> Verification:
-    """Recompute every recorded decision of a use case from the log alone and compare features and score to the bit.
+    """Recompute every recorded decision of a use case from the log: features and score to the bit, action and assignments.
 
     Raises
     ------
@@ -153,16 +178,21 @@ def verify(use_case: UseCase, store: Store, progress: Callable[[int], object] = 
     sources = {s.name: s for model in loaded.values() for s in model.features.sources}
     outcomes = {o.stream: o for model in loaded.values() for o in model.features.outcomes}
     history = store.history(list(sources.values()), list(outcomes.values()), until=until)
-    result = Verification()
+    result, checker = Verification(), ActionChecker(use_case, store)
     for page in pages(store.read(streams=[decisions_of(use_case.name)], until=until), _PAGE):
         records = [(entry, decode_decision(entry.body)) for entry in page]
+        wrong: dict[int, list[Difference]] = {entry.position: [] for entry in page}
         for version, model in loaded.items():
             of_model = [(entry, decision) for entry, decision in records if _version_of(decision) == version]
             if of_model:
                 of_model.sort(key=lambda pair: pair[0].about or 0)
-                for differences in _compare(model, history, of_model, seen):
-                    result.add(differences)
-        for _, decision in records:
+                compared = _compare(model, history, of_model, seen)
+                for (entry, _), differences in zip(of_model, compared, strict=True):
+                    wrong[entry.position] += differences
+        actions = _compare_actions(checker, use_case.on, store, records)
+        for (entry, decision), (unknown, differences) in zip(records, actions, strict=True):
             result.count(decision)
+            result.count_action(unknown)
+            result.add(wrong[entry.position] + differences)
         progress(len(records))
     return result

@@ -57,9 +57,9 @@ features = ml.FeatureSet(
 )
 
 # %% ../../nbs/18_examples/00_tiny.ipynb #policy
-def policy(score: float, order: Order) -> str:
+def policy(score: float, order: Order, *, threshold: float = 0.5) -> str:
     """Ask for the money first if the order will probably come back."""
-    return "prepay" if score > 0.5 else "ship"
+    return "prepay" if score > threshold else "ship"
 
 
 shop = ml.UseCase("shop", features, policy=policy, fallback="ship")

@@ -100,42 +100,24 @@ class _Watcher:
         self._wake.set()
         self._thread.join()
 
-# %% ../../nbs/06_models/08_active.ipynb #active-model
+# %% ../../nbs/06_models/08_active.ipynb #models
 KEPT = 4  # models that stay loaded
 
 
-class ActiveModel:
-    """The model that a process uses for the decisions of a use case."""
+class _Models:
+    """The models that a process has loaded, and why others were rejected."""
 
     def __init__(self, store: Store, use_case: str, on: Source):
         self._store, self._use_case, self._on = store, use_case, on
         self.now: LoadedModel | None = None
         self._loaded: dict[str, LoadedModel] = {}
-        self._rejection: _Rejection | None = None
-        self._watcher: _Watcher | None = None
-
-    def take(self, active: str | None) -> LoadedModel | None:
-        """Return the loaded model for version `active`. While it is still loading, or if it was rejected, return the previous model."""
-        now = self.now
-        if active is None or (now and active == now.model.version):
-            return now
-        if active not in self._loaded:
-            if self._watcher is None:
-                self.load(active)
-            else:
-                self._watcher.wake()
-        if active in self._loaded:
-            self.now = self._loaded[active]
-        return self.now
-
-    def missing(self) -> MlpkgError:
-        """The error that says why there is no model."""
-        return _no_model(self._use_case, self._rejection)
+        self._rejections: dict[str, _Rejection] = {}
+        self.variants: frozenset[str] = frozenset()  # other models that a decision may ask for
 
     def load(self, version: str) -> None:
-        """Load a model, so that `take` can return it. If it is rejected, keep the reason and log it."""
-        now, refused, state = self.now, self._rejection, self._store.settings.state
-        if refused and refused.version == version:
+        """Load a model, so that a decision can take it. If it is rejected, keep the reason and log it."""
+        now, refused, state = self.now, self._rejections.get(version), self._store.settings.state
+        if refused:
             if not refused.may_retry(lambda: models.stamps(state, self._use_case, version)):
                 return
         stamps = models.stamps(state, self._use_case, version)
@@ -145,15 +127,52 @@ class ActiveModel:
             why = error if isinstance(error, MlpkgError) else MlpkgError(f"{type(error).__name__}: {error}")
             self._reject(version, why, stamps)
         else:
-            others = [m for m in self._loaded.values() if m is not now][-KEPT + 2 :]
-            kept = [*others, *([now] if now else []), loaded]
-            self._loaded, self._rejection = {m.model.version: m for m in kept}, None
+            others = [m for m in self._loaded.values() if m is not now]
+            wanted = [m for m in others if m.model.version in self.variants]
+            kept = [*others[-KEPT + 2 :], *wanted, *([now] if now else []), loaded]
+            self._loaded = {m.model.version: m for m in kept}
+            self._rejections.pop(version, None)
 
     def _reject(self, version: str, why: MlpkgError, stamps: dict[str, tuple[int, int, int]]) -> None:
-        before, time_now = self._rejection, time.monotonic()
-        self._rejection = _Rejection(version, why, stamps, time_now, time_now)
+        before, time_now = self._rejections.get(version), time.monotonic()
+        self._rejections[version] = _Rejection(version, why, stamps, time_now, time_now)
         if self.now is not None and (before is None or str(before.why) != str(why)):
             _log.warning("model %s is refused, %s stays active: %s", version, self.now.model.version, why)
+
+# %% ../../nbs/06_models/08_active.ipynb #active-model
+class ActiveModel(_Models):
+    """The model that a process uses for the decisions of a use case."""
+
+    def __init__(self, store: Store, use_case: str, on: Source):
+        super().__init__(store, use_case, on)
+        self._wanted: str | None = None
+        self._watcher: _Watcher | None = None
+
+    def take(self, active: str | None) -> LoadedModel | None:
+        """Return the loaded model for version `active`. While it is still loading, or if it was rejected, return the previous model."""
+        now = self.now
+        if active is None or (now and active == now.model.version):
+            return now
+        self._wanted = active
+        if (loaded := self._find(active)) is not None:
+            self.now = loaded
+        return self.now
+
+    def variant(self, version: str) -> LoadedModel | None:
+        """Return another loaded model that a decision asks for; None while it is still loading, or if it was rejected."""
+        return self._loaded.get(version) or self._find(version)
+
+    def _find(self, version: str) -> LoadedModel | None:
+        if version not in self._loaded:
+            if self._watcher is None:
+                self.load(version)
+            else:
+                self._watcher.wake()
+        return self._loaded.get(version)
+
+    def missing(self) -> MlpkgError:
+        """The error that says why there is no model."""
+        return _no_model(self._use_case, self._rejections.get(self._wanted or ""))
 
     def watch(self) -> None:
         """From now on load each active model in a background thread, until `close`."""
@@ -164,8 +183,9 @@ class ActiveModel:
             active = self._store.active_version(self._use_case)
         except Exception:  # readiness says what is wrong with the store
             return
-        if active is not None and active not in self._loaded:
-            self.load(active)
+        for version in [*([active] if active else []), *self.variants]:
+            if version not in self._loaded:
+                self.load(version)
 
     def close(self) -> None:
         """End the background thread."""

@@ -17,18 +17,22 @@ DECLINED = 25.0  # of an honest payment that was declined
 REVIEW = 4.0  # of a payment that was reviewed
 
 # %% ../../../nbs/18_examples/fraud/04_policy.ipynb #policy
-def expected_cost(score: Any, amount: Any) -> dict[str, Any]:
+def expected_cost(
+    score: Any, amount: Any, complaint: float = COMPLAINT, declined: float = DECLINED, review: float = REVIEW
+) -> dict[str, Any]:
     """What each action is expected to cost, given the probability of a fraud; for single numbers or arrays."""
     return {
-        "approve": score * (amount + COMPLAINT),
-        "review": score * 0 + REVIEW,
-        "decline": (1 - score) * DECLINED,
+        "approve": score * (amount + complaint),
+        "review": score * 0 + review,
+        "decline": (1 - score) * declined,
     }
 
 
-def policy(score: float, event: Any) -> str:
+def policy(
+    score: float, event: Any, *, complaint: float = COMPLAINT, declined: float = DECLINED, review: float = REVIEW
+) -> str:
     """The action that is expected to cost least; of equals, the one that disturbs the customer least."""
-    cost = expected_cost(score, event.amount)
+    cost = expected_cost(score, event.amount, complaint, declined, review)
     return min(cost, key=lambda action: cost[action])
 
 

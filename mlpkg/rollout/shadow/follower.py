@@ -16,12 +16,14 @@ import msgspec
 
 from ... import models
 from ...decisions import UseCase, pages
+from ...decisions.choice import KeptPolicies
+from ...decisions.policies import BoundPolicy, Policies
 from ...engine.timeline import Array
 from ...errors import MlpkgError
 from ...models import LoadedModel, load_for, shadowing
 from .features import PastDecision, features_as_of
 from .scores import ShadowScore, encode_score, rank_alternatives, ranked_fields, score_id
-from ...schema import MissingCode, code_hash
+from ...schema import MissingCode
 from ...store import Entry, Store, decisions_of, scores_of
 from ...untrusted import logger
 
@@ -72,17 +74,21 @@ def _failed_score(version: str, decision: PastDecision, policy: str, error: Exce
     return ShadowScore(event=decision.event.id, model=version, policy=policy, failed=message)
 
 
-def _judge(case: UseCase, version: str, decision: PastDecision, scores: list[float], policy: str) -> ShadowScore:
+class _WithPolicy(msgspec.Struct):
+    policy: str
+
+
+def _judge(version: str, decision: PastDecision, scores: list[float], policy: BoundPolicy) -> ShadowScore:
     """Return the record of a score, with the action that the policy takes on it."""
     score, ranked = max(scores), rank_alternatives(decision.fields, scores) or msgspec.UNSET
     filled = decision.values | ranked[0].fields if ranked else decision.values
     event = SimpleNamespace(id=decision.event.id, time=decision.event.time, **filled)
     try:
-        action = case.policy(score, event)
+        action = policy.act(score, event)
     except Exception as error:
-        return _failed_score(version, decision, policy, error)
+        return _failed_score(version, decision, policy.version, error)
     return ShadowScore(
-        event=decision.event.id, model=version, policy=policy, score=score, action=action, alternatives=ranked
+        event=decision.event.id, model=version, policy=policy.version, score=score, action=action, alternatives=ranked
     )
 
 # %% ../../../nbs/08_rollout/01_shadow/03_follower.ipynb #span
@@ -113,7 +119,7 @@ class Follower:
         self.use_case, self.store = use_case, store
         self._stream = scores_of(use_case.name)
         self._models = _ShadowModels(use_case, store)
-        self._policy = code_hash(use_case.policy)
+        self._policies, self._default = KeptPolicies(use_case, store), Policies(use_case.policy, use_case.fallback)
         self.behind = False  # whether more was decided than the last step could look at
 
     def step(self) -> int:
@@ -154,9 +160,14 @@ class Follower:
         except Exception as error:
             self.store.check()  # if the store fails, it is not the model's fault
             _log.warning("the shadow %s cannot score: %s", version, error)
-            return [_failed_score(version, d, self._policy, error) for d in decisions]
+            return [_failed_score(version, d, self._policy_of(d).version, error) for d in decisions]
         pairs = zip(decisions, scores, strict=True)
-        return [_judge(self.use_case, version, d, of_decision, self._policy) for d, of_decision in pairs]
+        return [_judge(version, d, of_decision, self._policy_of(d)) for d, of_decision in pairs]
+
+    def _policy_of(self, decision: PastDecision) -> BoundPolicy:
+        """Return the policy of a decision, so that only the model differs; today's, if its code is gone."""
+        version = msgspec.json.decode(decision.decision.body, type=_WithPolicy).policy
+        return self._policies.find(version) or self._default.bound()
 
     def _append(self, page: list[Entry], entries: dict[int, list[tuple[str, int, int, str]]], until: int) -> None:
         """Append scores in pieces, each with the position that the follower has reached."""
