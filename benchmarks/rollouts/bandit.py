@@ -36,7 +36,7 @@ class Setting:
     every: int = 1
     floor: float = 0.0
     is_random: bool = False  # delays are exponential, with `delay` as their mean
-    runs: int = 1000
+    runs: int = 400
 
 
 SETTINGS = (
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="1,000 runs (100 of the first setting) of 10,000 decisions, instead of 5 of 1,000",
+        help="400 runs (100 of the first setting) of 10,000 decisions, instead of 5 of 1,000",
     )
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()

@@ -40,6 +40,7 @@ def _as_read(rows: Any, features: Sequence[str]) -> tuple[Array, list[int]]:
 FEWEST = 100  # rows of an action, for a model of its own
 _OPTIONS = {"objective": "regression", "num_leaves": 15, "min_data_in_leaf": 30, "learning_rate": 0.05}
 _OPTIONS |= {"seed": 0, "deterministic": True, "force_row_wise": True, "verbosity": -1}
+_OPTIONS |= {"num_threads": 1}  # small models: on a busy machine several threads take ten times as long
 _ROUNDS = 60
 
 
