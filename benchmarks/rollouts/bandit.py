@@ -2,10 +2,11 @@
 
     python benchmarks/rollouts/bandit.py [--full] [-o FILE]
 
-Ten arms pay 1 with probability 0.4, one of them with 0.5. A decision loses the difference between the best arm's probability
-and that of the arm it took; the sum of these losses is the regret. A run takes its decisions as a service does: by the shares
-of a rollout and a hash of the decision's id. Each setting states after how many decisions a reward is known, how often the
-posterior has a new version, and the floor. Runs differ in their salt and in their rewards, and every seed is fixed.
+Of ten arms, nine pay 1 with probability 0.4 and one with 0.5. The last settings have two arms that are close. A decision loses
+the difference between the best arm's probability and that of the arm it took; the sum of these losses is the regret. A run takes
+its decisions as a service does: by the shares of a rollout and a hash of the decision's id. Each setting states after how many
+decisions a reward is known, how often the posterior has a new version, and the floor. Runs differ in their salt and in their
+rewards, and every seed is fixed.
 """
 
 import argparse
@@ -22,9 +23,7 @@ import pandas as pd
 from mlpkg import lab
 from mlpkg.assignment import MILLION, BetaArm, Posterior, Rollout, Stop, Variant, bucket, reweigh, should_stop
 
-RATES = {"arm 0": 0.5, **{f"arm {n}": 0.4 for n in range(1, 10)}}
 SHOWN = (1_000, 10_000)  # decisions after which the regret is shown
-SURE, LOSS = 0.99, 0.001  # of the stop
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,13 @@ class Setting:
     floor: float = 0.0
     is_random: bool = False  # delays are exponential, with `delay` as their mean
     runs: int = 400
+    rates: tuple[float, ...] = (0.5, *[0.4] * 9)  # the first arm is the best
+    sure: float = 0.99
+    loss: float = 0.001
+
+    @property
+    def arms(self) -> list[str]:
+        return [f"arm {number}" for number in range(len(self.rates))]
 
 
 SETTINGS = (
@@ -47,6 +53,10 @@ SETTINGS = (
     Setting("500 later on average, exponential, a version every 100", delay=500, every=100, is_random=True),
     Setting("1,000 later, a version every 1,000", delay=1000, every=1000),
     Setting("500 later, a version every 100, floor 1 %", delay=500, every=100, floor=0.01),
+    *(
+        Setting(f"0.10 and 0.11, stop at {sure}", 500, 100, 0.05, rates=(0.11, 0.1), sure=sure, loss=0.0)
+        for sure in (0.9, 0.95, 0.99)
+    ),
 )
 
 
@@ -54,6 +64,7 @@ SETTINGS = (
 class Run:
     """What happened in one run: for each decision the arm and its probability, the reward, and where the bandit would stop."""
 
+    rates: np.ndarray
     arm: np.ndarray
     probability: np.ndarray
     reward: np.ndarray
@@ -61,14 +72,12 @@ class Run:
     stopped_after: int
 
     def regret(self, decisions: int) -> float:
-        rates = np.array(list(RATES.values()))
-        return float((rates.max() - rates[self.arm[:decisions]]).sum())
+        return float((self.rates.max() - self.rates[self.arm[:decisions]]).sum())
 
 
 def simulate(setting: Setting, seed: int, decisions: int) -> Run:
     """One run. The bandit goes on after its stop, which is only noted."""
-    rng, names = np.random.default_rng(seed), list(RATES)
-    rates = np.array(list(RATES.values()))
+    rng, names, rates = np.random.default_rng(seed), setting.arms, np.array(setting.rates)
     delays = rng.exponential(setting.delay, decisions) if setting.is_random else np.full(decisions, setting.delay)
     known_at = np.arange(decisions) + 1 + np.ceil(delays).astype(np.int64)
     order = np.argsort(known_at, kind="stable")
@@ -85,22 +94,21 @@ def simulate(setting: Setting, seed: int, decisions: int) -> Run:
             posterior = posterior.counted((names[arm[i]], int(reward[i])) for i in due.tolist())
             rollout = reweigh(rollout, posterior, setting.floor)
             edges = rollout.edges()
-            if stop is None and number % 100 == 0 and (stop := should_stop(posterior, SURE, LOSS)):
+            if stop is None and number % 100 == 0 and (stop := should_stop(posterior, setting.sure, setting.loss)):
                 stopped_after = number
         arm[number] = bisect_right(edges, bucket(rollout.salt, str(number)))
         share[number] = rollout.variants[arm[number]].share
         reward[number] = rng.random() < rates[arm[number]]
-    return Run(arm, share / MILLION, reward, stop, stopped_after)
+    return Run(rates, arm, share / MILLION, reward, stop, stopped_after)
 
 
-def coverage(runs: list[Run], decisions: int) -> dict[str, float]:
+def coverage(setting: Setting, runs: list[Run]) -> dict[str, float]:
     """How often the 95 % intervals of the arms' means hold, for each estimate; for the best arm and for the others."""
-    names, hits = np.array(list(RATES)), dict[str, list[bool]]()
+    names, hits = np.array(setting.arms), dict[str, list[bool]]()
     for run in runs:
-        first = slice(0, decisions)
-        log = pd.DataFrame({"variant": names[run.arm[first]], "probability": run.probability[first]})
-        log["reward"] = run.reward[first]
-        for number, (name, rate) in enumerate(RATES.items()):
+        log = pd.DataFrame({"variant": names[run.arm], "probability": run.probability})
+        log["reward"] = run.reward
+        for number, (name, rate) in enumerate(zip(setting.arms, setting.rates, strict=True)):
             of = "best" if number == 0 else "others"
             table = lab.off_policy(log, {name: 1.0}, "reward").estimates
             for estimate in ("ips", "snips", "dr"):
@@ -122,7 +130,7 @@ def summary(setting: Setting, runs: list[Run], decisions: int) -> dict[str, Any]
     figures["stopped wrong"] = sum(run.stop is not None and run.stop.arm != "arm 0" for run in stopped)
     figures["stopped after, median"] = float(np.median([run.stopped_after for run in runs]))
     if setting.floor:
-        figures["coverage"] = coverage(runs, decisions)
+        figures["coverage"] = coverage(setting, runs)
     return figures
 
 
