@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..decisions import UseCase, newest_arrival
 from ..engine.columns import NULL
+from ..errors import MlpkgError, did_you_mean
 from .frames import When, find_store, find_use_case, nullable, readable, texts_of_outcome, times
 from .training import label_of
 from ..rollout import ShadowScore, scores
@@ -42,6 +43,22 @@ def _decision_row(entry: Entry) -> dict[str, Any]:
 
 _DECISION_COLUMNS = ["id", "time", "model", "score", "action", "fallback", "latency_us", "position"]
 
+# %% ../../nbs/17_lab/15_served.ipynb #assigned
+def _rows_of_rollout(entries: Sequence[Entry], rollout: str) -> list[dict[str, Any]]:
+    """The columns of the decisions that took part in a rollout."""
+    rows, others = [], set()
+    for entry in entries:
+        for assigned in msgspec.json.decode(entry.body).get("assignments", ()):
+            if assigned["rollout"] != rollout:
+                others.add(assigned["rollout"])
+                continue
+            chosen = {"variant": assigned["variant"], "probability": assigned["probability"]}
+            chosen |= {"exposed": assigned.get("exposed", True), "rollout_version": assigned["version"]}
+            rows.append({**_decision_row(entry), **chosen})
+    if not rows:
+        raise MlpkgError(f"no decision took part in the rollout {rollout!r}", did_you_mean(rollout, sorted(others)))
+    return rows
+
 # %% ../../nbs/17_lab/15_served.ipynb #labels
 def log_time(use_case: UseCase, store: Store) -> int:
     """The instant that the log of a use case has reached: when its newest entry arrived; now, if it has none."""
@@ -63,18 +80,20 @@ def decisions(
     *,
     use_case: UseCase | str | None = None,
     as_of: When | None = None,
+    rollout: str | None = None,
     store: Store | None = None,
 ) -> pd.DataFrame:
     """The decisions on events from `since` on: features as served, score, action, and outcomes as known at `as_of`.
 
     An outcome is the reported one, or its default if the event was old enough at `as_of`, or null. `as_of` is by default the
     arrival of the newest entry of the log, so that a rehearsal is judged by its own time; the frame keeps it in `attrs`. If
-    there is no score, `fallback` says why.
+    there is no score, `fallback` says why. With the name of a `rollout` these are the decisions that took part in it, with
+    `variant`, `probability`, `exposed` and `rollout_version`.
     """
     use_case, store, first = find_use_case(use_case), store or find_store(), instant(since)
     until = log_time(use_case, store) if as_of is None else instant(as_of)
-    entries = store.read(streams=[decisions_of(use_case.name)])
-    rows = [_decision_row(entry) for entry in entries if entry.time >= first]
+    entries = [entry for entry in store.read(streams=[decisions_of(use_case.name)]) if entry.time >= first]
+    rows = [_decision_row(entry) for entry in entries] if rollout is None else _rows_of_rollout(entries, rollout)
     frame = pd.DataFrame(rows, columns=None if rows else _DECISION_COLUMNS)
     frame = frame.astype({"score": np.float64, "fallback": "str"})
     frame["time"] = times(frame["time"].to_numpy(np.int64))
