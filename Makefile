@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-platform docs test test-notebooks test-python test-long test-kill test-swap test-faults check bench-feature bench-service bench-platform servers servers-stop servers-install lab export format lock clean
+.PHONY: help install demo demo-platform docs test test-notebooks test-python test-long test-kill test-swap test-faults check bench-feature bench-service bench-platform bench-rollout servers servers-stop servers-install lab export format lock clean
 .NOTPARALLEL:
 .SUFFIXES:
 
@@ -87,7 +87,7 @@ check: install ## format, lint, types, imports, dependencies, notebooks, drift, 
 docs: install ## build the documentation site into build/site/html
 	@$(TIDY) $(PY) .ci/build_docs.py
 
-bench-feature bench-service bench-platform: export OMP_WAIT_POLICY = passive
+bench-feature bench-service bench-platform bench-rollout: export OMP_WAIT_POLICY = passive
 bench-feature: install ## time the features beside their peers, in ten minutes at most, into build/bench.json
 	@$(TIDY) $(UNSET) $(PY) benchmarks/features/run.py $(BENCH_ARGS)
 
@@ -96,6 +96,9 @@ bench-service: install ## time the decision service beside its peers, in ten min
 
 bench-platform: install ## time the platform beside its peers, in fifteen minutes at most, into build/bench.json
 	@$(TIDY) $(UNSET) $(PY) benchmarks/platform/run.py $(BENCH_ARGS)
+
+bench-rollout: install ## simulate canaries and time their guardrails, in ten minutes at most, into build/bench.json
+	@$(TIDY) $(UNSET) $(PY) benchmarks/rollouts/run.py $(BENCH_ARGS)
 
 # Not under tidy.py: these servers stay until servers-stop.
 SERVERS := PYTHONPATH=tests/support $(PY) -m local_servers
