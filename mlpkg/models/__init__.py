@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Categories', 'ActiveModel', 'LightGBM', 'MOST', 'Model', 'Predictor', 'LoadedModel', 'adopt', 'check_trained',
-           'copy_files', 'find', 'load', 'models_dir', 'promote', 'preload', 'retire', 'retired', 'rollback', 'save',
-           'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'elsewhere', 'obtain', 'publish',
-           'StorageAway', 'standing', 'unshadow', 'versions']
+           'copy_files', 'find', 'latest_setup', 'load', 'models_dir', 'promote', 'preload', 'retire', 'retired',
+           'rollback', 'save', 'shadow', 'shadowing', 'shadow_versions', 'stamps', 'load_for', 'elsewhere', 'obtain',
+           'publish', 'StorageAway', 'standing', 'unshadow', 'versions']
 
 # %% ../../nbs/06_models/00_init.ipynb #public
 from .active import ActiveModel, LoadedModel, load_for
@@ -26,6 +26,7 @@ from .categories import MOST, Categories
 from .object_storage import StorageAway, elsewhere, obtain, publish
 from .predictors import LightGBM, Predictor, check_trained
 from mlpkg.models.registry import (
+    latest_setup,
     promote,
     retire,
     retired,
@@ -50,6 +51,7 @@ _all_ = [
     "check_trained",
     "copy_files",
     "find",
+    "latest_setup",
     "load",
     "models_dir",
     "promote",

@@ -77,6 +77,9 @@ def decision_columns(bodies: Iterable[str]) -> tuple[DecisionColumns, dict[ArmKe
     fallbacks, errors = np.zeros((2, len(decided)), bool)
     fallbacks[[i for i, _ in failures]] = True
     errors[[i for i, why in failures if why != "deadline"]] = True
+    errors[[i for i, d in enumerate(decided) if b'"exposed":false' in bytes(d.assignments)]] = (
+        True  # its model did not load
+    )
     actions = np.array([d.action for d in decided], object)
     scores = np.array([d.score for d in decided], float)
     latencies = np.array([d.latency_us for d in decided], float)
