@@ -28,6 +28,7 @@ from mlpkg.cli.models import (
     shadow_command,
 )
 from .policy import policy_command
+from .rollouts import rollout_group
 from .shared import show
 from .store import backup_command, restore_command
 from .stream import stream_command
@@ -95,6 +96,7 @@ for _command in (
     mirror_command,
     models_command,
     policy_command,
+    rollout_group,
     outcome_command,
     promote_command,
     restore_command,

@@ -14,8 +14,8 @@ import msgspec
 from .shared import as_json, opened, say, show, use_case_argument, user_name
 from ..decisions.policies import Policies
 from ..decisions.setups import roll_back_parameters, set_parameters
-from ..models import latest_setup
 from ..decisions.use_case import UseCase
+from ..models import latest_setup
 from ..store import RecordedChange, Store
 from ..times import iso
 

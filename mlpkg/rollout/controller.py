@@ -10,10 +10,10 @@ import msgspec
 
 from ..assignment import Rollout, Setup
 from ..assignment.bandit import Stop, reweigh, should_stop
-from ..assignment.posterior import BetaArm, Posterior, posterior_of
+from ..assignment.posterior import Arm, BetaArm, Posterior, posterior_of
 from ..decisions import UseCase
-from ..models import latest_setup
 from ..errors import MlpkgError
+from ..models import latest_setup
 from .control import change_rollout, promote_variant, step_canary, stop_rollout
 from .counting import RolloutCounter
 from .guardrails import Judgement, judge_step
@@ -47,7 +47,7 @@ def bandit_posterior(rollout: Rollout, counter: RolloutCounter) -> Posterior:
     for counted in counter.rewards.get(rollout.name, ()):
         arms[counted.arm[2]][0 if counted.truth is good else 1] += counted.sign
     before = posterior_of(rollout)
-    made = {name: BetaArm(*counts) for name, counts in arms.items()}
+    made: dict[str, Arm] = {name: BetaArm(*counts) for name, counts in arms.items()}
     return Posterior(made, 0 if before is None else before.version + 1)
 
 

@@ -7,17 +7,17 @@ __all__ = ['began_at', 'step_began_at', 'Counted', 'OutcomeTracker', 'RolloutCou
 
 # %% ../../nbs/08_rollout/11_counting.ipynb #imports
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from ..assignment import Rollout, decode_setup
 from ..decisions import UseCase, pages
-from ..models import latest_setup
 from ..errors import MlpkgError
+from ..models import latest_setup
 from .metrics import ArmKey, RolloutMetrics, decision_columns
 from ..schema import Outcome
 from ..store import Entry, RecordedChange, Store, decisions_of
@@ -66,9 +66,9 @@ class OutcomeTracker:
         self._open: dict[str, _Open] = {}
         self._due: deque[tuple[int, str]] = deque()
 
-    def decided(self, event: str, time: int, arm: ArmKey, score: float | None) -> None:
-        """Note a decision whose outcome will come."""
-        self._open[event] = _Open(arm, float("nan") if score is None else score)
+    def decided(self, event: str, time: int, arm: ArmKey, score: float) -> None:
+        """Note a decision whose outcome will come; its score is NaN if the fallback decided."""
+        self._open[event] = _Open(arm, score)
         if self.outcome.default is not None and self.outcome.matures_after_us is not None:
             self._due.append((time + self.outcome.matures_after_us, event))
 
@@ -94,52 +94,28 @@ class OutcomeTracker:
         taken_back = [] if before is None else [Counted(decision.arm, decision.score, before, -1)]
         return [*taken_back, Counted(decision.arm, decision.score, truth, 1)]
 
-# %% ../../nbs/08_rollout/11_counting.ipynb #counter
+# %% ../../nbs/08_rollout/11_counting.ipynb #tally
 _PAGE = 2**24  # characters of records that are counted together
 
 
-class _Named(msgspec.Struct):
-    score: float | None
-    assignments: list[Any] = []
+class _Tally:
+    """What was counted: the metrics of each variant, and the truths about the decisions of each rollout."""
 
-
-class RolloutCounter:
-    """Counts the decisions and outcomes of the running rollouts of a use case; `rewards` are the truths of each rollout."""
-
-    def __init__(self, use_case: UseCase, store: Store):
-        self.use_case, self.store = use_case, store
+    def __init__(self, use_case: UseCase):
+        self.use_case = use_case
         self.metrics = RolloutMetrics()
         self.rewards: dict[str, list[Counted]] = {}
         self.rollouts: dict[str, Rollout] = {}
         self.trackers: dict[str, OutcomeTracker] = {}
-        self._position: int | None = None
+        self.began: dict[str, int] = {}
 
-    def read(self) -> int:
-        """Count what is new, and return how many entries there were."""
-        until = self.store.last_position()  # read first: a rollout that starts later has its decisions later
-        changes = self.store.promotions(self.use_case.name)
-        self._follow(changes)
-        if not self.rollouts:
-            self._position = None
-            return 0
-        if self._position is None:
-            self._position = min(began_at(changes, rollout) for rollout in self.rollouts.values())
-        streams = {decisions_of(self.use_case.name), *(t.outcome.stream for t in self.trackers.values())}
-        n = 0
-        for page in pages(self.store.read(self._position, streams=sorted(streams), until=until), _PAGE):
-            self._count(page)
-            n += len(page)
-        self._position = max(self._position, until)
-        for name, tracker in self.trackers.items():
-            self._learn(name, tracker.matured(self.store.settings.now()))
-        return n
-
-    def _follow(self, changes: Sequence[RecordedChange]) -> None:
-        """Note which rollouts run now."""
-        self.rollouts = {r.name: r for r in latest_setup(changes).rollouts}
-        for name in [*self.trackers]:
-            if name not in self.rollouts:
-                del self.trackers[name], self.rewards[name]
+    def follow(self, rollouts: Sequence[Rollout], began: dict[str, int]) -> None:
+        """Count these rollouts from now on, and forget all others; `began` has the positions at which they began."""
+        self.rollouts = {rollout.name: rollout for rollout in rollouts}
+        for name in [name for name, position in self.began.items() if began.get(name) != position]:
+            self.trackers.pop(name, None)
+            self.rewards.pop(name, None)
+        self.began = began
         for name, rollout in self.rollouts.items():
             outcome = self.use_case.outcomes.get(rollout.settings.get("outcome") or "")
             if isinstance(outcome, Outcome) and name not in self.trackers:
@@ -147,7 +123,8 @@ class RolloutCounter:
         arms = self.metrics.arms
         self.metrics.arms = {key: arms[key] for key in arms if key[0] in self.rollouts}
 
-    def _count(self, page: Sequence[Entry]) -> None:
+    def count(self, page: Sequence[Entry]) -> None:
+        """Count decisions and reports, in the order of the log."""
         for stream, group in groupby(page, lambda entry: entry.source):
             entries = [*group]
             if stream == decisions_of(self.use_case.name):
@@ -155,7 +132,7 @@ class RolloutCounter:
             else:
                 for name, tracker in self.trackers.items():
                     if tracker.outcome.stream == stream:
-                        self._learn(name, [c for entry in entries for c in tracker.reported(entry)])
+                        self.learn(name, [c for entry in entries for c in tracker.reported(entry)])
 
     def _count_decisions(self, entries: Sequence[Entry]) -> None:
         columns, arms = decision_columns(entry.body for entry in entries)
@@ -163,10 +140,11 @@ class RolloutCounter:
         self.metrics.add_many(columns, running)
         for key, rows in running.items():
             if (tracker := self.trackers.get(key[0])) is not None:
+                scores = columns.scores.tolist()
                 for i in rows.tolist():
-                    tracker.decided(entries[i].id, entries[i].time, key, columns.scores[i])
+                    tracker.decided(entries[i].id, entries[i].time, key, scores[i])
 
-    def _learn(self, name: str, counted: Sequence[Counted]) -> None:
+    def learn(self, name: str, counted: Sequence[Counted]) -> None:
         """Count truths: in the metrics of their variants, and as the rewards of a bandit."""
         for (arm, sign), group in groupby(sorted(counted, key=_by_arm), _by_arm):
             truths = [*group]
@@ -177,3 +155,33 @@ class RolloutCounter:
 
 def _by_arm(counted: Counted) -> tuple[ArmKey, int]:
     return counted.arm, counted.sign
+
+# %% ../../nbs/08_rollout/11_counting.ipynb #counter
+class RolloutCounter(_Tally):
+    """Counts the decisions and outcomes of the running rollouts of a use case."""
+
+    def __init__(self, use_case: UseCase, store: Store):
+        super().__init__(use_case)
+        self.store = store
+        self._position: int | None = None
+
+    def read(self) -> int:
+        """Count what is new, and return how many entries there were."""
+        until = self.store.last_position()  # read first: a rollout that starts later has its decisions later
+        changes = self.store.promotions(self.use_case.name)
+        running = latest_setup(changes).rollouts
+        self.follow(running, {rollout.name: began_at(changes, rollout) for rollout in running})
+        if not running:
+            self._position = None
+            return 0
+        if self._position is None:
+            self._position = min(self.began.values())
+        streams = {decisions_of(self.use_case.name), *(t.outcome.stream for t in self.trackers.values())}
+        n = 0
+        for page in pages(self.store.read(self._position, streams=sorted(streams), until=until), _PAGE):
+            self.count(page)
+            n += len(page)
+        self._position = max(self._position, until)
+        for name, tracker in self.trackers.items():
+            self.learn(name, tracker.matured(self.store.settings.now()))
+        return n
