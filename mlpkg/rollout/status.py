@@ -15,7 +15,7 @@ from ..assignment import MILLION, Rollout, Variant
 from ..assignment.bandit import outlook
 from ..decisions import UseCase
 from ..models import latest_setup
-from .controller import bandit_posterior, judge_canary
+from .controller import bandit_posterior, judge_rollout
 from .counting import RolloutCounter, step_began_at
 from .distributions import bin_quantile
 from .kinds import canary_settings
@@ -50,12 +50,12 @@ def describe_variant(variant: Variant, summary: VariantSummary) -> dict[str, Any
 def what_next(rollout: Rollout, counter: RolloutCounter) -> dict[str, Any]:
     """Return what the judges of a rollout say, and in words what happens next."""
     if rollout.kind == "canary":
-        settings, judgement = canary_settings(rollout), judge_canary(rollout, counter)
+        settings, judgement = canary_settings(rollout), judge_rollout(rollout, counter)
         ahead = settings.steps[settings.step + 1]
         step = "the candidate takes over" if ahead >= 100 else f"the candidate gets {ahead:g} %"
         words = {"waiting": "It waits for more decisions.", "fine": f"Next, {step}.", "breach": "It is rolled back."}
-        said = {"state": judgement.state, "verdicts": msgspec.to_builtins(judgement.verdicts)}
-        return {"next": words[judgement.state], "guardrails": said}
+        guardrails = {"state": judgement.state, "verdicts": msgspec.to_builtins(judgement.verdicts)}
+        return {"next": words[judgement.state], "guardrails": guardrails}
     if rollout.kind == "bandit":
         known = outlook(bandit_posterior(rollout, counter))
         return {"next": "Shares follow the rewards, until one arm is sure to be the best.", "best": known.best}
