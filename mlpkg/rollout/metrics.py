@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ArmKey', 'SCORE_EDGES', 'DecisionColumns', 'decision_columns', 'OutcomeSums', 'outcome_sums', 'VariantSummary',
-           'RolloutMetrics', 'encode_metrics', 'decode_metrics']
+           'metric_sums', 'RolloutMetrics', 'encode_metrics', 'decode_metrics']
 
 # %% ../../nbs/08_rollout/07_metrics.ipynb #imports
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..engine.timeline import Array
 from .distributions import LATENCY_EDGES, BinnedCounts, add_to_bins, merge_bins
-from .sequential import ArmSums
+from .sequential import ArmSums, sums_of_rate
 
 # %% ../../nbs/08_rollout/07_metrics.ipynb #columns
 class DecisionColumns(NamedTuple):
@@ -179,6 +179,15 @@ class VariantSummary:
     def _count(self, actions: Mapping[str, int]) -> None:
         for action, count in actions.items():
             self.actions[action] = self.actions.get(action, 0) + count
+
+# %% ../../nbs/08_rollout/07_metrics.ipynb #sums
+def metric_sums(summary: VariantSummary) -> dict[str, ArmSums]:
+    """Return the sums of each rate, share and loss of a variant, by the name of the metric."""
+    outcomes, n = summary.outcomes, summary.decisions
+    sums = {"error rate": sums_of_rate(summary.errors, n), "fallback rate": sums_of_rate(summary.fallbacks, n)}
+    sums |= {f"share of {action}": sums_of_rate(count, n) for action, count in summary.actions.items()}
+    sums |= {"positive rate": sums_of_rate(outcomes.positives, outcomes.n)}
+    return sums | {"log loss": outcomes.arm("log_loss"), "Brier score": outcomes.arm("brier")}
 
 # %% ../../nbs/08_rollout/07_metrics.ipynb #all
 @dataclass

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from simulated_canaries import STEPS, CanaryRun, Decides, drawn, run_canary
 
+from mlpkg.assignment import Assignment
+from mlpkg.decisions.record import encode_decision
 from mlpkg.errors import MlpkgError
+from mlpkg.examples.tiny import tiny
 from mlpkg.rollout.distributions import score_edges
 from mlpkg.rollout.guardrails import Guardrail, Judgement, alpha_of, default_guardrails, judge_canary
 from mlpkg.rollout.metrics import (
@@ -190,6 +193,19 @@ def test_a_corrected_outcome_counts_as_if_it_had_been_right_at_once(rng: np.rand
     corrected.add_outcomes(scores, ~truths, sign=-1)
     corrected.add_outcomes(scores, truths)
     assert vars(corrected.outcomes) == pytest.approx(vars(right.outcomes))
+
+
+def test_decisions_of_the_log_count_for_what_they_were_assigned_to():
+    """A decision of the fallback counts, too, although the variant's model was not asked."""
+    with tiny() as example:
+        decision = example.decide(60)
+    arms = [Assignment("r", 1, "b", 0.5, exposed=False)]
+    failed = msgspec.structs.replace(decision, score=None, assignments=arms, fallback={"why": "score", "detail": "…"})
+    metrics = RolloutMetrics()
+    metrics.add_many(*decision_columns([encode_decision(decision), encode_decision(failed)]))
+    summary = metrics.arms.pop(("r", 1, "b"))
+    assert (summary.decisions, summary.errors, summary.scores.n, metrics.arms) == (1, 1, 0, {})
+    assert summary.latency.n == 1 and summary.actions == {decision.action: 1}
 
 
 def test_columns_of_the_log_name_the_rows_of_each_arm():
