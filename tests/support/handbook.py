@@ -28,8 +28,8 @@ def during_weekend(time):
     return (time // DAY + 3) % 7 >= 5  # the first of January 1970 was a Thursday
 
 
-def policy(score, event):
-    return "decline" if score > 0.5 else "review" if event.amount > 200 else "approve"
+def policy(score, event, *, decline: float = 0.5, review: float = 200.0):
+    return "decline" if score > decline else "review" if event.amount > review else "approve"
 
 
 days = ["1d", "7d", "30d"]
