@@ -20,6 +20,7 @@ import numpy as np
 from .decisions import Decision
 from .errors import Missing, MlpkgError, NoJson
 from .json_values import json_body, json_value
+from .reasons import DecisionExplanation
 from .store import Receipt
 from .times import iso, now
 
@@ -326,8 +327,7 @@ class Client(_Blocking):
     def rank(self, event: Mapping[str, Any], candidates: Iterable[Any] | None = None) -> Decision:
         """The decision on an event, with its candidates in order as `alternatives`. Without candidates, the service finds them.
 
-        The same event with the same candidates gets the same answer. It raises as `decide` does, and `Refused` if the id was used
-        for other candidates (409), or the service does not rank (404).
+        It raises as `decide` does, and `Refused` if the id was used for other candidates (409), or the service does not rank (404).
         """
         return _finished(self._one("/v1/rank", _with(event, candidates), Decision))
 
@@ -356,6 +356,10 @@ class Client(_Blocking):
     def decision(self, id: str) -> Decision | None:
         """The recorded decision on the event with this id."""
         return _finished(self._get(_path("decisions", id), Decision))
+
+    def explanation(self, id: str) -> DecisionExplanation | None:
+        """Why the decision on the event with this id was made."""
+        return _finished(self._get(_path("decisions", id, "explanation"), DecisionExplanation))
 
     def event(self, source: str, id: str) -> dict[str, Any] | None:
         """The event with this id, as the log holds it."""
@@ -422,6 +426,10 @@ class AsyncClient(_Calls):
     async def decision(self, id: str) -> Decision | None:
         """The recorded decision on the event with this id."""
         return await self._get(_path("decisions", id), Decision)
+
+    async def explanation(self, id: str) -> DecisionExplanation | None:
+        """Why the decision on the event with this id was made."""
+        return await self._get(_path("decisions", id, "explanation"), DecisionExplanation)
 
     async def event(self, source: str, id: str) -> dict[str, Any] | None:
         """The event with this id, as the log holds it."""

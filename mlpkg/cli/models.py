@@ -10,11 +10,11 @@ import click
 
 from .. import catalog as _catalog
 from .. import models as _models
+from .. import rollout as _rollout
 from .shared import as_json, opened, say, show, use_case_argument, user_name
 from ..errors import MlpkgError
 from ..models import registry as _registry
 from ..progress import progress
-from ..rollout import shadow as _shadow
 from ..times import iso
 
 # %% ../../nbs/16_cli/03_models.ipynb #models
@@ -103,13 +103,13 @@ def shadow_command(use_case: str, version: str, why: str, stop: bool, by: str) -
 @click.command("follow")
 @use_case_argument
 def follow_command(use_case: str) -> None:
-    """Let shadows score what was decided so far, where no service does so."""
+    """Let shadows score and explain what was decided so far, where no service does so."""
     case, store = opened(use_case)
-    with _shadow.follower_lock(store.settings, case.name) as lock:
+    with _rollout.follower_lock(store.settings, case.name) as lock:
         if lock is None:
             raise MlpkgError(f"another process follows {case.name!r} already")
-        follower = _shadow.Follower(case, store)
         with progress("follow", unit="decisions") as bar:
-            while n := follower.step():
-                bar.update(n)
-    show("nothing is left to score")
+            for reader in _rollout.readers_of(case, store):
+                while reader.is_needed() and (n := reader.step()):
+                    bar.update(n)
+    show("nothing is left to do")

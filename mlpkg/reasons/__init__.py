@@ -9,7 +9,7 @@ __all__ = ['ValueChange', 'Counterfactual', 'Explainer', 'DecisionExplanation', 
 
 # %% ../../nbs/09_reasons/00_init.ipynb #public
 from .explainer import Explainer
-from .explanation import ValueChange, Counterfactual, DecisionExplanation, PolicyPart, Reason
+from .explanation import Counterfactual, DecisionExplanation, PolicyPart, Reason, ValueChange
 from mlpkg.reasons.reader import (
     ReasonsReader,
     decision_to_explain,

@@ -20,7 +20,7 @@ from ..engine.timeline import Array
 from ..features import FeatureSet, PresentField
 from ..models import Predictor
 from .changed_event import ChangedEvent, recorded_columns
-from .explanation import ValueChange, Counterfactual
+from .explanation import Counterfactual, ValueChange
 from .wording import Wording
 
 # %% ../../nbs/09_reasons/06_counterfactual.ipynb #nearby

@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import models
 from ..decisions import Decision, UseCase
-from ..decisions.record import decode_decision
 from ..engine.columns import text_code
 from ..engine.timeline import Array
 from ..errors import MlpkgError
@@ -26,7 +25,7 @@ from .explanation import Counterfactual, DecisionExplanation, Reason
 from .policy import policy_of, policy_part
 from .sentences import say_counterfactual, say_policy, say_reasons
 from .wording import Wording, wording_of
-from ..store import Entry, Store, decisions_of, texts_of
+from ..store import Store, texts_of
 
 # %% ../../nbs/09_reasons/07_explainer.ipynb #models
 _KEPT = 4  # models
@@ -66,7 +65,7 @@ class _Texts:
         if missing := {*codes} - self._known.keys():
             event = self._store.entry(self._on.stream, decision.event)
             self._known |= _texts_in(msgspec.json.decode(event.body) if event else {})
-            self._known |= _texts_in((decision.alternatives or [None])[0].fields if decision.alternatives else {})
+            self._known |= _texts_in(decision.alternatives[0].fields if decision.alternatives else {})
         if missing := missing - self._known.keys():
             texts = texts_of([*features.sources, *features.outcomes], missing, self._store)
             self._known |= {code: texts.get(code, f"#{code % 2**64:016x}") for code in missing}
@@ -110,7 +109,7 @@ def _row(
         return _Row(unexplained=added)
     shares, names = shares_of(added[:-1]), features.names
     chosen = principal(shares)
-    values = {names[i]: decision.features[names[i]] for i in chosen}
+    values: dict[str, Any] = {names[i]: decision.features[names[i]] for i in chosen}
     codes = {n: values[n] for n in features.categories if values.get(n) is not None}
     known = texts.of(features, codes.values(), decision) if codes else {}
     values |= {name: known[code] for name, code in codes.items()}
@@ -165,8 +164,8 @@ class _Scores:
 
 
 def _other_score(decision: Decision, score: float) -> MlpkgError:
-    what = f"the decision on {decision.event!r} records the score {decision.score!r}, and its model gives {score!r} for the recorded features"
-    return MlpkgError(what, "see: mlpkg verify")
+    recorded = f"the decision on {decision.event!r} records the score {decision.score!r}"
+    return MlpkgError(f"{recorded}, and its model gives {score!r} for the recorded features", "see: mlpkg verify")
 
 # %% ../../nbs/09_reasons/07_explainer.ipynb #counterfactual
 class _Counterfactuals(_Scores):

@@ -46,9 +46,9 @@ def say_policy(policy: PolicyPart, action: str, score: float | None) -> str:
         why, detail = policy.fallback["why"], policy.fallback["detail"]
         return f"The fallback of the use case decided {action!r}, because {_WHY.get(why, why)} ({detail})."
     parameters = ", ".join(f"{name} = {value}" for name, value in policy.parameters.items())
-    where = f", where {parameters}" if parameters else ""
+    where = f", where {parameters}," if parameters else ""
     return (
-        f"The policy {policy.name!r} of version {policy.version}{where}, turned the score {score:.4g} into {action!r}."
+        f"The policy {policy.name!r} of version {policy.version}{where} turned the score {score:.4g} into {action!r}."
     )
 
 # %% ../../nbs/09_reasons/03_sentences.ipynb #counterfactual

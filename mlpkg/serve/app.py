@@ -47,6 +47,7 @@ from ..untrusted import logger
 
 if TYPE_CHECKING:  # BentoML's supervisor imports a service too, and has no need of LightGBM
     from mlpkg.decisions import Decider, Decision, UseCase
+    from mlpkg.reasons import Explainer
     from mlpkg.serve.pages.home import PageReader
 
 _log = logger("mlpkg.serve")
@@ -138,8 +139,10 @@ class Worker(DecisionService):
                 _log.info("this is a rehearsal, whose clock says %s", ready["rehearsal"])
         except Exception as error:
             _log.warning("not ready: %s; the state lies in %s", problem(error)["reason"], state)
-        if self.name in self.settings.use_cases:  # where the process that scores shadows finds it
-            self._following = Following(self.settings, self.name, lambda: self.reader() if self.live.opened else None)
+        if self.name in self.settings.use_cases:  # where the process that follows the decisions finds it
+            self._following = Following(
+                self.settings, lambda: self.use_case, lambda: self.reader() if self.live.opened else None
+            )
         self.health.start()
         self.last_hour.start()
         if "uvicorn" in sys.modules:
@@ -176,6 +179,8 @@ class Worker(DecisionService):
 class _SharedByRequests(Worker):
     """A worker with what its requests share; each part is made on first use."""
 
+    _explainer: "Explainer | None" = None
+
     @cached_property
     def in_flight(self) -> InFlightLimit:
         """The bound on requests."""
@@ -202,6 +207,14 @@ class _SharedByRequests(Worker):
         from mlpkg.serve.pages.home import PageReader
 
         return PageReader()
+
+    def explainer(self) -> "Explainer":
+        """Return what explains decisions, on the store of the reader; for the one request that reads."""
+        from mlpkg.reasons import Explainer
+
+        if self._explainer is None or self._explainer.store is not self.reader():
+            self._explainer = Explainer(self.use_case, self.reader())
+        return self._explainer
 
     @cached_property
     def sources(self) -> dict[str, Source]:

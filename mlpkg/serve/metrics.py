@@ -251,6 +251,7 @@ _STORE_HELP = {
     "timelines_building": "Timelines that are being built.",
     "shadows": "Models that shadow.",
     "shadow_lag_seconds": "How long the oldest decision waits that shadows have not scored.",
+    "reasons_lag_seconds": "How long the oldest decision waits that the reader of reasons has not looked at.",
 }
 
 

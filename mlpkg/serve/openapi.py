@@ -54,8 +54,10 @@ _AS_OF = {  # as a list of one type: some tools read `prefixItems` as the `items
 
 def _record_schemas() -> Json:
     from mlpkg.decisions import Decision
+    from mlpkg.reasons import DecisionExplanation
 
-    _, schemas = msgspec.json.schema_components([Decision, Receipt], ref_template=_PREFIX + "{name}")
+    records = [Decision, DecisionExplanation, Receipt]
+    _, schemas = msgspec.json.schema_components(records, ref_template=_PREFIX + "{name}")
     schemas["Decision"]["properties"]["as_of"] = _AS_OF
     return schemas
 

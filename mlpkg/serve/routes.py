@@ -101,12 +101,14 @@ def _describe_features(case: "UseCase") -> dict[str, Operation]:
 
 # %% ../../nbs/14_serve/16_routes.ipynb #fixed
 _STATUS_ONLY: Json = {"type": "object", "required": ["status"]}
+_EXPLANATION_SUMMARY = "Why a decision was made, by the id of its event; made and recorded now if it was not yet."
 _METRICS_SUMMARY = "What the workers count, for Prometheus; also at /metrics."
 _READY_SUMMARY = "Can the store be written, and is a model loaded? Operators are told why not."
 _HOME_SUMMARY = "A page for people: the service, its model and latest decisions, as far as the role may read them."
 _OPERATIONS = {
     "decide": post("decide", "Decide an event.", "ToDecide", "Decision"),
     "decision": get("decision", "The record of a decision, by the id of its event.", ref("Decision"), by_id=True),
+    "explanation": get("explanation", _EXPLANATION_SUMMARY, ref("DecisionExplanation"), by_id=True),
     "models": get("models", "Which models there are, and which is active.", object_of(models=list_of(MAP))),
     "catalog": get("catalog", "What sources, features and models mean.", list_of(MAP)),
     "access": get("access", "Who looked at what, newest first.", page_of("access", MAP), query=PAGE_LIMIT),
@@ -127,6 +129,7 @@ ROUTES = (
     Route("/v1/rank", "POST", "decide", _h.rank_candidates, _describe_rank),
     Route("/v1/decisions", "GET", "decisions", _h.list_decisions, _describe_decisions),
     Route("/v1/decisions/{id}", "GET", "decisions", _h.get_decision, _e["decision"]),
+    Route("/v1/decisions/{id}/explanation", "GET", "explanations", _h.get_explanation, _e["explanation"]),
     Route("/v1/events/{source}", "POST", "send", _h.send_events, _describe_send),
     Route("/v1/events/{source}/{id}", "GET", "events", _h.get_event, _describe_event),
     Route("/v1/outcomes/{outcome}", "POST", "report", _h.report_outcomes, _describe_report),
@@ -146,8 +149,11 @@ ROUTES = (
 _Methods = dict[str, Route]
 _exact: dict[str, _Methods] = {}
 _variable: dict[str, dict[int, _Methods]] = {}  # by what stands before the variable parts, and by their number
+_ending: dict[str, dict[str, _Methods]] = {}  # by what stands before the variable part, and by what stands behind it
 for _one in ROUTES:
-    if "{" in _one.path:
+    if _end := _one.path.rpartition("}")[2] if "{" in _one.path else "":
+        _ending.setdefault(_one.label, {}).setdefault(_end, {})[_one.method] = _one
+    elif "{" in _one.path:
         _variable.setdefault(_one.label, {}).setdefault(_one.path.count("{"), {})[_one.method] = _one
     for _path in (_one.path, *_one.aliases) if "{" not in _one.path else ():
         _exact.setdefault(_path, {})[_one.method] = _one
@@ -158,6 +164,9 @@ def find_route(path: str, method: str) -> tuple[Route | None, tuple[str, ...]]:
     methods, parameters = _exact.get(path), ()
     if methods is None:
         label, rest = _split(path)
+        for end, methods in _ending.get(label, {}).items():
+            if rest.endswith(end) and rest != end:
+                return methods.get(method) or next(iter(methods.values())), (rest.removesuffix(end),)
         by_number = _variable.get(label, {})
         parameters = tuple(rest.split("/", max(by_number, default=1) - 1))
         if len(parameters) > 1 and not parameters[-1]:  # an id is never empty

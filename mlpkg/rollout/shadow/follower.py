@@ -22,6 +22,7 @@ from ...engine.timeline import Array
 from ...errors import MlpkgError
 from ...models import LoadedModel, load_for, shadowing
 from .features import PastDecision, features_as_of
+from .lag import is_needed
 from .scores import ShadowScore, encode_score, rank_alternatives, ranked_fields, score_id
 from ...schema import MissingCode
 from ...store import Entry, Store, decisions_of, scores_of
@@ -121,6 +122,10 @@ class Follower:
         self._models = _ShadowModels(use_case, store)
         self._policies, self._default = KeptPolicies(use_case, store), Policies(use_case.policy, use_case.fallback)
         self.behind = False  # whether more was decided than the last step could look at
+
+    def is_needed(self) -> bool:
+        """Return whether a model shadows, or has shadowed decisions that are not scored yet."""
+        return is_needed(self.use_case.name, self.store)
 
     def step(self) -> int:
         """Score the next decisions and return how many there were."""
