@@ -22,7 +22,7 @@ from ..models import LoadedModel, NoContributions, Predictor, StorageAway, load_
 from .changed_event import ChangedEvent, recorded_columns
 from .counterfactual import CounterfactualQuestion, search
 from .explanation import Counterfactual, DecisionExplanation, Reason
-from .policy import policy_of, policy_part
+from .policy import PastPolicies
 from .sentences import say_counterfactual, say_policy, say_reasons
 from .wording import Wording, wording_of
 from ..store import Store, texts_of
@@ -171,11 +171,15 @@ def _other_score(decision: Decision, score: float) -> MlpkgError:
 class _Counterfactuals(_Scores):
     """Says what would have led to another decision."""
 
+    def __init__(self, use_case: UseCase, store: Store):
+        super().__init__(use_case, store)
+        self.policies = PastPolicies(use_case, store)
+
     def _counterfactual(self, decision: Decision) -> Counterfactual | None:
         names = self.use_case.reasons.changeable.get(decision.action)
         if not names or decision.score is None or decision.alternatives:
             return None
-        act = policy_of(self.use_case, decision, self.store)
+        act = self.policies.act(decision)
         event = self.store.entry(self.use_case.on.stream, decision.event)
         if act is None or event is None:
             what = "its policy" if act is None else "its event"
@@ -207,7 +211,7 @@ class Explainer(_Counterfactuals):
     def _explain(self, d: Decision, row: _Row | MlpkgError | None) -> DecisionExplanation | MlpkgError:
         if isinstance(row, MlpkgError):
             return row
-        part, counterfactual = policy_part(self.use_case, d, self.store), self._counterfactual(d)
+        part, counterfactual = self.policies.part(d), self._counterfactual(d)
         ranked = len(d.alternatives or ())
         text = [_say_first(d, ranked)]
         text += _say_score(row) if row else []

@@ -220,7 +220,7 @@ def test_a_shadow_says_nothing_of_what_was_decided_before_it_began_or_after_it_e
     bank.pays("after", 2)
     cli("shadow", "fraud", model.version, "--stop", "--why", "seen", state=state).said_one_line("does not shadow")
     cli("shadow", "fraud", bank.version, "--why", "to see", state=state).said_one_line("is active already")
-    assert cli("follow", "fraud", state=state).out == "nothing is left to score\n"
+    assert cli("follow", "fraud", state=state).out == "nothing is left to do\n"
     assert [s.event for _, s in shadow.scores("fraud", bank.store)] == ["during"]
     assert [c["change"] for c in bank.store.promotions("fraud")] == ["promote", "shadow", "unshadow"]
     assert bank.store.active_version("fraud") == bank.version

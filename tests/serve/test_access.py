@@ -29,6 +29,7 @@ NEEDS = {  # every operation there is, but for the probes, and the permission th
     ("POST", "/v1/decide"): "decide",
     ("GET", "/v1/decisions"): "decisions",
     ("GET", "/v1/decisions/{id}"): "decisions",
+    ("GET", "/v1/decisions/{id}/explanation"): "explanations",
     ("POST", EVENTS): "send",
     ("GET", f"{EVENTS}/{{id}}"): "events",
     ("POST", FRAUD): "report",

@@ -94,6 +94,7 @@ def _judge(version: str, decision: PastDecision, scores: list[float], policy: Bo
 
 # %% ../../../nbs/08_rollout/01_shadow/03_follower.ipynb #span
 _PAGE = 2**22  # characters of records looked at together: some 4000 decisions, or 100 rankings of a thousand
+_PIECE = 2**14  # characters of records whose scores are appended in one transaction
 
 
 def _covers(span: Any, position: int) -> bool:
@@ -110,18 +111,14 @@ def _past_decision(case: UseCase, store: Store, decision: Entry) -> PastDecision
     return PastDecision(decision, event, values, case.on.codes_of(event.body), ranked_fields(decision))
 
 # %% ../../../nbs/08_rollout/01_shadow/03_follower.ipynb #follower
-_PIECE = 2**14  # characters of records whose scores are appended in one transaction
-
-
 class Follower:
-    """Scores the decisions of a use case by the models that shadow it."""
+    """Scores the decisions of a use case by its shadows; `behind` says whether more was decided than the last step looked at."""
 
     def __init__(self, use_case: UseCase, store: Store):
-        self.use_case, self.store = use_case, store
+        self.use_case, self.store, self.behind = use_case, store, False
         self._stream = scores_of(use_case.name)
         self._models = _ShadowModels(use_case, store)
         self._policies, self._default = KeptPolicies(use_case, store), Policies(use_case.policy, use_case.fallback)
-        self.behind = False  # whether more was decided than the last step could look at
 
     def is_needed(self) -> bool:
         """Return whether a model shadows, or has shadowed decisions that are not scored yet."""
