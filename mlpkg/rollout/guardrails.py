@@ -53,7 +53,7 @@ def _latency(q: float, control: VariantSummary, candidate: VariantSummary, alpha
 
 def _scores(control: VariantSummary, candidate: VariantSummary, alpha: float) -> _Measured:
     harm = distribution_distance(control.scores, candidate.scores, alpha)
-    return _Measured(0.0, harm.value, harm, candidate.scores.n)
+    return _Measured(0.0 if control.scores.n else math.nan, harm.value, harm, candidate.scores.n)
 
 # %% ../../nbs/08_rollout/08_guardrails.ipynb #losses
 Arms = tuple[VariantSummary, VariantSummary]  # control and candidate
@@ -168,16 +168,17 @@ GuardrailState = Literal["breach", "fine", "waiting"]
 class GuardrailVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """What a guardrail says: its state, the value of both arms, the harm and its bounds, and the same as a sentence.
 
-    `alpha` is the error of each bound, and `n` the number of the candidate's decisions, or outcomes, that it rests on.
+    A number that is not known, or a bound that is infinite, is None. `alpha` is the error of each bound, and `n` the number of the
+    candidate's decisions, or outcomes, that it rests on.
     """
 
     guardrail: Guardrail
     state: GuardrailState
-    control: float
-    candidate: float
-    harm: float
-    low: float
-    high: float
+    control: float | None
+    candidate: float | None
+    harm: float | None
+    low: float | None
+    high: float | None
     alpha: float
     n: int
     sentence: str
@@ -195,7 +196,7 @@ def _bounds(guardrail: Guardrail, state: GuardrailState, harm: Interval) -> str:
 def _sentence(guardrail: Guardrail, state: GuardrailState, measured: _Measured) -> str:
     metric, harm = guardrail.metric, measured.harm
     after = f"after {measured.n:,} {'outcomes' if guardrail.needs_outcomes else 'decisions'}"
-    if math.isnan(harm.value) or math.isinf(harm.low):
+    if math.isnan(measured.control + measured.candidate) or math.isinf(harm.low):
         return f"The {metric} cannot be judged yet, {after}."
     levels = f"{_level(metric, measured.candidate)}, and {_level(metric, measured.control)} in the control"
     if metric == "score distribution":
@@ -204,6 +205,10 @@ def _sentence(guardrail: Guardrail, state: GuardrailState, measured: _Measured) 
     return f"The {metric} is {levels}: {bounds} {after}; tolerated: {_amount(metric, guardrail.at_most)}."
 
 # %% ../../nbs/08_rollout/08_guardrails.ipynb #judge
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def judge_guardrail(
     guardrail: Guardrail, steps: Sequence[Arms], alpha: float, enough: int = ENOUGH
 ) -> GuardrailVerdict:
@@ -216,11 +221,11 @@ def judge_guardrail(
     return GuardrailVerdict(
         guardrail=guardrail,
         state=state,
-        control=measured.control,
-        candidate=measured.candidate,
-        harm=value,
-        low=low,
-        high=high,
+        control=_finite(measured.control),
+        candidate=_finite(measured.candidate),
+        harm=_finite(value),
+        low=_finite(low),
+        high=_finite(high),
         alpha=alpha,
         n=measured.n,
         sentence=_sentence(guardrail, state, measured),
