@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ..assignment import Assigner, Rollout, Setup, Variant
 from ..decisions import UseCase
@@ -20,8 +21,10 @@ from ..decisions.setups import change_setup
 from ..errors import MlpkgError, did_you_mean
 from ..models import latest_setup, obtain, publish, retired
 from ..models.smoke_test import smoke_test
+from .distributions import score_edges
 from .kinds import CANDIDATE, canary_settings, next_step
-from ..store import Store
+from .metrics import decision_columns
+from ..store import Store, decisions_of
 
 # %% ../../nbs/08_rollout/10_control.ipynb #check
 def _check_model(store: Store, case: UseCase, version: str) -> None:
@@ -57,6 +60,17 @@ def check_fits(store: Store, case: UseCase, rollout: Rollout) -> None:
     keep_policies(policies, case.name, store)
 
 # %% ../../nbs/08_rollout/10_control.ipynb #start
+def _with_edges(store: Store, case: UseCase, rollout: Rollout) -> Rollout:
+    """Return a canary whose bins of scores fit the latest decisions, if there are enough of them."""
+    if rollout.kind != "canary" or canary_settings(rollout).edges:
+        return rollout
+    latest, _ = store.latest_entries(decisions_of(case.name), most=2000)
+    columns, _ = decision_columns(entry.body for entry in latest)
+    scores = columns.scores[~np.isnan(columns.scores)]
+    edges = score_edges(scores) if len(scores) >= 200 else []
+    return msgspec.structs.replace(rollout, settings={**rollout.settings, "edges": edges})
+
+
 def start_rollout(store: Store, case: UseCase, rollout: Rollout, *, by: str, why: str) -> Rollout:
     """Start a rollout, and return it with its version.
 
@@ -67,7 +81,7 @@ def start_rollout(store: Store, case: UseCase, rollout: Rollout, *, by: str, why
     """
     check_fits(store, case, rollout)
     past = [version for name, version in past_rollouts(store.promotions(case.name)) if name == rollout.name]
-    started = msgspec.structs.replace(rollout, version=max(past, default=0) + 1)
+    started = msgspec.structs.replace(_with_edges(store, case, rollout), version=max(past, default=0) + 1)
 
     def make(setup: Setup) -> Setup:
         if any(running.name == rollout.name for running in setup.rollouts):

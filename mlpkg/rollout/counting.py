@@ -116,6 +116,7 @@ class _Tally:
             self.trackers.pop(name, None)
             self.rewards.pop(name, None)
         self.began = began
+        self.metrics.edges = {r.name: edges for r in rollouts if (edges := r.settings.get("edges"))}
         for name, rollout in self.rollouts.items():
             outcome = self.use_case.outcomes.get(rollout.settings.get("outcome") or "")
             if isinstance(outcome, Outcome) and name not in self.trackers:

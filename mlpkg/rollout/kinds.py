@@ -42,7 +42,10 @@ CANDIDATE, CONTROL = "candidate", "control"
 
 
 class CanarySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a canary goes by: `step` is the number of the present one, from 0; `alpha` the false-alarm rate of the whole canary."""
+    """What a canary goes by: `step` is the number of the present one, from 0; `alpha` the false-alarm rate of the whole canary.
+
+    `edges` divide the scores into the bins in which their distributions are compared; without them they are those of rare events.
+    """
 
     steps: list[float]
     step: int
@@ -50,6 +53,7 @@ class CanarySettings(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     enough: int
     outcome: str | None = None
+    edges: list[float] = []
 
 
 def canary_settings(rollout: Rollout) -> CanarySettings:
