@@ -128,12 +128,12 @@ class Guardrail(msgspec.Struct, frozen=True, omit_defaults=True):
     at_most
         The tolerated harm: 0.01 is one percentage point of a rate or share, or one per cent of a latency.
     holds_steps
-        Whether a step waits until it is fine.
+        Whether a step waits until it is fine; None stands for yes, unless it needs outcomes.
     """
 
     metric: str
     at_most: float
-    holds_steps: bool = True
+    holds_steps: bool | None = None
 
     def __post_init__(self) -> None:
         _check_metric(self.metric)
@@ -147,13 +147,18 @@ class Guardrail(msgspec.Struct, frozen=True, omit_defaults=True):
     def needs_outcomes(self) -> bool:
         return self.metric in _LOSSES
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a step waits until it is fine."""
+        return not self.needs_outcomes if self.holds_steps is None else self.holds_steps
+
 # %% ../../nbs/08_rollout/08_guardrails.ipynb #defaults
 def default_guardrails(actions: Sequence[str] = (), outcomes: bool = False) -> list[Guardrail]:
     """Return the usual guardrails: with the shares of some actions, and with the log loss if there are outcomes."""
     usual = {"error rate": 0.005, "fallback rate": 0.01, "p99 latency": 0.2, "score distribution": 0.1}
     usual |= {f"{_SHARE}{action}": 0.03 for action in actions}
-    losses = [Guardrail("log loss", 0.02, holds_steps=False)] if outcomes else []
-    return [Guardrail(metric, at_most) for metric, at_most in usual.items()] + losses
+    usual |= {"log loss": 0.02} if outcomes else {}
+    return [Guardrail(metric, at_most) for metric, at_most in usual.items()]
 
 # %% ../../nbs/08_rollout/08_guardrails.ipynb #alpha
 def alpha_of(guardrail: Guardrail, alpha: float, guardrails: int, step: int) -> float:
@@ -252,7 +257,7 @@ def judge_canary(
     `alpha` is the error of the whole canary.
     """
     verdicts = [judge_guardrail(g, steps, alpha_of(g, alpha, len(guardrails), len(steps)), enough) for g in guardrails]
-    states = {v.state for v in verdicts if v.guardrail.holds_steps or v.state == "breach"}
+    states = {v.state for v in verdicts if v.guardrail.is_awaited or v.state == "breach"}
     if not states and steps[-1][1].decisions < enough:
         states = {"waiting"}
     state: GuardrailState = "breach" if "breach" in states else "waiting" if "waiting" in states else "fine"
