@@ -14,6 +14,7 @@ from typing import Protocol
 from ..decisions import UseCase
 from ..errors import MlpkgError, StoreMoved
 from ..reasons import ReasonsReader
+from .controller import RolloutController
 from .shadow import Follower
 from ..settings import Settings
 from ..store import Store
@@ -38,7 +39,7 @@ class Reader(Protocol):
 
 def readers_of(use_case: UseCase, store: Store) -> list[Reader]:
     """Return the readers of a use case."""
-    return [Follower(use_case, store), ReasonsReader(use_case, store)]
+    return [Follower(use_case, store), RolloutController(use_case, store), ReasonsReader(use_case, store)]
 
 
 def needs_follower(use_case: UseCase, store: Store) -> bool:
