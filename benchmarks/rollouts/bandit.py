@@ -6,22 +6,35 @@ Of ten arms, nine pay 1 with probability 0.4 and one with 0.5. The last settings
 the difference between the best arm's probability and that of the arm it took; the sum of these losses is the regret. A run takes
 its decisions as a service does: by the shares of a rollout and a hash of the decision's id. Each setting states after how many
 decisions a reward is known, how often the posterior has a new version, and the floor. Runs differ in their salt and in their
-rewards, and every seed is fixed.
+rewards, and every seed is fixed. In full there are 400 runs of 10,000 decisions, 100 of the first setting.
 """
 
 import argparse
-import json
-import time
+import sys
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
-from mlpkg import lab
-from mlpkg.assignment import MILLION, BetaArm, Posterior, Rollout, Stop, Variant, bucket, reweigh, should_stop
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from bench import BenchmarkRow, arguments, report, row  # noqa: E402
+
+from mlpkg import lab  # noqa: E402
+from mlpkg.assignment import (  # noqa: E402
+    MILLION,
+    BetaArm,
+    Posterior,
+    Rollout,
+    Stop,
+    Variant,
+    bucket,
+    reweigh,
+    should_stop,
+)
 
 SHOWN = (1_000, 10_000)  # decisions after which the regret is shown
 
@@ -102,6 +115,19 @@ def simulate(setting: Setting, seed: int, decisions: int) -> Run:
     return Run(rates, arm, share / MILLION, reward, stop, stopped_after)
 
 
+def drawn_regret(decisions: int, runs: int = 1000) -> float:
+    """The mean regret in the first setting if each decision draws from the posteriors and takes the largest, as is usual."""
+    rng, rates, each = np.random.default_rng(0), np.array(SETTINGS[0].rates), np.arange(runs)
+    yes, no, regret = np.ones((runs, len(rates))), np.ones((runs, len(rates))), 0.0
+    for _ in range(decisions):
+        arm = rng.beta(yes, no).argmax(axis=1)
+        reward = rng.random(runs) < rates[arm]
+        yes[each, arm] += reward
+        no[each, arm] += ~reward
+        regret += float((rates.max() - rates[arm]).mean())
+    return regret
+
+
 def coverage(setting: Setting, runs: list[Run]) -> dict[str, float]:
     """How often the 95 % intervals of the arms' means hold, for each estimate; for the best arm and for the others."""
     names, hits = np.array(setting.arms), dict[str, list[bool]]()
@@ -113,46 +139,41 @@ def coverage(setting: Setting, runs: list[Run]) -> dict[str, float]:
             table = lab.off_policy(log, {name: 1.0}, "reward").estimates
             for estimate in ("ips", "snips", "dr"):
                 low, high = table.loc[estimate, ["low", "high"]]
-                hits.setdefault(f"{estimate} of the {of}", []).append(bool(low <= rate <= high))
-                hits.setdefault(f"{estimate} error of the {of}", []).append(table.loc[estimate, "error"])
+                hits.setdefault(f"95 % intervals that hold, {estimate} of the {of}", []).append(
+                    bool(low <= rate <= high)
+                )
+                hits.setdefault(f"standard error, {estimate} of the {of}", []).append(table.loc[estimate, "error"])
     return {name: float(np.mean(values)) for name, values in hits.items()}
 
 
-def summary(setting: Setting, runs: list[Run], decisions: int) -> dict[str, Any]:
-    """The figures of a setting."""
-    figures: dict[str, Any] = {"setting": setting.name, "runs": len(runs)}
+def rows_of(setting: Setting, runs: list[Run]) -> Iterator[BenchmarkRow]:
+    """The rows of a setting."""
+    decisions, even = len(runs[0].arm), max(setting.rates) - float(np.mean(setting.rates))
     for shown in (n for n in SHOWN if n <= decisions):
         regrets = np.array([run.regret(shown) for run in runs])
-        figures[f"regret after {shown}"] = float(regrets.mean())
-        figures[f"error after {shown}"] = float(regrets.std(ddof=1) / len(runs) ** 0.5)
-    stopped = [run for run in runs if run.stop]
-    figures["stopped"] = len(stopped)
-    figures["stopped wrong"] = sum(run.stop is not None and run.stop.arm != "arm 0" for run in stopped)
-    figures["stopped after, median"] = float(np.median([run.stopped_after for run in runs]))
+        error = regrets.std(ddof=1) / len(runs) ** 0.5
+        is_first = setting is SETTINGS[0]
+        peer, theirs = ("by draws", drawn_regret(shown)) if is_first else ("even shares", even * shown)
+        work = f"regret after {shown:,} decisions: {setting.name}"
+        yield row(work, float(regrets.mean()), peer, theirs, "stated", "", f"standard error {error:.2g}")
+    stops = [run.stop for run in runs if run.stop]
+    wrong = sum(stop.arm != setting.arms[0] for stop in stops)
+    after = np.median([run.stopped_after for run in runs])
+    note = f"{wrong} of {len(stops)}, {len(runs)} runs; in the median after {after:,.0f} decisions"
+    yield row(f"stops at a wrong arm: {setting.name}", wrong / max(len(stops), 1), "", None, "ours >= 0", "", note)
     if setting.floor:
-        figures["coverage"] = coverage(setting, runs)
-    return figures
+        for name, value in coverage(setting, runs).items():
+            must = "ours >= 0" if name.startswith("standard") or decisions < SHOWN[-1] else "ours >= 0.9"
+            yield row(f"{name}: {setting.name}", value, "", None, must, "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="400 runs (100 of the first setting) of 10,000 decisions, instead of 5 of 1,000",
-    )
-    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    decisions = 10_000 if arguments.full else 1_000
-    figures = []
+def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
+    decisions = SHOWN[-1] if options.full else SHOWN[0]
     for setting in SETTINGS:
-        start = time.process_time()
-        runs = [simulate(setting, seed, decisions) for seed in range(setting.runs if arguments.full else 5)]
-        figures.append(summary(setting, runs, decisions) | {"cpu_seconds": time.process_time() - start})
-        print(json.dumps(figures[-1]), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        runs = [simulate(setting, seed, decisions) for seed in range(setting.runs if options.full else 5)]
+        yield from rows_of(setting, runs)
 
 
 if __name__ == "__main__":
-    main()
+    options = arguments(__doc__ or "").parse_args()
+    report(list(measure(options)), options.output)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from bench import run_all  # noqa: E402
 
-NAMES = ["looks", "canaries", "guardrails"]
+NAMES = ["looks", "canaries", "guardrails", "bandit"]
 
 if __name__ == "__main__":
     run_all(__doc__ or "", HERE, [name for name in NAMES if (HERE / f"{name}.py").exists()], patience=400)
