@@ -17,7 +17,7 @@ from .catalog import catalog_command, features_group
 from .changes import changes_command
 from .check import check_command
 from .dead_letters import dead_letters_group
-from .decisions import decide_command, decisions_command, explain_command, outcome_command
+from .decisions import decide_command, decisions_command, explain_command, outcome_command, rank_command
 from .environments import compare_environments_command, mirror_command
 from mlpkg.cli.models import (
     follow_command,
@@ -100,6 +100,7 @@ for _command in (
     rollout_group,
     outcome_command,
     promote_command,
+    rank_command,
     restore_command,
     retire_command,
     rollback_command,

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bank import booster, put_live
+from command import Command
 from offers import clicked, clicks, features, offers, policy, popular, shown, visits
 from paths import SUPPORT
 from ranking_shop import START, Shop, click
@@ -625,3 +626,26 @@ def test_a_server_that_is_killed_keeps_the_rankings_it_acknowledged_whole(live: 
     assert recorded.keys() == events == {*(d.event for d in answers), "found"}
     result = verify(offers, live.store)
     assert (result.decisions, result.mismatches) == (151, 0), result.differences
+
+
+def test_the_command_line_ranks_as_a_service_does(
+    tmp_path: Path, shop_of_march: Shop, cli: Command, monkeypatch: pytest.MonkeyPatch
+):
+    """With the candidates of the event, of the option, or of the use case; and what is refused is refused in one line."""
+    state = tmp_path / "shop"
+    with closing(Shop(state, template=shop_of_march).store):
+        pass
+    monkeypatch.setenv("MLPKG_USE_CASES", "offers = offers:offers")
+    body = {"id": "r1", "time": iso(START), "user": "u1", "weekend": False}
+    items = [{"item": 3, "price": 12.5}, {"item": 4, "price": 7.0}]
+    at = ("--arrived", iso(START))
+    ranked = cli("rank", "offers", json.dumps(body), "--candidates", json.dumps(items), *at, "--json", state=state).json
+    assert sorted(a["fields"]["item"] for a in ranked["alternatives"]) == [3, 4]
+    again = cli("rank", "offers", json.dumps(body | {"candidates": items}), *at, "--json", state=state).json
+    assert again == ranked, "the recorded one"
+    own = cli("rank", "offers", json.dumps(body | {"id": "r2"}), *at, state=state)
+    assert own.status == 0 and len(own.out.splitlines()) == 1 + len(popular(None)), own
+    refused = cli("rank", "offers", json.dumps(body | {"id": "r3"}), "--candidates", "[3, 3]", *at, state=state)
+    assert refused.said_one_line("candidates")
+    both = json.dumps(body | {"id": "r3", "candidates": items})
+    assert cli("rank", "offers", both, "--candidates", "[]", *at, state=state).said_one_line("has candidates already")
