@@ -21,13 +21,16 @@ from ..schema import Source, ValidatedEvent
 
 # %% ../../nbs/06_assignment/03_assigner.ipynb #assignment
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The variant of one rollout that a decision was assigned to, and with what probability."""
+    """The variant of one rollout that a decision was assigned to, and with what probability.
+
+    `unexposed` is ``loading`` or ``refused`` if the variant's model did not decide.
+    """
 
     rollout: str
     version: int
     variant: str
     probability: float
-    exposed: bool = True
+    unexposed: str | None = None
 
 # %% ../../nbs/06_assignment/03_assigner.ipynb #prepared
 class _Prepared:
@@ -71,10 +74,10 @@ class Assigned(NamedTuple):
     rollout: Rollout
     variant: Variant
 
-    def record(self, is_exposed: bool = True) -> Assignment:
+    def record(self, unexposed: str | None = None) -> Assignment:
         """Return what a record says of it."""
         rollout, variant = self.rollout, self.variant
-        return Assignment(rollout.name, rollout.version, variant.name, variant.share / MILLION, is_exposed)
+        return Assignment(rollout.name, rollout.version, variant.name, variant.share / MILLION, unexposed)
 
 
 class Assigner:

@@ -27,9 +27,9 @@ class VariantChoice(NamedTuple):
     policy: BoundPolicy
     assigned: Sequence[Assigned] = ()
 
-    def assignments(self, is_exposed: bool) -> list[Assignment]:
-        """Return what the record says; variants with a model are exposed only if that model decided."""
-        return [a.record(is_exposed or a.variant.model is None) for a in self.assigned]
+    def assignments(self, unexposed: str | None = None) -> list[Assignment]:
+        """Return what the record says; `unexposed` is why the model that a variant names did not decide."""
+        return [a.record(None if a.variant.model is None else unexposed) for a in self.assigned]
 
 # %% ../../nbs/07_decisions/05_choice.ipynb #chooser
 class Chooser:

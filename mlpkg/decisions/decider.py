@@ -98,16 +98,18 @@ class _DecisionSteps:
         choice = self._chooser.choose(transaction.setup(), request.event)
         if choice.assigned:
             self.active.variants = self._chooser.models
-            request.assignments = choice.assignments(is_exposed=False)
+            request.assignments = choice.assignments()
         return choice
 
     def _load_model(
         self, choice: VariantChoice, request: DecisionRequest, transaction: DecisionTransaction
     ) -> LoadedModel:
         loaded = None if choice.model is None else self.active.variant(choice.model)
-        if loaded is not None:
-            request.assignments = choice.assignments(is_exposed=True)
-        elif (loaded := self.active.take(transaction.active_version())) is None:
+        if loaded is None and choice.model is not None:
+            unexposed = "refused" if self.active.is_refused(choice.model) else "loading"
+            request.assignments = choice.assignments(unexposed)
+        loaded = loaded or self.active.take(transaction.active_version())
+        if loaded is None:
             raise self.active.missing()
         request.model, request.step = loaded.model, "features"
         return loaded

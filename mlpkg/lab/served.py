@@ -53,7 +53,7 @@ def _rows_of_rollout(entries: Sequence[Entry], rollout: str) -> list[dict[str, A
                 others.add(assigned["rollout"])
                 continue
             chosen = {"variant": assigned["variant"], "probability": assigned["probability"]}
-            chosen |= {"exposed": assigned.get("exposed", True), "rollout_version": assigned["version"]}
+            chosen |= {"exposed": assigned.get("unexposed") is None, "rollout_version": assigned["version"]}
             rows.append({**_decision_row(entry), **chosen})
     if not rows:
         raise MlpkgError(f"no decision took part in the rollout {rollout!r}", did_you_mean(rollout, sorted(others)))

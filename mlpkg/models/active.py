@@ -162,6 +162,10 @@ class ActiveModel(_Models):
         """Return another loaded model that a decision asks for; None while it is still loading, or if it was rejected."""
         return self._loaded.get(version) or self._find(version)
 
+    def is_refused(self, version: str) -> bool:
+        """Return whether a model was tried and cannot be used."""
+        return version in self._rejections
+
     def _find(self, version: str) -> LoadedModel | None:
         if version not in self._loaded:
             if self._watcher is None:

@@ -56,6 +56,7 @@ class _Assigned(msgspec.Struct):
     rollout: str
     version: int
     variant: str
+    unexposed: str | None = None
 
 
 def _rows_of_arms(decided: Sequence[_Decided]) -> dict[ArmKey, Array]:
@@ -66,7 +67,8 @@ def _rows_of_arms(decided: Sequence[_Decided]) -> dict[ArmKey, Array]:
     arms: dict[ArmKey, list[Array]] = defaultdict(list)
     for text, rows in by_text.items():
         for arm in msgspec.json.decode(text, type=list[_Assigned]):
-            arms[arm.rollout, arm.version, arm.variant].append(np.array(rows))
+            if arm.unexposed != "loading":  # the active model decided, and nothing is wrong
+                arms[arm.rollout, arm.version, arm.variant].append(np.array(rows))
     return {key: np.concatenate(rows) for key, rows in arms.items()}
 
 # %% ../../nbs/08_rollout/07_metrics.ipynb #read
@@ -77,9 +79,8 @@ def decision_columns(bodies: Iterable[str]) -> tuple[DecisionColumns, dict[ArmKe
     fallbacks, errors = np.zeros((2, len(decided)), bool)
     fallbacks[[i for i, _ in failures]] = True
     errors[[i for i, why in failures if why != "deadline"]] = True
-    errors[[i for i, d in enumerate(decided) if b'"exposed":false' in bytes(d.assignments)]] = (
-        True  # its model did not load
-    )
+    refused = [i for i, d in enumerate(decided) if b'"unexposed":"refused"' in bytes(d.assignments)]
+    errors[refused] = True  # the variant's model cannot be used
     actions = np.array([d.action for d in decided], object)
     scores = np.array([d.score for d in decided], float)
     latencies = np.array([d.latency_us for d in decided], float)

@@ -199,7 +199,7 @@ def test_decisions_of_the_log_count_for_what_they_were_assigned_to():
     """A decision of the fallback counts, too, although the variant's model was not asked."""
     with tiny() as example:
         decision = example.decide(60)
-    arms = [Assignment("r", 1, "b", 0.5, exposed=False)]
+    arms = [Assignment("r", 1, "b", 0.5, unexposed="refused")]
     failed = msgspec.structs.replace(decision, score=None, assignments=arms, fallback={"why": "score", "detail": "…"})
     metrics = RolloutMetrics()
     metrics.add_many(*decision_columns([encode_decision(decision), encode_decision(failed)]))
