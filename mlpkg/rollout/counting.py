@@ -53,42 +53,46 @@ class Counted(NamedTuple):
 class _Open(msgspec.Struct):
     arm: ArmKey
     score: float
-    truth: bool | None = None
+    reported: bool | None = None
+    counted: bool | None = None
+    is_mature: bool = False
 
 
 class OutcomeTracker:
-    """Turns reports of one outcome into truths about the decisions of one rollout."""
+    """Turns reports of one outcome into truths about the decisions of one rollout; if it `waits`, only mature ones."""
 
-    def __init__(self, outcome: Outcome):
+    def __init__(self, outcome: Outcome, waits: bool = False):
         if outcome.kind is not bool:
             raise MlpkgError(f"a rollout is judged by yes or no, and {outcome.name!r} is neither")
-        self.outcome = outcome
+        self.outcome, self._waits = outcome, waits and outcome.matures_after_us is not None
         self._open: dict[str, _Open] = {}
         self._due: deque[tuple[int, str]] = deque()
 
     def decided(self, event: str, time: int, arm: ArmKey, score: float) -> None:
         """Note a decision whose outcome will come; its score is NaN if the fallback decided."""
         self._open[event] = _Open(arm, score)
-        if self.outcome.default is not None and self.outcome.matures_after_us is not None:
+        if self.outcome.matures_after_us is not None:
             self._due.append((time + self.outcome.matures_after_us, event))
 
     def reported(self, report: Entry) -> list[Counted]:
         """Return what a report changes."""
         if (decision := self._open.get(report.id)) is None:
             return []
-        return self._learn(decision, bool(msgspec.json.decode(report.body)[self.outcome.name]))
+        decision.reported = bool(msgspec.json.decode(report.body)[self.outcome.name])
+        return [] if self._waits and not decision.is_mature else self._learn(decision, decision.reported)
 
     def matured(self, now: int) -> list[Counted]:
-        """Return the defaults that count from now on."""
+        """Return what counts from now on because it has matured."""
         counted: list[Counted] = []
         while self._due and self._due[0][0] <= now:
             decision = self._open[self._due.popleft()[1]]
-            if decision.truth is None:
-                counted += self._learn(decision, bool(self.outcome.default))
+            decision.is_mature = True
+            truth = self.outcome.default if decision.reported is None else decision.reported
+            counted += [] if truth is None else self._learn(decision, bool(truth))
         return counted
 
     def _learn(self, decision: _Open, truth: bool) -> list[Counted]:
-        before, decision.truth = decision.truth, truth
+        before, decision.counted = decision.counted, truth
         if before == truth:
             return []
         taken_back = [] if before is None else [Counted(decision.arm, decision.score, before, -1)]
@@ -120,7 +124,7 @@ class _Tally:
         for name, rollout in self.rollouts.items():
             outcome = self.use_case.outcomes.get(rollout.settings.get("outcome") or "")
             if isinstance(outcome, Outcome) and name not in self.trackers:
-                self.trackers[name], self.rewards[name] = OutcomeTracker(outcome), []
+                self.trackers[name], self.rewards[name] = OutcomeTracker(outcome, rollout.kind == "bandit"), []
         arms = self.metrics.arms
         self.metrics.arms = {key: arms[key] for key in arms if key[0] in self.rollouts}
 
