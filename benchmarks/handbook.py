@@ -33,7 +33,7 @@ def handbook(case: UseCase | None = None) -> UseCase:
     present = {"amount": ml.field("amount")}
     present |= {f.__name__: ml.on_demand(f) for f in (during_night, during_weekend)}
     features = ml.FeatureSet("fraud", on=source, customer=customer, terminal=terminal, **present)
-    return UseCase("fraud", features, policy=case.policy)
+    return UseCase("fraud", features, policy=case.policy, reasons=case.reasons if case.reasons.actions else False)
 
 
 def load_history(

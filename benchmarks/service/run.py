@@ -15,6 +15,7 @@ NAMES = [
     "where",
     "ranking",
     "shadows",
+    "reasons",
     "workers",
     "durability",
     "stuck",

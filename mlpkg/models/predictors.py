@@ -94,13 +94,19 @@ class _Contributor:
     categories: Categories
 
     @cached_property
-    def _trees(self) -> list[dict[str, str]]:
+    def _shape(self) -> tuple[bool, Mapping[str, Array]]:
+        """Whether trees are linear, and the splits of numbers."""
         blocks = self.booster.model_to_string().split("\nTree=")[1:]
-        return [{key: value for key, _, value in (line.partition("=") for line in b.splitlines())} for b in blocks]
+        trees = [{key: value for key, _, value in (line.partition("=") for line in b.splitlines())} for b in blocks]
+        names, splits = self.booster.feature_name(), {}
+        for place, threshold in (split for tree in trees for split in _numeric_splits(tree)):
+            splits.setdefault(names[place], set()).add(threshold)
+        arrays = {name: np.array(sorted(values)) for name, values in splits.items()}
+        return any(tree.get("is_linear") == "1" for tree in trees), arrays
 
     def contributions(self, columns: Mapping[str, Array]) -> Array:
         """What each feature added to the raw score of each row: float64 of shape (rows, features + 1), the base last."""
-        if any(tree.get("is_linear") == "1" for tree in self._trees):
+        if self._shape[0]:
             raise NoContributions(
                 "a model with linear trees cannot say what a feature contributed", "train without linear_tree"
             )
@@ -108,10 +114,7 @@ class _Contributor:
 
     def splits(self) -> Mapping[str, Array]:
         """The ascending values of each number at which the score may jump; a feature without any is left out."""
-        names, splits = self.booster.feature_name(), {}
-        for place, threshold in (split for tree in self._trees for split in _numeric_splits(tree)):
-            splits.setdefault(names[place], set()).add(threshold)
-        return {name: np.array(sorted(values)) for name, values in splits.items()}
+        return self._shape[1]
 
 # %% ../../nbs/06_models/04_predictors.ipynb #lightgbm
 class LightGBM(_Contributor):

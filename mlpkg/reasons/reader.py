@@ -37,10 +37,8 @@ def _derived(decision: Entry, explanation: DecisionExplanation) -> DerivedEntry:
     return decision.id, decision.time, decision.position, encode_explanation(explanation)
 
 # %% ../../nbs/09_reasons/08_reader.ipynb #reader
-_PAGE, _PIECE = (
-    2**18,
-    2**14,
-)  # characters of records that are explained together, and whose explanations are appended in one transaction
+_PAGE = 2**18  # characters of records that are explained together
+_PIECE = 2**12  # characters of records whose explanations are appended in one transaction, for which decisions wait
 
 
 class ReasonsReader:
