@@ -9,7 +9,6 @@ while a payment is decided every few milliseconds. `pred_contrib` alone is one c
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,16 +16,13 @@ from statistics import median
 
 import numpy as np
 import psutil
-from served import SERVERS, BenchmarkRow, LoadResult, Server, Servers, main, payments, row
+import reasoned
+from served import BenchmarkRow, LoadResult, Server, Servers, main, payments, row
 
 from mlpkg.reasons import explanations, reasons_lag
 from mlpkg.reasons.changed_event import recorded_columns
 from mlpkg.settings import Settings
 from mlpkg.store import Store, decisions_of, open_store, reasons_of
-
-sys.path.insert(0, str(SERVERS))
-
-import reasoned  # noqa: E402
 
 RATE, CONNECTIONS = 100, 4  # decisions a second
 
