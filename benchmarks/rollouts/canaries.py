@@ -107,9 +107,8 @@ def row_of(work: str, runs: list[CanaryRun]) -> BenchmarkRow:
     note = f"rolled back {len(back)} of {len(runs)}, in step 1 {sum(run.step == 1 for run in back)}; "
     note += f"p90 {np.quantile(count, 0.9):,.0f}; of both arms {np.median([r.everywhere for r in back] or [0]):,.0f}; "
     note += ", ".join(f"{metric} {times}" for metric, times in metrics.most_common()) + f"; else {dict(others)}"
-    return row(
-        f"{work}: decisions of the candidate until rollback, median", np.median(count), "", None, "ours >= 0", "", note
-    )
+    work = f"{work}: decisions of the candidate until rollback, median"
+    return row(work, float(np.median(count)), "", None, "ours >= 0", "", note)
 
 
 def measure(options: argparse.Namespace) -> Iterator[BenchmarkRow]:
