@@ -15,6 +15,7 @@ NAMES = [
     "where",
     "ranking",
     "shadows",
+    "rollouts",
     "reasons",
     "workers",
     "durability",

@@ -103,7 +103,7 @@ class RolloutController:
         settings, posterior = rollout.settings, bandit_posterior(rollout, self.counter)
         if (changed := _changed(posterior_of(rollout), posterior)) < settings["every"]:
             return
-        if (stop := should_stop(posterior, settings["sure"])) is not None:
+        if (stop := should_stop(posterior, settings["sure"], settings["loss"])) is not None:
             return self._stop_bandit(rollout, stop)
         ahead = reweigh(rollout, posterior, settings["floor"])
 

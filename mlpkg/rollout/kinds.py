@@ -148,6 +148,7 @@ def bandit(
     floor: float = 0.01,
     every: int = 100,
     sure: float = 0.99,
+    loss: float = 0.001,
     claim: tuple[float, float] = (0, 100),
     **parts: Any,
 ) -> Rollout:
@@ -165,10 +166,12 @@ def bandit(
         After how many new rewards the shares are computed again.
     sure
         The bandit stops, and stays with an arm, when that is the best with this probability.
+    loss
+        Or when the arm loses at most this much of a reward a decision on average.
     """
     if len(variants) < 2:
         raise MlpkgError(f"the bandit {name!r} needs two variants")
     least, more = divmod(MILLION, len(variants))
     shared = [msgspec.structs.replace(v, share=least + (i < more)) for i, v in enumerate(variants)]
-    settings = {"outcome": outcome, "good": good, "floor": floor, "every": every, "sure": sure}
+    settings = {"outcome": outcome, "good": good, "floor": floor, "every": every, "sure": sure, "loss": loss}
     return _rollout(name, "bandit", shared, claim, settings=settings, **parts)

@@ -35,7 +35,7 @@ EVERY = 60 if os.environ.get("MLPKG_LONG") else 100
 class Payments:
     """A store with the payments before the canary, a model that learned from them, and those that come."""
 
-    def __init__(self, folder: Path, frame: pd.DataFrame, since: str):
+    def __init__(self, folder: Path, frame: Any, since: str):
         is_new = frame["TX_DATETIME"] >= pd.Timestamp(since)
         frame[~is_new].to_parquet(folder / "before.parquet", index=False)
         self.coming = frame[is_new].sort_values("TX_DATETIME").to_dict("records")

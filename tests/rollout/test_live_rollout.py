@@ -151,13 +151,13 @@ def test_assignments_are_recomputed_on_both_stores(kind: str, tmp_path: Path, re
         half = MILLION // 2
         newer = [Variant(name="control", share=half), Variant(name="newer", share=half, model=second)]
         strict = [Variant(name="usual", share=half), Variant(name="strict", share=half, parameters={"decline": 0.2})]
-        parts = {"unit": "customer_id"}
+        unit = "customer_id"
         started = [
             start_rollout(store, handbook.fraud, made, by="ann", why="to see")
             for made in (
-                experiment("models", newer, layer="models", **parts),
-                experiment("prices", strict, layer="prices", **parts),
-                holdout("held", 20, **parts),
+                experiment("models", newer, layer="models", unit=unit),
+                experiment("prices", strict, layer="prices", unit=unit),
+                holdout("held", 20, unit=unit),
             )
         ]
         pays(bank, 0, 60)
