@@ -14,14 +14,18 @@ from typing import Any
 import msgspec
 
 from .. import models
+from ..assignment import Setup
+from .choice import KeptPolicies
 from .decider import Decider
 from .entries import as_batch
+from .policies import BoundPolicy, Policies
 from .record import Decision, encode_results
 from .replay_order import Step, replay_steps, streams_of
+from .setups import change_setup
 from .use_case import UseCase
 from .verify import Difference
 from ..errors import MlpkgError
-from ..models import Model, preload, promote
+from ..models import Model, latest_setup, preload, promote
 from ..schema import Outcome, Rejected, Source
 from ..settings import Settings
 from ..store import Entry, Store, embedded_settings, open_store, store_place
@@ -104,14 +108,21 @@ def _promote_copy(fresh: Store, chosen: Model, why: str) -> None:
     """Copy a model into the state of a fresh store and promote it there."""
     promote(fresh, models.adopt(fresh.settings.state, chosen.folder), by="replay", why=why)
 
+
+def _set_parameters(fresh: Store, use_case: UseCase, policy: BoundPolicy) -> None:
+    """Let a policy decide in a fresh store."""
+    setup, why = Setup(parameters=policy.parameters), "it decided next in the store that is replayed"
+    change_setup(fresh, use_case.name, "policy", policy.version, lambda before: setup, by="replay", why=why)
+
 # %% ../../nbs/07_decisions/10_replay.ipynb #step
 class _Replayer:
-    """Takes the steps of a replay in a fresh store; `recorded` are the settings of the store whose decisions are made as they were."""
+    """Takes the steps of a replay in a fresh store; `recorded` is the store whose decisions are made as they were."""
 
-    def __init__(self, use_case: UseCase, fresh: Store, recorded: Settings | None = None):
+    def __init__(self, use_case: UseCase, fresh: Store, recorded: Store | None = None):
         self.use_case, self.fresh, self.history = use_case, fresh, HistoryLoader(streams_of(use_case), fresh)
         self.decider, self._recorded = Decider(use_case, fresh), recorded
         self.decider.deadline_us = None  # of another machine and another day
+        self._policies, self._policy = KeptPolicies(use_case, recorded) if recorded else None, ""
         self.result = Replayed()
 
     def take(self, step: Step) -> None:
@@ -143,7 +154,8 @@ class _Replayer:
 
     def _decide(self, step: Step) -> None:
         if self._recorded and step.recorded:
-            self._promote(step.recorded.model.get("version"), self._recorded)
+            self._promote(step.recorded.model.get("version"), self._recorded.settings)
+            self._set_policy(step.recorded.policy)
         if (candidates := step.candidates(self.use_case)) is not None:
             decision = self.decider.rank(step.body, candidates, clock=step.arrived)
         else:
@@ -157,6 +169,13 @@ class _Replayer:
         if version is not None and (active is None or active.version != version):
             chosen = models.obtain(settings, self.use_case.name, version)
             _promote_copy(self.fresh, chosen, "it decided next in the store that is replayed")
+
+    def _set_policy(self, version: str) -> None:
+        """Let the policy of a record decide next, if this process has its code."""
+        policy = self._policies.find(version) if self._policies else None
+        if policy is not None and version != self._policy:
+            _set_parameters(self.fresh, self.use_case, policy)
+            self._policy = version
 
 # %% ../../nbs/07_decisions/10_replay.ipynb #replay
 AS_RECORDED = "recorded"  # in place of a version: each decision by the model that made it
@@ -174,8 +193,8 @@ def replay(
 ) -> Replayed:
     """Send what arrived from `start` to just before `end` through the decision path of a fresh embedded store in the folder `into`.
 
-    The version `model` decides, by default the active one. If `model` is `AS_RECORDED`, each decision is made by the model that made it
-    then, and events that were not decided are only accepted. Between two decisions of the log, entries come in the order of their
+    The version `model` decides, by default the active one, with the present parameters of the policy. If `model` is `AS_RECORDED`, each
+    decision is made by the model and the policy that made it then, and events that were not decided are only accepted. Between two decisions of the log, entries come in the order of their
     arrival; so a decision sees what it saw then, and an event that was not decided sees what had arrived before it.
 
     Raises
@@ -193,7 +212,9 @@ def replay(
         if chosen is not None:
             why = f"{'asked for' if model else 'active'} at {iso(now())} in the store that is replayed"
             _promote_copy(fresh, chosen, why)
-        replayer = _Replayer(use_case, fresh, None if chosen else store.settings)
+            if parameters := latest_setup(store.promotions(use_case.name)).parameters:
+                _set_parameters(fresh, use_case, Policies(use_case.policy, use_case.fallback).bound(parameters))
+        replayer = _Replayer(use_case, fresh, None if chosen else store)
         for step in replay_steps(use_case, store, start, end):
             replayer.take(step)
             progress(1)

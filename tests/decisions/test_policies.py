@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import handbook
@@ -10,10 +11,14 @@ from bank import START, Bank
 from command import Command
 
 import mlpkg as ml
+from mlpkg.assignment import MILLION, Variant
 from mlpkg.decisions import Decider, UseCase, verify
 from mlpkg.decisions.policies import decode_policy
+from mlpkg.decisions.replay import AS_RECORDED, replay
 from mlpkg.decisions.setups import roll_back_parameters, set_parameters
 from mlpkg.errors import MlpkgError
+from mlpkg.rollout.control import start_rollout
+from mlpkg.rollout.kinds import experiment
 from mlpkg.settings import Settings
 from mlpkg.store import Store, open_store
 from mlpkg.times import HOUR, iso
@@ -135,3 +140,18 @@ def test_on_servers_too(on_servers: Settings):
         assert before[0] != after[0]
         result = verify(handbook.fraud, store)
         assert (result.decisions, result.actions, result.mismatches) == (8, 8, 0)
+
+
+def test_a_replay_of_what_was_recorded_repeats_policies_and_variants(bank: Bank, tmp_path: Path):
+    """Models, parameters and variants changed meanwhile; each decision is repeated by what decided it."""
+    pays(bank.store, handbook.fraud, 0, 6)
+    set_parameters(bank.store, handbook.fraud, {"decline": 2.0}, by="ann", why="trust")
+    pays(bank.store, handbook.fraud, 6, 12)
+    half = MILLION // 2
+    strict = [Variant(name="usual", share=half), Variant(name="strict", share=half, parameters={"review": 5.0})]
+    start_rollout(bank.store, handbook.fraud, experiment("strict", strict), by="ann", why="to see")
+    pays(bank.store, handbook.fraud, 12, 30)
+    again = replay(handbook.fraud, bank.store, START, START + 40 * HOUR, tmp_path / "again", model=AS_RECORDED)
+    assert (again.decisions, again.equal, again.differences) == (30, 30, [])
+    today = replay(handbook.fraud, bank.store, START, START + 40 * HOUR, tmp_path / "today")
+    assert today.decisions == 30 and {d.what for d in today.differences} == {"action"}
