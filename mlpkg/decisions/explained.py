@@ -42,6 +42,9 @@ class Reasons:
 
     def check(self, name: str, features: FeatureSet) -> None:
         """Raise `ValueError` if it names what the features of a use case do not have, or what cannot be changed."""
+        for listed in (self.actions, *self.changeable.values()):
+            if isinstance(listed, str):
+                raise ValueError(f"the reasons of {name!r} have {listed!r} where a list is expected: [{listed!r}]")
         kinds = {f.name: f.kind for f in features.features}
         known = {column.name: column.kind for column in features.on.columns} | kinds
         for what in (*self.words, *(what for names in self.changeable.values() for what in names)):

@@ -7,7 +7,6 @@ __all__ = ['contributions', 'DecisionReport', 'decision']
 
 # %% ../../nbs/17_lab/31_decision_report.ipynb #imports
 import html
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from .frames import When, find_store, find_use_case, times
 from .origins import origin_of
 from .served import log_time
 from ..models import Model
+from ..reasons.changed_event import recorded_columns
 from ..rollout import ShadowScore, scores_about
 from ..schema import Outcome
 from ..store import Store, decisions_of, texts_of
@@ -51,11 +51,7 @@ def contributions(model: Model, features: Mapping[str, Any]) -> PandasFrame:
     For a model of probabilities the raw score is the log-odds: the contributions add up to log(p / (1 − p)).
     """
     definition = model.features
-    predictor: Any = model.predictor
-    nulls = {name: NULL if name in definition.categories else math.nan for name in definition.names}
-    row = {name: np.array([null if features[name] is None else features[name]]) for name, null in nulls.items()}
-    matrix = predictor.categories.matrix(row)
-    added = np.asarray(predictor.booster.predict(matrix, pred_contrib=True, num_threads=1))[0]
+    added = model.predictor.contributions(recorded_columns(definition, [features]))[0]
     table: PandasFrame = _feature_table({name: features[name] for name in definition.names}, definition)
     table.insert(1, "contribution", added[:-1])
     table = table.sort_values("contribution", key=np.abs, ascending=False, kind="stable")

@@ -34,7 +34,7 @@ Style = str | int  # one of those below, or a number of decimals
 
 _WRITE: dict[str, Any] = {
     "whole": lambda value: f"{round(value):,}",
-    "number": lambda value: f"{value:,.4g}",
+    "number": lambda value: f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}",
     "share": lambda value: f"{100 * value:.3g} %",
     "yes or no": lambda value: {0.0: "no", 1.0: "yes"}.get(value, f"{value:.4g}"),
     "time": lambda value: _in_words(value),
