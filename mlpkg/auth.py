@@ -32,7 +32,9 @@ PERMISSIONS = {
     "promote": "promote, roll back and retire models",
     "metrics": "read the metrics",
     "ready": "read why the service is not ready",
-    "models": "read which models there are",
+    "rollouts": "start, step on and stop rollouts",
+    "policy": "set parameters of the policy",
+    "models": "read which models and rollouts there are, and the parameters of the policy",
     "catalog": "read what sources, features and models mean",
     "decisions": "read decisions",
     "events": "read events",
@@ -43,7 +45,8 @@ PERMISSIONS = {
 ROLES: Mapping[str, frozenset[str]] = {
     "application": frozenset({"decide", "send"}),
     "reporter": frozenset({"report"}),
-    "operator": frozenset({"decide", "send", "report", "arrived", "promote", "metrics", "ready", "models", "catalog"}),
+    "operator": frozenset({"decide", "send", "report", "arrived", "metrics", "ready", "models", "catalog"})
+    | {"promote", "rollouts", "policy"},
     "monitor": frozenset({"metrics", "ready"}),
     "auditor": frozenset({"decisions", "events", "features", "explanations", "access", "models", "catalog"}),
 }

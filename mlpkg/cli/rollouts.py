@@ -11,19 +11,19 @@ from typing import Any
 
 import click
 
-from ..assignment import Rollout, Variant
+from ..assignment import Rollout
 from .policy import read_parameter
 from .shared import as_json, opened, say, show, use_case_argument, user_name
 from ..decisions import UseCase
 from ..models import latest_setup
 from ..rollout.control import promote_variant, start_rollout, step_canary, stop_rollout
-from ..rollout.guardrails import Guardrail, default_guardrails
-from ..rollout.kinds import bandit, canary, experiment, holdout, to_millionths
+from ..rollout.requests import RequestedVariant, RolloutRequest
 from ..rollout.status import rollout_status
+from ..schema import validated
 from ..store import Store
 
 # %% ../../nbs/16_cli/06_rollouts.ipynb #variant
-def read_variant(text: str) -> Variant:
+def read_variant(text: str) -> RequestedVariant:
     """Return the variant of ``name[=share][,model=VERSION][,parameter=value]``."""
     first, *parts = text.split(",")
     name, _, share = first.partition("=")
@@ -33,46 +33,35 @@ def read_variant(text: str) -> Variant:
         raise click.BadParameter(f"{share!r} is no share in per cent", param_hint="--variant") from None
     values = dict(map(read_parameter, parts))
     model = values.pop("model", None)
-    return Variant(name=name, share=to_millionths(percent, f"the share of {name!r}"), model=model, parameters=values)
+    return RequestedVariant(name=name, share=percent, model=model, parameters=values)
 
 
-def read_guardrail(text: str) -> Guardrail:
-    """Return the guardrail of ``metric=tolerated harm``."""
+def read_guardrail(text: str) -> tuple[str, float]:
+    """Return metric and tolerated harm of ``metric=harm``."""
     metric, _, harm = text.rpartition("=")
     try:
-        return Guardrail(metric.strip(), float(harm))
+        return metric.strip(), float(harm)
     except ValueError:
         raise click.BadParameter(
             f"{text!r} is not METRIC=HARM, as in 'fallback rate=0.01'", param_hint="--guardrail"
         ) from None
 
 # %% ../../nbs/16_cli/06_rollouts.ipynb #build
-def _of_kind(kind: str, name: str, options: dict[str, Any], where: dict[str, Any]) -> Rollout:
-    """Return a rollout of a kind from the options of the command."""
-    variants = [read_variant(text) for text in options["variants"]]
-    if kind == "canary":
-        guardrails = [read_guardrail(text) for text in options["guardrails"]]
-        return canary(
-            name,
-            model=options["model"],
-            parameters=dict(map(read_parameter, options["values"])),
-            guardrails=guardrails or default_guardrails(outcomes=options["outcome"] is not None),
-            steps=[float(step) for step in options["steps"].split(",")],
-            alpha=options["alpha"],
-            enough=options["enough"],
-            outcome=options["outcome"],
-            **where,
-        )
-    if kind == "holdout":
-        return holdout(name, where["claim"][1], unit=where["unit"], where=where["where"])
-    if kind == "experiment":
-        return experiment(name, variants, **where)
-    if options["outcome"] is None:
-        raise click.UsageError("a bandit needs --outcome: what its decisions were worth")
-    outcome, _, good = options["outcome"].partition("=")
-    return bandit(
-        name, variants, outcome=outcome, good=good != "false", floor=options["floor"], every=options["every"], **where
-    )
+def _request(kind: str, name: str, options: dict[str, Any], place: dict[str, Any]) -> RolloutRequest:
+    """Return what the options of the command ask for."""
+    same = {key: options[key] for key in ("model", "alpha", "enough", "floor", "every")}
+    outcome, _, good = (options["outcome"] or "").partition("=")
+    body = same | {
+        "name": name,
+        "kind": kind,
+        "parameters": dict(map(read_parameter, options["values"])),
+        "steps": options["steps"].split(","),
+        "guardrails": dict(map(read_guardrail, options["guardrails"])),
+        "outcome": outcome or None,
+        "good": good != "false",
+        "variants": [read_variant(text).model_dump() for text in options["variants"]],
+    }
+    return validated(RolloutRequest, "rollout", body | place, "request")
 
 # %% ../../nbs/16_cli/06_rollouts.ipynb #start
 _by = click.option("--by", default=user_name, help="Who decides it; by default the present user.")
@@ -136,7 +125,7 @@ def start_command(
     """Start the rollout NAME, after checking that every variant can decide."""
     case, store = opened(use_case)
     place = {"unit": unit, "layer": layer, "where": where, "claim": claim}
-    started = start_rollout(store, case, _of_kind(kind, name, options, place), by=by, why=why)
+    started = start_rollout(store, case, _request(kind, name, options, place).build(), by=by, why=why)
     shares = ", ".join(f"{v.name} {v.share / 10_000:g} %" for v in started.variants)
     show(f"{name} runs: {shares}")
 

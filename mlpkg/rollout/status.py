@@ -81,9 +81,9 @@ def _describe(rollout: Rollout, counter: RolloutCounter, change: RecordedChange 
     return {**about, "variants": variants, "sample_ratio_p": _ratio(rollout, summaries), **what_next(rollout, counter)}
 
 
-def rollout_status(case: UseCase, store: Store) -> dict[str, Any]:
-    """Return every running rollout with its figures, and every change of one, newest first."""
-    counter, changes = RolloutCounter(case, store), store.promotions(case.name)
+def rollout_status(case: UseCase, store: Store, counter: RolloutCounter | None = None) -> dict[str, Any]:
+    """Return every running rollout with its figures, and every change of one, newest first; a `counter` reads only what is new."""
+    counter, changes = counter or RolloutCounter(case, store), store.promotions(case.name)
     counter.read()
     running = latest_setup(changes).rollouts
     made = [c for c in reversed(changes) if c["change"].startswith("rollout-")]

@@ -8,6 +8,7 @@ __all__ = ['DecisionService', 'Worker', 'Application']
 # %% ../../nbs/14_serve/18_app.ipynb #imports
 import asyncio
 import sys
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -48,6 +49,7 @@ from ..untrusted import logger
 if TYPE_CHECKING:  # BentoML's supervisor imports a service too, and has no need of LightGBM
     from mlpkg.decisions import Decider, Decision, UseCase
     from mlpkg.reasons import Explainer
+    from mlpkg.rollout.counting import RolloutCounter
     from mlpkg.serve.pages.home import PageReader
 
 _log = logger("mlpkg.serve")
@@ -175,11 +177,45 @@ class Worker(DecisionService):
         self.health.start()
         return self.health.trouble is None
 
-# %% ../../nbs/14_serve/18_app.ipynb #shared
-class _SharedByRequests(Worker):
-    """A worker with what its requests share; each part is made on first use."""
+# %% ../../nbs/14_serve/18_app.ipynb #reads-in-threads
+class _ReadsInThreads(Worker):
+    """A worker with what long reads need; they run in threads."""
 
     _explainer: "Explainer | None" = None
+    _rollout_counter: "RolloutCounter | None" = None
+
+    @cached_property
+    def _counting(self) -> threading.Lock:
+        return threading.Lock()
+
+    @cached_property
+    def page_reader(self) -> "PageReader":
+        """Reads the pages for people."""
+        from mlpkg.serve.pages.home import PageReader
+
+        return PageReader()
+
+    def explainer(self) -> "Explainer":
+        """Return what explains decisions, on the store of the reader; for the one request that reads."""
+        from mlpkg.reasons import Explainer
+
+        if self._explainer is None or self._explainer.store is not self.reader():
+            self._explainer = Explainer(self.use_case, self.reader())
+        return self._explainer
+
+    def rollouts(self) -> dict[str, Any]:
+        """Return the running rollouts with their figures; what was counted before is not read again. Call it in a thread."""
+        from mlpkg.rollout.status import RolloutCounter, rollout_status
+
+        with self._counting:
+            store = self.reader()
+            if self._rollout_counter is None or self._rollout_counter.store is not store:
+                self._rollout_counter = RolloutCounter(self.use_case, store)
+            return rollout_status(self.use_case, store, self._rollout_counter)
+
+# %% ../../nbs/14_serve/18_app.ipynb #shared
+class _SharedByRequests(_ReadsInThreads):
+    """A worker with what its requests share; each part is made on first use."""
 
     @cached_property
     def in_flight(self) -> InFlightLimit:
@@ -197,24 +233,14 @@ class _SharedByRequests(Worker):
         return asyncio.Lock()
 
     @cached_property
-    def one_read(self) -> asyncio.Lock:
-        """For the request that reads; one at a time, so that decisions get their turn."""
+    def one_change(self) -> asyncio.Lock:
+        """For the operator's change that is being made."""
         return asyncio.Lock()
 
     @cached_property
-    def page_reader(self) -> "PageReader":
-        """Reads the pages for people."""
-        from mlpkg.serve.pages.home import PageReader
-
-        return PageReader()
-
-    def explainer(self) -> "Explainer":
-        """Return what explains decisions, on the store of the reader; for the one request that reads."""
-        from mlpkg.reasons import Explainer
-
-        if self._explainer is None or self._explainer.store is not self.reader():
-            self._explainer = Explainer(self.use_case, self.reader())
-        return self._explainer
+    def one_read(self) -> asyncio.Lock:
+        """For the request that reads; one at a time, so that decisions get their turn."""
+        return asyncio.Lock()
 
     @cached_property
     def sources(self) -> dict[str, Source]:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['decide', 'rank_candidates', 'send_events', 'report_outcomes', 'get_event', 'get_decision', 'get_explanation',
-           'list_decisions', 'list_accesses', 'get_models', 'get_catalog', 'get_features', 'get_home', 'get_docs',
-           'get_document', 'get_health', 'get_readiness', 'get_metrics']
+           'list_decisions', 'list_accesses', 'get_models', 'get_rollouts', 'get_policy', 'get_catalog',
+           'change_handler', 'get_features', 'get_home', 'get_docs', 'get_document', 'get_health', 'get_readiness',
+           'get_metrics']
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #imports
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import msgspec
 from ..errors import MlpkgError, StoreError
 from .problems import Problem
 from .requests import Request, Response, json_response
-from .writes import accept_body, with_arrival
+from .writes import accept_body, read_json, with_arrival
 from ..store import Entry, Receipt, Store, counts, decisions_of, reasons_of
 from ..times import iso
 
@@ -155,11 +156,39 @@ async def get_models(app: "Application", request: Request) -> Response:
     return await _in_thread(app, lambda store: {"models": catalog.list_models(app.use_case, store)})
 
 
+async def get_rollouts(app: "Application", request: Request) -> Response:
+    """Return the running rollouts with their figures, and every change of one."""
+    return await _in_thread(app, lambda store: app.rollouts())
+
+
+async def get_policy(app: "Application", request: Request) -> Response:
+    """Return the parameters of the policy, and every change of one."""
+    from mlpkg.decisions.setups import describe_policy
+
+    return await _in_thread(app, lambda store: describe_policy(app.use_case, store))
+
+
 async def get_catalog(app: "Application", request: Request) -> Response:
     """Return the catalog of the use case."""
     from mlpkg import catalog
 
     return await _in_thread(app, lambda store: [catalog.describe(app.use_case, app.settings.state, store)])
+
+# %% ../../nbs/14_serve/15_handlers.ipynb #change
+def change_handler(kind: str) -> Callable[["Application", Request], Awaitable[Response]]:
+    """Return the handler of a kind of change; see `serve.operators`."""
+
+    async def handle(app: "Application", request: Request) -> Response:
+        from mlpkg.serve import operators
+
+        body, by = await read_json(app, request), request.caller.name or request.caller.id
+        async with app.one_change:
+            deciding = await asyncio.to_thread(
+                operators.make_change, app.settings, app.use_case, kind, body, by, *request.parameters
+            )
+        return json_response(deciding)
+
+    return handle
 
 # %% ../../nbs/14_serve/15_handlers.ipynb #features
 async def get_features(app: "Application", request: Request) -> Response:

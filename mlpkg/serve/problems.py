@@ -31,6 +31,7 @@ _TITLES = {
     404: "Not found",
     405: "Method not allowed",
     408: "Too slow",
+    409: "Conflict",
     413: "Too large",
     414: "Address too long",
     415: "Unsupported media type",

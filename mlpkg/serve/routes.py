@@ -17,6 +17,7 @@ from mlpkg.serve.openapi import (
     TIME,
     Json,
     Operation,
+    change_operation,
     document_of,
     entry,
     get,
@@ -104,12 +105,16 @@ _STATUS_ONLY: Json = {"type": "object", "required": ["status"]}
 _EXPLANATION_SUMMARY = "Why a decision was made, by the id of its event; made and recorded now if it was not yet."
 _METRICS_SUMMARY = "What the workers count, for Prometheus; also at /metrics."
 _READY_SUMMARY = "Can the store be written, and is a model loaded? Operators are told why not."
+_ROLLOUTS_SUMMARY = "The running rollouts: variants, figures, guardrails, what happens next; and every change of one."
+_POLICY_SUMMARY = "The parameters of the policy, and every change of them."
 _HOME_SUMMARY = "A page for people: the service, its model and latest decisions, as far as the role may read them."
 _OPERATIONS = {
     "decide": post("decide", "Decide an event.", "ToDecide", "Decision"),
     "decision": get("decision", "The record of a decision, by the id of its event.", ref("Decision"), by_id=True),
     "explanation": get("explanation", _EXPLANATION_SUMMARY, ref("DecisionExplanation"), by_id=True),
     "models": get("models", "Which models there are, and which is active.", object_of(models=list_of(MAP))),
+    "rollouts": get("rollouts", _ROLLOUTS_SUMMARY, object_of(running=list_of(MAP), changes=list_of(MAP))),
+    "policy": get("policy", _POLICY_SUMMARY, object_of(version=TEXT, parameters=MAP, changes=list_of(MAP))),
     "catalog": get("catalog", "What sources, features and models mean.", list_of(MAP)),
     "access": get("access", "Who looked at what, newest first.", page_of("access", MAP), query=PAGE_LIMIT),
     "metrics": get("metrics", _METRICS_SUMMARY, {"type": "string"}, kind="text/plain"),
@@ -120,8 +125,23 @@ _OPERATIONS = {
     "ready": get("ready", _READY_SUMMARY, _STATUS_ONLY)._replace(refusals=(401,)),
 }
 
+# %% ../../nbs/14_serve/16_routes.ipynb #operators
+_CHANGES = {
+    "promote": change_operation("promote", "Make a model active, after checking that it can decide.", "Promotion"),
+    "rollback": change_operation("rollback", "Make the model active again that was active before.", "ReasonedChange"),
+    "start": change_operation(
+        "start_rollout", "Start a rollout, after checking that every variant can decide.", "RolloutStart"
+    ),
+    "step": change_operation("step_rollout", "Take a canary to its next step.", "ReasonedChange", of_rollout=True),
+    "stop": change_operation(
+        "stop_rollout", "End a rollout; a variant may decide all.", "RolloutStop", of_rollout=True
+    ),
+    "set": change_operation("set_parameters", "Set parameters of the policy.", "ParameterChange"),
+    "unset": change_operation("roll_back_parameters", "Take back the last change of parameters.", "ReasonedChange"),
+}
+
 # %% ../../nbs/14_serve/16_routes.ipynb #table
-_e, _h = _OPERATIONS, handlers
+_e, _c, _h = _OPERATIONS, _CHANGES, handlers
 ROUTES = (
     Route("/", "GET", None, _h.get_home, _e["home"], is_page=True),
     Route("/docs", "GET", None, _h.get_docs, _e["docs"], is_page=True),
@@ -135,6 +155,15 @@ ROUTES = (
     Route("/v1/outcomes/{outcome}", "POST", "report", _h.report_outcomes, _describe_report),
     Route("/v1/features", "GET", "features", _h.get_features, _describe_features),
     Route("/v1/models", "GET", "models", _h.get_models, _e["models"]),
+    Route("/v1/models/promote", "POST", "promote", _h.change_handler("promote"), _c["promote"]),
+    Route("/v1/models/rollback", "POST", "promote", _h.change_handler("rollback"), _c["rollback"]),
+    Route("/v1/rollouts", "GET", "models", _h.get_rollouts, _e["rollouts"]),
+    Route("/v1/rollouts", "POST", "rollouts", _h.change_handler("start"), _c["start"]),
+    Route("/v1/rollouts/{name}/step", "POST", "rollouts", _h.change_handler("step"), _c["step"]),
+    Route("/v1/rollouts/{name}/stop", "POST", "rollouts", _h.change_handler("stop"), _c["stop"]),
+    Route("/v1/policy", "GET", "models", _h.get_policy, _e["policy"]),
+    Route("/v1/policy", "POST", "policy", _h.change_handler("set"), _c["set"]),
+    Route("/v1/policy/rollback", "POST", "policy", _h.change_handler("unset"), _c["unset"]),
     Route("/v1/catalog", "GET", "catalog", _h.get_catalog, _e["catalog"]),
     Route("/v1/access", "GET", "access", _h.list_accesses, _e["access"]),
     Route("/v1/metrics", "GET", "metrics", _h.get_metrics, _e["metrics"], ("/metrics",), is_urgent=True),
@@ -187,7 +216,7 @@ def metric_label(path: str) -> str:
         route = next(iter(methods.values()))
         return path if route.is_urgent else route.label
     label = _split(path)[0]
-    return label if label in _variable else "other"
+    return label if label in _variable or label in _ending else "other"
 
 # %% ../../nbs/14_serve/16_routes.ipynb #is-page
 def is_page(path: str) -> bool:

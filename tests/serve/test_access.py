@@ -35,6 +35,15 @@ NEEDS = {  # every operation there is, but for the probes, and the permission th
     ("POST", FRAUD): "report",
     ("GET", "/v1/features"): "features",
     ("GET", "/v1/models"): "models",
+    ("POST", "/v1/models/promote"): "promote",
+    ("POST", "/v1/models/rollback"): "promote",
+    ("GET", "/v1/rollouts"): "models",
+    ("POST", "/v1/rollouts"): "rollouts",
+    ("POST", "/v1/rollouts/{name}/step"): "rollouts",
+    ("POST", "/v1/rollouts/{name}/stop"): "rollouts",
+    ("GET", "/v1/policy"): "models",
+    ("POST", "/v1/policy"): "policy",
+    ("POST", "/v1/policy/rollback"): "policy",
     ("GET", "/v1/catalog"): "catalog",
     ("GET", "/v1/access"): "access",
     ("GET", "/v1/metrics"): "metrics",
@@ -112,7 +121,7 @@ def test_every_permission_belongs_to_some_role():
 def test_a_role_can_do_what_it_needs_and_nothing_else(office: Office, role: str, method: str, path: str):
     need, before = NEEDS[method, path], len(office.log())
     body = payment(f"tx-{role}") if method == "POST" else None
-    url = path.replace("{id}", "tx-application")
+    url = path.replace("{id}", "tx-application").replace("{name}", "fees")
     status = office.status(method, url, office.tokens[role], body)
     allowed = need is None or need in ROLES[role]
     assert (status not in (401, 403)) if allowed else status == 403, (role, method, path, status)
