@@ -52,18 +52,14 @@ class Chooser:
         policy = self.policies.bound(self._setup.parameters, *parameters) if parameters else self._default.policy
         return VariantChoice(model, policy, assigned)
 
-    @property
-    def models(self) -> frozenset[str]:
-        """The models that a variant may choose."""
-        variants = [v for rollout in self._setup.rollouts for v in rollout.variants]
-        return frozenset(v.model for v in variants if v.model is not None)
-
     def prepare(self, text: str | None) -> None:
         """Work out what a setup means."""
         setup = decode_setup(text)
         self._text, self._setup = text, Setup(parameters=setup.parameters, rollouts=self._usable(setup))
         self._default = VariantChoice(None, self.policies.bound(setup.parameters))
         rollouts = self._setup.rollouts
+        variants = [v for rollout in rollouts for v in rollout.variants]
+        self.models = frozenset(v.model for v in variants if v.model is not None)  # those that a variant may choose
         self._assigner = Assigner(self._case.name, self._setup, self._case.on) if rollouts else None
 
     def _usable(self, setup: Setup) -> list:
