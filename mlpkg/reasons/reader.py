@@ -7,7 +7,8 @@ __all__ = ['recorded_explanation', 'explanations', 'ReasonsReader', 'reasons_lag
            'record_explanation', 'explain_decision']
 
 # %% ../../nbs/09_reasons/08_reader.ipynb #imports
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from ..decisions import UseCase, pages
 from ..decisions.record import decode_decision
@@ -42,10 +43,15 @@ _PIECE = 2**12  # characters of records whose explanations are appended in one t
 
 
 class ReasonsReader:
-    """Explains the decisions of a use case, each once; `behind` says whether more was decided than the last step could look at."""
+    """Explains the decisions of a use case, each once; `behind` says whether more was decided than the last step could look at.
 
-    def __init__(self, use_case: UseCase, store: Store):
-        self.use_case, self.store, self.behind = use_case, store, False
+    `write` does what writes to the store, by default here and at once.
+    """
+
+    def __init__(
+        self, use_case: UseCase, store: Store, write: Callable[[Callable[[], None]], None] = lambda work: work()
+    ):
+        self.use_case, self.store, self.behind, self._write = use_case, store, False, write
         self._stream, self._explainer = reasons_of(use_case.name), Explainer(use_case, store)
 
     def is_needed(self) -> bool:
@@ -66,7 +72,7 @@ class ReasonsReader:
         for piece in pieces:
             reached = piece[-1].position if self.behind or piece is not pieces[-1] else until
             derived = [explained[e.position] for e in piece if e.position in explained]
-            store.append_derived(self._stream, derived, reader=self._stream, until=reached)
+            self._write(partial(store.append_derived, self._stream, derived, reader=self._stream, until=reached))
         return len(page)
 
     def _explain(self, page: list[Entry]) -> dict[int, DerivedEntry]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ..settings import Settings
@@ -43,7 +44,9 @@ _SETTINGS = "MLPKG_FOLLOWER_SETTINGS"  # not an argument: anybody sees those of 
 
 def main(use_case: str, parent: str) -> None:
     """Follow a use case until there is nothing to do, or the parent is gone; the settings are in the environment."""
-    os.nice(_NICE)
+    writer = ThreadPoolExecutor(1, "mlpkg-writer")
+    writer.submit(int).result()  # it starts with the priority of now, and decisions never wait long for what it writes
+    os.nice(_NICE)  # of this thread, and of those that it starts
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
     without_research()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -52,7 +55,8 @@ def main(use_case: str, parent: str) -> None:
 
     settings_of_parent = Settings.model_validate_json(os.environ.pop(_SETTINGS))
     store = open_store(settings_of_parent, create=False)
-    follow(decisions.use_case(use_case, settings_of_parent), store, lambda: os.getppid() == int(parent))
+    case = decisions.use_case(use_case, settings_of_parent)
+    follow(case, store, lambda: os.getppid() == int(parent), lambda work: writer.submit(work).result())
     store.close()
 
 # %% ../../nbs/14_serve/12_follower.ipynb #following
