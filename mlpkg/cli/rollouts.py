@@ -178,7 +178,22 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines += [f"  {v['state']:8} {v['sentence']}" for v in r.get("guardrails", {}).get("verdicts", [])]
         lines += [f"  {r['next']}"]
     lines += ["no rollout is running"] if not status["running"] else []
+    lines += [line for shadow in status["shadows"] for line in _shadow_lines(shadow)]
     return lines + [f"{c['at']}  {c['change']:17} {c['rollout']}  by {c['by']}: {c['why']}" for c in status["changes"]]
+
+
+def _shadow_lines(shadow: dict[str, Any]) -> list[str]:
+    head = f"{shadow['version']}  shadow: {shadow['compared']:,} scores, {shadow['failed']:,} failed"
+    if not shadow["compared"]:
+        return [head]
+    differs = "" if (d := shadow["score_difference"]) is None else f", scores differ by {d:.4f}"
+    lines = [head, f"  {shadow['same_action']:.1%} the same action{differs}"]
+    lines += [f"  {n:,} would change: {change}" for change, n in shadow["change"].items()]
+    if shadow.get("rankings"):
+        correlation = "" if (c := shadow["rank_correlation"]) is None else f", rank correlation {c:.3f}"
+        first = shadow["same_first_choice"]
+        lines += [f"  {shadow['rankings']:,} rankings: {first:.1%} the same first choice{correlation}"]
+    return lines
 
 
 def _variant_line(variant: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from .distributions import bin_quantile
 from .kinds import canary_settings
 from .metrics import VariantSummary
 from .sample_ratio import always_valid_sample_ratio
+from .shadow import shadow_status
 from ..store import RecordedChange, Store
 from ..times import iso
 
@@ -82,7 +83,10 @@ def _describe(rollout: Rollout, counter: RolloutCounter, change: RecordedChange 
 
 
 def rollout_status(case: UseCase, store: Store, counter: RolloutCounter | None = None) -> dict[str, Any]:
-    """Return every running rollout with its figures, and every change of one, newest first; a `counter` reads only what is new."""
+    """Return every running rollout with its figures, how far shadows agree, and every change of a rollout, newest first.
+
+    A `counter` that is kept reads only what is new.
+    """
     counter, changes = counter or RolloutCounter(case, store), store.promotions(case.name)
     counter.read()
     running = latest_setup(changes).rollouts
@@ -90,4 +94,5 @@ def rollout_status(case: UseCase, store: Store, counter: RolloutCounter | None =
     listed = [
         {key: c[key] for key in ("change", "by", "why")} | {"at": iso(c["at"]), "rollout": c["version"]} for c in made
     ]
-    return {"running": [_describe(r, counter, step_began_at(changes, r)) for r in running], "changes": listed}
+    described = [_describe(r, counter, step_began_at(changes, r)) for r in running]
+    return {"running": described, "shadows": shadow_status(case.name, store), "changes": listed}

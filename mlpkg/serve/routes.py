@@ -105,7 +105,7 @@ _STATUS_ONLY: Json = {"type": "object", "required": ["status"]}
 _EXPLANATION_SUMMARY = "Why a decision was made, by the id of its event; made and recorded now if it was not yet."
 _METRICS_SUMMARY = "What the workers count, for Prometheus; also at /metrics."
 _READY_SUMMARY = "Can the store be written, and is a model loaded? Operators are told why not."
-_ROLLOUTS_SUMMARY = "The running rollouts: variants, figures, guardrails, what happens next; and every change of one."
+_ROLLOUTS_SUMMARY = "The running rollouts: variants, figures, guardrails, what happens next; and how far shadows agree."
 _POLICY_SUMMARY = "The parameters of the policy, and every change of them."
 _HOME_SUMMARY = "A page for people: the service, its model and latest decisions, as far as the role may read them."
 _OPERATIONS = {
@@ -113,7 +113,9 @@ _OPERATIONS = {
     "decision": get("decision", "The record of a decision, by the id of its event.", ref("Decision"), by_id=True),
     "explanation": get("explanation", _EXPLANATION_SUMMARY, ref("DecisionExplanation"), by_id=True),
     "models": get("models", "Which models there are, and which is active.", object_of(models=list_of(MAP))),
-    "rollouts": get("rollouts", _ROLLOUTS_SUMMARY, object_of(running=list_of(MAP), changes=list_of(MAP))),
+    "rollouts": get(
+        "rollouts", _ROLLOUTS_SUMMARY, object_of(running=list_of(MAP), shadows=list_of(MAP), changes=list_of(MAP))
+    ),
     "policy": get("policy", _POLICY_SUMMARY, object_of(version=TEXT, parameters=MAP, changes=list_of(MAP))),
     "catalog": get("catalog", "What sources, features and models mean.", list_of(MAP)),
     "access": get("access", "Who looked at what, newest first.", page_of("access", MAP), query=PAGE_LIMIT),

@@ -322,6 +322,13 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ]
             assert scores[str(id)].score == ranked[0].score
             assert scores[str(id)].action == policy(ranked[0].score, SimpleNamespace(**ranked[0].fields))
+        (agreed,) = shadow.shadow_status(offers.name, shop.store)
+        by_ranking: Any = [r for _, r in rows[rows["id"].str.match("v[0-9]$|v1[01]$")].groupby("id")]
+        orders: Any = [(r["place"], r["rescored"].rank(ascending=False, method="first")) for r in by_ranking]
+        assert (agreed["rankings"], agreed["compared"], agreed["failed"]) == (12, 25, 0)
+        firsts = [a.to_numpy()[b.to_numpy() == 1] == 1 for a, b in orders]
+        assert agreed["same_first_choice"] == pytest.approx(np.mean(firsts))
+        assert agreed["rank_correlation"] == pytest.approx(np.nanmean([a.corr(b) for a, b in orders]))
         plain = [e.body for e, s in shadow.scores(offers.name, shop.store) if s.event.startswith("d")]
         assert len(plain) == 12 and not [body for body in plain if "alternatives" in body]
         result = shadow.verify_scores(offers, shop.store)

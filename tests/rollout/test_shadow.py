@@ -228,6 +228,26 @@ def test_a_shadow_says_nothing_of_what_was_decided_before_it_began_or_after_it_e
     assert answer.status == 0 and "1 scores by 1 that shadowed, 0 mismatches" in answer.out
 
 
+def test_the_status_says_how_far_shadows_agree_with_what_was_decided(bank: Bank, cli: Command):
+    """Of the latest scores of those that shadow now; what was decided before is not compared."""
+    state = bank.store.settings.state
+    model, other = (save(state, handbook.features, n=n) for n in (2.0, 3.0))
+    bank.pays("tx-0", 0)
+    for version in (model, other):
+        registry.shadow(bank.store, version, by="ann", why="to see")
+    made = {f"tx-{k}": bank.pays(f"tx-{k}", k, amount=20.0 * k) for k in range(1, 30)}
+    Follower(handbook.fraud, bank.store).step()
+    registry.unshadow(bank.store, "fraud", other.version, by="ann", why="seen")
+    (agreed,) = cli("rollout", "status", "fraud", "--json", state=state).json["shadows"]
+    scored = {s.event: s for _, s in shadow.scores("fraud", bank.store) if s.model == model.version}
+    differences = [abs(scored[id].score - made[id].score) for id in made]  # type: ignore[operator]
+    changed = sum(scored[id].action != made[id].action for id in made)
+    assert (agreed["version"], agreed["compared"], agreed["failed"]) == (model.version, 29, 0)
+    assert agreed["score_difference"] == pytest.approx(sum(differences) / 29)
+    assert agreed["same_action"] == pytest.approx(1 - changed / 29) and sum(agreed["change"].values()) == changed
+    assert f"{model.version}  shadow: 29 scores, 0 failed" in cli("rollout", "status", "fraud", state=state).out
+
+
 def test_the_lab_shows_what_shadows_said_beside_what_was_served(bank: Bank):
     model = save(bank.store.settings.state, handbook.features, n=2.0)
     bank.pays("tx-0", 0)
