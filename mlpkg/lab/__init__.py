@@ -6,9 +6,9 @@
 __all__ = ['Archive', 'Comparison', 'DecisionReport', 'Explanation', 'OffPolicy', 'Proposal', 'Question', 'RawRows',
            'TrainedModel', 'auc', 'average_precision', 'categories_of', 'compare', 'decision', 'decisions', 'events',
            'explain', 'ids_of', 'ingest', 'ingest_file', 'matrix', 'mature', 'off_policy', 'plot_timeline', 'preview',
-           'propose', 'rankings', 'read_rows', 'readable', 'report', 'run_training', 'save_model', 'shadows',
-           'stream_training_set', 'times_every', 'to_nulls', 'to_numbers', 'to_seconds', 'to_texts', 'to_times',
-           'to_truths', 'train', 'training_set']
+           'propose', 'compare_rankings', 'rankings', 'read_rows', 'readable', 'report', 'run_training', 'save_model',
+           'shadows', 'stream_training_set', 'times_every', 'to_nulls', 'to_numbers', 'to_seconds', 'to_texts',
+           'to_times', 'to_truths', 'train', 'training_set']
 
 # %% ../../nbs/17_lab/00_init.ipynb #public
 from .archive import Archive
@@ -25,7 +25,7 @@ from .off_policy import OffPolicy, off_policy
 from .plots import plot_timeline
 from .preview import preview
 from .proposal import Proposal, propose
-from .rankings import rankings
+from .rankings import compare_rankings, rankings
 from .raw_rows import RawRows, read_rows
 from .reports import auc, average_precision, mature, report
 from .roles import Question
@@ -62,6 +62,7 @@ _all_ = [
     "plot_timeline",
     "preview",
     "propose",
+    "compare_rankings",
     "rankings",
     "read_rows",
     "readable",

@@ -82,10 +82,12 @@ def _describe(rollout: Rollout, counter: RolloutCounter, change: RecordedChange 
     return {**about, "variants": variants, "sample_ratio_p": _ratio(rollout, summaries), **what_next(rollout, counter)}
 
 
-def rollout_status(case: UseCase, store: Store, counter: RolloutCounter | None = None) -> dict[str, Any]:
+def rollout_status(
+    case: UseCase, store: Store, counter: RolloutCounter | None = None, *, with_shadows: bool = True
+) -> dict[str, Any]:
     """Return every running rollout with its figures, how far shadows agree, and every change of a rollout, newest first.
 
-    A `counter` that is kept reads only what is new.
+    A `counter` that is kept reads only what is new. To read the scores of shadows takes half a second: `with_shadows` is whether to.
     """
     counter, changes = counter or RolloutCounter(case, store), store.promotions(case.name)
     counter.read()
@@ -94,5 +96,6 @@ def rollout_status(case: UseCase, store: Store, counter: RolloutCounter | None =
     listed = [
         {key: c[key] for key in ("change", "by", "why")} | {"at": iso(c["at"]), "rollout": c["version"]} for c in made
     ]
+    shadows = shadow_status(case.name, store) if with_shadows else []
     described = [_describe(r, counter, step_began_at(changes, r)) for r in running]
-    return {"running": described, "shadows": shadow_status(case.name, store), "changes": listed}
+    return {"running": described, "shadows": shadows, "changes": listed}

@@ -203,7 +203,7 @@ class _ReadsInThreads(Worker):
             self._explainer = Explainer(self.use_case, self.reader())
         return self._explainer
 
-    def rollouts(self) -> dict[str, Any]:
+    def rollouts(self, with_shadows: bool = True) -> dict[str, Any]:
         """Return the running rollouts with their figures; what was counted before is not read again. Call it in a thread."""
         from mlpkg.rollout.status import RolloutCounter, rollout_status
 
@@ -211,7 +211,7 @@ class _ReadsInThreads(Worker):
             store = self.reader()
             if self._rollout_counter is None or self._rollout_counter.store is not store:
                 self._rollout_counter = RolloutCounter(self.use_case, store)
-            return rollout_status(self.use_case, store, self._rollout_counter)
+            return rollout_status(self.use_case, store, self._rollout_counter, with_shadows=with_shadows)
 
 # %% ../../nbs/14_serve/18_app.ipynb #shared
 class _SharedByRequests(_ReadsInThreads):

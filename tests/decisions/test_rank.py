@@ -329,6 +329,10 @@ def test_a_ranking_is_shadowed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         firsts = [a.to_numpy()[b.to_numpy() == 1] == 1 for a, b in orders]
         assert agreed["same_first_choice"] == pytest.approx(np.mean(firsts))
         assert agreed["rank_correlation"] == pytest.approx(np.nanmean([a.corr(b) for a, b in orders]))
+        compared: Any = lab.compare_rankings("served", version, use_case=offers, store=shop.store)
+        compared = compared[compared["id"] != "before"]  # which was decided before it shadowed
+        assert len(compared) == 12 and compared["same_first"].mean() == pytest.approx(agreed["same_first_choice"])
+        assert compared["rank_correlation"].mean() == pytest.approx(agreed["rank_correlation"])
         plain = [e.body for e, s in shadow.scores(offers.name, shop.store) if s.event.startswith("d")]
         assert len(plain) == 12 and not [body for body in plain if "alternatives" in body]
         result = shadow.verify_scores(offers, shop.store)

@@ -242,7 +242,7 @@ def _read_parts(app: "Application", caller: Caller, unrecorded: str | None) -> d
     return {
         "state": part(None, lambda: _state(app.reader())),
         "model": part("models", lambda: _model(case, app.reader())),
-        "rollouts": part("models", lambda: rollout_rows(app.rollouts())),
+        "rollouts": part("models", lambda: rollout_rows(app.rollouts(with_shadows=False))),
         "decisions": part("decisions", lambda: _decisions(case, app.reader())),
         "hour": part("metrics", lambda: _last_hour(rates(*app.last_hour.growth(), case.name))),
         "letters": part("metrics", lambda: counts(app.settings)["dead_letters"]),
