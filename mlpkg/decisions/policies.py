@@ -34,7 +34,7 @@ def policy_parameters(policy: Policy) -> Parameters:
         When a keyword-only argument has no default, or one that is no number, text or boolean.
     """
     try:
-        arguments = inspect.signature(policy).parameters.values()
+        arguments = () if inspect.isbuiltin(policy) else inspect.signature(policy).parameters.values()
     except (TypeError, ValueError):  # a callable without a signature has no parameters
         return {}
     known: Parameters = {}

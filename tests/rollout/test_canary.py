@@ -120,7 +120,7 @@ def test_a_candidate_that_cannot_be_loaded_is_rolled_back_and_harms_nobody(tmp_p
     with closing(ml.open_store(Settings(state=tmp_path / "state"))) as store:
         store.defer_fsync()
         active = put_live(handbook.fraud, store)
-        about: dict[str, Any] = {"metrics": {}, "lineage": {}, "policy": {}}
+        about: dict[str, Any] = {"metrics": {"trial": 1.0}, "lineage": {}, "policy": {}}
         model = models.save(store.settings.state, "fraud", booster(handbook.features), handbook.features, **about)
         rollout = canary("fees", model=model, guardrails=GUARDRAILS, steps=(50, 100), enough=300)
         start_rollout(store, handbook.fraud, rollout, by="ann", why="a candidate")

@@ -79,7 +79,7 @@ class Payers:
 def broken_model(state: Path) -> str:
     """Save a model that learned the opposite of the active one."""
     rows = np.random.default_rng(0).uniform(0, 100, (500, len(fraud.features.names)))
-    about: dict[str, Any] = {"metrics": {}, "lineage": {}, "policy": {}}
+    about: dict[str, Any] = {"metrics": {"trial": 1.0}, "lineage": {}, "policy": {}}
     return models.save(state, "fraud", booster(fraud.features, rows, rows[:, -1] <= 60), fraud.features, **about)
 
 

@@ -21,6 +21,7 @@ from project import SETTINGS, Project
 
 import mlpkg as ml
 from mlpkg import lab
+from mlpkg.decisions import Decider
 from mlpkg.errors import MlpkgError
 from mlpkg.examples.fraud.simulator import simulate
 from mlpkg.times import DAY, HOUR, MINUTE, iso, now
@@ -207,12 +208,11 @@ def test_a_policy_that_fails_leaves_nothing_behind(bank: Bank):
     def broken(score: float, event: Any) -> str:
         raise ZeroDivisionError
 
-    bank.decider.use_case = ml.UseCase("fraud", handbook.features, policy=broken)
+    decider = Decider(ml.UseCase("fraud", handbook.features, policy=broken), bank.store)
     size = bank.size
     with pytest.raises(ZeroDivisionError):
-        bank.decider.decide(GOOD, arrived=ARRIVED)
+        decider.decide(GOOD, arrived=ARRIVED)
     assert bank.size == size
-    bank.decider.use_case = handbook.fraud
     assert bank.decider.decide(GOOD, arrived=ARRIVED).features["customer_n_tx_1d"] == 1
 
 

@@ -19,7 +19,7 @@ from in_process_service import Service, stocked
 
 import mlpkg as ml
 from mlpkg import lab
-from mlpkg.decisions import UseCase, verify
+from mlpkg.decisions import Decider, UseCase, verify
 from mlpkg.errors import MlpkgError, StoreMoved
 from mlpkg.lab.frames import find_store
 from mlpkg.settings import Settings
@@ -232,10 +232,13 @@ def test_the_decision_under_way_when_the_store_goes_is_not_acknowledged(bank: Ba
         moved(state)
         return policy(score, event)
 
-    bank.decider.use_case = UseCase("fraud", handbook.fraud.features, policy=moving)
+    usual, bank.decider = (
+        bank.decider,
+        Decider(UseCase("fraud", handbook.fraud.features, policy=moving), bank.store),
+    )
     with pytest.raises(StoreMoved):
         bank.pays("tx-1", 1)
-    bank.decider.use_case = handbook.fraud
+    bank.decider = usual
     with pytest.raises(StoreMoved):
         bank.pays("tx-1", 1)
     state.with_name("aside").rename(state)

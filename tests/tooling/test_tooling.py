@@ -105,7 +105,7 @@ def test_an_undeclared_import_fails_with_its_name(copy: Path):
 def test_a_picture_that_is_not_the_import_contract_fails(copy: Path):
     shutil.copytree(ROOT / "docs", copy / "docs")
     page = copy / "docs" / "architecture.md"
-    page.write_text(page.read_text().replace("decisions\n", "rulings\n", 1))
+    page.write_text(page.read_text().replace("decisions", "rulings", 1))
     done = check(copy, "markdown")
     assert done.returncode == 1 and "docs/architecture.md draws the layers" in done.stdout
 
