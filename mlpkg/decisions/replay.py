@@ -195,7 +195,8 @@ def replay(
 
     The version `model` decides, by default the active one, with the present parameters of the policy. If `model` is `AS_RECORDED`, each
     decision is made by the model and the policy that made it then, and events that were not decided are only accepted. Between two
-    decisions of the log, entries come in the order of their arrival; so a decision sees what it saw then, and an event that was not decided sees what had arrived before it.
+    decisions of the log, entries come in the order of their arrival; so a decision sees what it saw then, and an event that was not
+    decided sees what had arrived before it.
 
     Raises
     ------
