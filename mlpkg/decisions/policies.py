@@ -10,6 +10,7 @@ __all__ = ['Policy', 'policy_parameters', 'check_policy_parameters', 'PolicyVers
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
@@ -136,11 +137,12 @@ class Policies:
         self._bound: dict[tuple[Any, ...], BoundPolicy] = {}
 
     def bound(self, *parameters: Mapping[str, Any]) -> BoundPolicy:
-        """Return the policy with parameters, of which the later ones win; those that it does not have are left out."""
+        """Return the policy with parameters, of which the later ones win; those that do not fit it are left out."""
         values = dict(self.defaults)
         for mapping in parameters:
-            known = {name: value for name, value in mapping.items() if name in values}
-            values |= check_policy_parameters(self.defaults, known)
+            for name, value in mapping.items():
+                with suppress(MlpkgError):  # a value that was set for another release of the policy
+                    values |= check_policy_parameters(self.defaults, {name: value})
         if (bound := self._bound.get((*values.values(),))) is None:
             made = policy_version(self._policy, self._fallback, values)
             bound = BoundPolicy(made.version, values, partial(self._policy, **values) if values else self._policy)

@@ -5,9 +5,8 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from command import Command
 from paths import SUPPORT
 from ranking_shop import Shop
 from serving import environment, free_port
+from waiting import soon
 
 import mlpkg as ml
 from mlpkg import models
@@ -253,15 +253,6 @@ def test_the_command_line_says_why_in_sentences_and_as_a_record(bank: Bank, cli:
     record = json.loads(cli("explain", "fraud", "fraud/transactions/tx-0", "--json", state=state).out)
     assert record["text"] == answer.out.splitlines() and record["format"] == 1
     cli("explain", "fraud", "tx-9", state=state).said_one_line("has no decision on the event 'tx-9'")
-
-
-def soon(what: Callable[[], object], seconds: float = 60) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if what():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @contextmanager

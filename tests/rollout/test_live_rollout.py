@@ -1,8 +1,6 @@
 """Rollouts in a running service: every worker assigns the same, kills change nothing, and a breach is rolled back alone."""
 
 import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPException
 from itertools import count
@@ -16,6 +14,7 @@ import pytest
 from bank import START, Bank, booster
 from command import Command
 from serving import CUSTOMERS, TERMINALS, Client, Packaged, Server, mlpkg, payment, serving
+from waiting import soon
 
 import mlpkg as ml
 from mlpkg import models
@@ -30,16 +29,6 @@ from mlpkg.rollout.kinds import canary, experiment, holdout
 from mlpkg.settings import Settings
 from mlpkg.store import Store, decisions_of
 from mlpkg.times import HOUR, iso
-
-
-def soon(what: Callable[[], object], seconds: float = 90) -> bool:
-    """Whether something is so within some time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if what():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 class Payers:

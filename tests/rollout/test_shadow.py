@@ -2,9 +2,8 @@
 
 import json
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,6 +16,7 @@ from bank import START, Bank, booster, put_live
 from command import Command
 from serving import CUSTOMERS, TERMINALS, Client, Packaged, Server, mlpkg, payment, serving
 from swap_sets import SETS
+from waiting import soon
 
 import mlpkg as ml
 from mlpkg import lab, models
@@ -31,16 +31,6 @@ from mlpkg.times import DAY, HOUR, iso, now
 
 pytestmark = pytest.mark.e2e
 KILLS = 2
-
-
-def soon(what: Callable[[], object], seconds: float = 60) -> bool:
-    """Whether something is so within some time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if what():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def save(state: Path, features: ml.FeatureSet, **metrics: float) -> Model:
